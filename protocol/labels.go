@@ -4,4 +4,44 @@ package protocol
 // They live here, in one place, so that a test can show that all are distinct
 // and that none is a prefix of another. A label written anywhere else is a bug
 // that the same test finds.
-const ()
+const (
+	// Randomness and shared secrets (docs/spec/overview.md).
+	LabelHedge            = "kith hedge"
+	LabelPair             = "kith pair v1"
+	LabelSharedRendezvous = "kith shared rendezvous"
+	LabelSharedPSK        = "kith shared psk"
+	LabelSharedBundle     = "kith shared bundle"
+	LabelSharedStream     = "kith shared stream"
+
+	// Identities (docs/spec/identity.md).
+	LabelAccount     = "kith account v1"
+	LabelDevice      = "kith device v1"
+	LabelDeviceList  = "kith device list v1"
+	LabelSafety      = "kith safety number v1"
+	LabelSafetyRound = "kith safety round"
+
+	// Invites (docs/spec/invite.md).
+	LabelInvite         = "kith invite v1"
+	LabelInviteChecksum = "kith invite checksum"
+	LabelInviteTag      = "kith invite tag"
+
+	// Rendezvous (docs/spec/rendezvous.md).
+	LabelPoint       = "kith rendezvous point v1"
+	LabelRecord      = "kith rendezvous record v1"
+	LabelRecordNonce = "kith rendezvous nonce"
+
+	// Handshake (docs/spec/handshake.md).
+	LabelPrekey       = "kith prekey v1"
+	LabelPrekeyMAC    = "kith prekey mac"
+	LabelHXGate       = "kith hx gate"
+	LabelHXSalt       = "kith hx salt"
+	LabelHXTranscript = "kith hx v1"
+	LabelHXIdentity   = "kith hx id"
+	LabelHXFinal      = "kith hx final"
+	LabelHXSession    = "kith hx sk"
+	LabelHX2Nonce     = "kith hx2 nonce"
+
+	// Conversation stream (docs/spec/stream.md).
+	LabelStreamName  = "kith stream name"
+	LabelStreamHello = "kith stream hello v1"
+)
