@@ -2049,6 +2049,7 @@ func (x *SendRequest) GetExpireS() int64 {
 type SendResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Messages      []*Message             `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"` // all events about these messages have ids above this one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2088,6 +2089,13 @@ func (x *SendResponse) GetMessages() []*Message {
 		return x.Messages
 	}
 	return nil
+}
+
+func (x *SendResponse) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
 }
 
 type Message struct {
@@ -2951,6 +2959,7 @@ type WatchEventsRequest struct {
 	Cursor        string                 `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`                   // a name; resumes after the last acknowledged id
 	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`                       // without a cursor, or at its first use: "now" or "start"
 	AutoAck       bool                   `protobuf:"varint,3,opt,name=auto_ack,json=autoAck,proto3" json:"auto_ack,omitempty"` // acknowledge what was sent as the stream goes on
+	After         uint64                 `protobuf:"varint,4,opt,name=after,proto3" json:"after,omitempty"`                    // instead of cursor and from: begin after this id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3006,12 +3015,29 @@ func (x *WatchEventsRequest) GetAutoAck() bool {
 	return false
 }
 
+func (x *WatchEventsRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
 type Event struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, ledger, contact, device, health
-	TimeMs        int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
-	Data          string                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"` // JSON object
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Type   string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, ledger, contact, device, health
+	TimeMs int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	// A JSON object. All hold "id", and times in Unix milliseconds:
+	//
+	//	message  {"id","conversation","from","from_id","from_me","text","time","received","state","seq"}
+	//	ledger   {"id","conversation","state","device","time","reason"}: what became of a message we sent
+	//	contact  {"id","name","state","verified"}: as of this event
+	//	device   {"id","contact","state"}
+	//	health   {"id","ok","text"}
+	//
+	// "from_me" and "ok" are booleans, "seq" and times numbers, the rest strings;
+	// a field without a value may be left out.
+	Data          string `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3480,9 +3506,10 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x05texts\x18\x02 \x03(\tR\x05texts\x12\x19\n" +
 	"\breply_to\x18\x03 \x01(\tR\areplyTo\x12'\n" +
 	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x19\n" +
-	"\bexpire_s\x18\x05 \x01(\x03R\aexpireS\"<\n" +
+	"\bexpire_s\x18\x05 \x01(\x03R\aexpireS\"R\n" +
 	"\fSendResponse\x12,\n" +
-	"\bmessages\x18\x01 \x03(\v2\x10.kith.v1.MessageR\bmessages\"\xe7\x02\n" +
+	"\bmessages\x18\x01 \x03(\v2\x10.kith.v1.MessageR\bmessages\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\xe7\x02\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\fconversation\x18\x02 \x01(\tR\fconversation\x12\x12\n" +
@@ -3542,11 +3569,12 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\fPingResponse\x12\x0e\n" +
 	"\x02ms\x18\x01 \x01(\x01R\x02ms\x12\x12\n" +
 	"\x04road\x18\x02 \x01(\tR\x04road\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\"[\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"q\n" +
 	"\x12WatchEventsRequest\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x19\n" +
-	"\bauto_ack\x18\x03 \x01(\bR\aautoAck\"X\n" +
+	"\bauto_ack\x18\x03 \x01(\bR\aautoAck\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\x04R\x05after\"X\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x17\n" +

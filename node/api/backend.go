@@ -1,0 +1,54 @@
+// Package api is the local API of a kith daemon: the handlers, the unix socket
+// they are served on, and the Client that every front end uses. The schema is
+// v1/kith.proto.
+//
+// The package checks form (sizes, UTF-8, control characters, ranges) and
+// translates errors; what a request means is the Backend's business.
+package api
+
+import (
+	"context"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+)
+
+// Backend does what the API asks for. Requests reach it with their form
+// already checked.
+//
+// An error with the methods ErrorCode and ErrorHint (see Coded) is shown to
+// the caller as it is: its text must be one sentence fit for a person. Any
+// other error is reported as a fault inside the daemon, without its text.
+// Methods are called from many goroutines at once and must heed ctx.
+type Backend interface {
+	Status(context.Context, *apiv1.StatusRequest) (*apiv1.StatusResponse, error)
+	Doctor(context.Context, *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error)
+
+	GetIdentity(context.Context, *apiv1.GetIdentityRequest) (*apiv1.GetIdentityResponse, error)
+	CreateInvite(context.Context, *apiv1.CreateInviteRequest) (*apiv1.CreateInviteResponse, error)
+	ListInvites(context.Context, *apiv1.ListInvitesRequest) (*apiv1.ListInvitesResponse, error)
+	RevokeInvite(context.Context, *apiv1.RevokeInviteRequest) (*apiv1.RevokeInviteResponse, error)
+	AcceptInvite(context.Context, *apiv1.AcceptInviteRequest) (*apiv1.AcceptInviteResponse, error)
+	ListRequests(context.Context, *apiv1.ListRequestsRequest) (*apiv1.ListRequestsResponse, error)
+	ApproveRequest(context.Context, *apiv1.ApproveRequestRequest) (*apiv1.ApproveRequestResponse, error)
+	RejectRequest(context.Context, *apiv1.RejectRequestRequest) (*apiv1.RejectRequestResponse, error)
+	ListContacts(context.Context, *apiv1.ListContactsRequest) (*apiv1.ListContactsResponse, error)
+	RenameContact(context.Context, *apiv1.RenameContactRequest) (*apiv1.RenameContactResponse, error)
+	SetBlocked(context.Context, *apiv1.SetBlockedRequest) (*apiv1.SetBlockedResponse, error)
+	GetSafetyNumber(context.Context, *apiv1.GetSafetyNumberRequest) (*apiv1.GetSafetyNumberResponse, error)
+	SetVerified(context.Context, *apiv1.SetVerifiedRequest) (*apiv1.SetVerifiedResponse, error)
+
+	Send(context.Context, *apiv1.SendRequest) (*apiv1.SendResponse, error)
+	ListMessages(context.Context, *apiv1.ListMessagesRequest) (*apiv1.ListMessagesResponse, error)
+	ListConversations(context.Context, *apiv1.ListConversationsRequest) (*apiv1.ListConversationsResponse, error)
+	Trace(context.Context, *apiv1.TraceRequest) (*apiv1.TraceResponse, error)
+	Cancel(context.Context, *apiv1.CancelRequest) (*apiv1.CancelResponse, error)
+	Ping(context.Context, *apiv1.PingRequest) (*apiv1.PingResponse, error)
+
+	// WatchEvents calls emit for one event after another, in the order of
+	// their ids, from one goroutine, until ctx ends or emit fails, and returns
+	// that error. With auto_ack an event counts as acknowledged once emit has
+	// returned nil for it.
+	WatchEvents(ctx context.Context, req *apiv1.WatchEventsRequest, emit func(*apiv1.Event) error) error
+	ListEvents(context.Context, *apiv1.ListEventsRequest) (*apiv1.ListEventsResponse, error)
+	AckEvents(context.Context, *apiv1.AckEventsRequest) (*apiv1.AckEventsResponse, error)
+}

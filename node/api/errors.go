@@ -1,0 +1,145 @@
+package api
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+)
+
+// Code says what kind of error it is, for programs. The command line turns
+// each into its exit code.
+type Code string
+
+const (
+	CodeRefused      Code = "refused" // not possible as things stand; the hint says what to change
+	CodeUsage        Code = "usage"   // the request itself is malformed
+	CodeNotRunning   Code = "not_running"
+	CodeNetwork      Code = "network"
+	CodeQuota        Code = "quota"
+	CodeKeyUntrusted Code = "key_untrusted"
+	CodeTimeout      Code = "timeout"
+	CodeLocked       Code = "locked"
+	CodeNotFound     Code = "not_found"
+	CodeInternal     Code = "internal" // a fault inside the daemon
+)
+
+// connectCodes gives each code its place in the Connect protocol, which is
+// what clients see that do not read ErrorDetail.
+var connectCodes = map[Code]connect.Code{
+	CodeRefused:      connect.CodeFailedPrecondition,
+	CodeUsage:        connect.CodeInvalidArgument,
+	CodeNotRunning:   connect.CodeUnavailable,
+	CodeNetwork:      connect.CodeUnavailable,
+	CodeQuota:        connect.CodeResourceExhausted,
+	CodeKeyUntrusted: connect.CodePermissionDenied,
+	CodeTimeout:      connect.CodeDeadlineExceeded,
+	CodeLocked:       connect.CodeUnauthenticated,
+	CodeNotFound:     connect.CodeNotFound,
+	CodeInternal:     connect.CodeInternal,
+}
+
+// Error is an error of the API as a front end sees it: one sentence, and
+// what to do next.
+type Error struct {
+	Code    Code
+	Message string
+	Hint    string
+}
+
+func (e *Error) Error() string     { return e.Message }
+func (e *Error) ErrorCode() string { return string(e.Code) }
+func (e *Error) ErrorHint() string { return e.Hint }
+
+// Coded is implemented by errors of a Backend that a person may read.
+// ErrorCode returns one of the Code values.
+type Coded interface {
+	error
+	ErrorCode() string
+	ErrorHint() string
+}
+
+// ErrNotRunning is returned by every method of a Client when nobody serves
+// its socket.
+var ErrNotRunning = &Error{
+	Code:    CodeNotRunning,
+	Message: "kith is not running",
+	Hint:    "start it with: kith up",
+}
+
+var errInternal = &Error{
+	Code:    CodeInternal,
+	Message: "kith could not do this because of a fault inside the daemon",
+	Hint:    "run: kith doctor",
+}
+
+// describe reduces any error of a backend to what may be shown. known is false
+// if the error was not meant for people.
+func describe(err error) (shown *Error, known bool) {
+	var coded Coded
+	switch {
+	case errors.As(err, &coded):
+		code := Code(coded.ErrorCode())
+		if _, ok := connectCodes[code]; !ok {
+			return errInternal, false
+		}
+		return &Error{Code: code, Message: coded.Error(), Hint: coded.ErrorHint()}, true
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{Code: CodeTimeout, Message: "this took too long and was given up", Hint: "try again, or run: kith doctor"}, true
+	case errors.Is(err, context.Canceled):
+		return &Error{Code: CodeRefused, Message: "this was interrupted before it was done", Hint: "try again"}, true
+	}
+	return errInternal, false
+}
+
+// toConnect puts an error into the form that travels.
+func toConnect(e *Error) error {
+	out := connect.NewError(connectCodes[e.Code], e)
+	if detail, err := connect.NewErrorDetail(&apiv1.ErrorDetail{Code: string(e.Code), Message: e.Message, Hint: e.Hint}); err == nil {
+		out.AddDetail(detail)
+	}
+	return out
+}
+
+// fromConnect is the inverse of toConnect. It also covers what goes wrong
+// between client and handler: no daemon, a daemon that went away, a request
+// the HTTP layer refused.
+func fromConnect(err error) error {
+	if err == nil {
+		return nil
+	}
+	var shown *Error
+	if errors.As(err, &shown) { // of our own dialler
+		return shown
+	}
+	var wire *connect.Error
+	if !errors.As(err, &wire) {
+		return err
+	}
+	for _, d := range wire.Details() {
+		v, err := d.Value()
+		if err != nil {
+			continue
+		}
+		if d, ok := v.(*apiv1.ErrorDetail); ok {
+			return &Error{Code: Code(d.Code), Message: d.Message, Hint: d.Hint}
+		}
+	}
+	switch wire.Code() {
+	case connect.CodeDeadlineExceeded:
+		return &Error{Code: CodeTimeout, Message: "the daemon did not answer in time", Hint: "try again with a longer --timeout"}
+	case connect.CodeCanceled:
+		return context.Canceled
+	case connect.CodeInvalidArgument:
+		return &Error{Code: CodeUsage, Message: "the daemon did not understand the request", Hint: "check that kith and its daemon have the same version: kith version, kith status"}
+	case connect.CodeUnimplemented:
+		return &Error{Code: CodeRefused, Message: "the running daemon does not know this command", Hint: "restart it with this version: kith down, kith up"}
+	case connect.CodeResourceExhausted:
+		return &Error{Code: CodeQuota, Message: "the request is larger than the daemon accepts", Hint: "send less at once"}
+	case connect.CodeUnavailable:
+		return &Error{Code: CodeNotRunning, Message: "the daemon went away before it answered", Hint: "start it with: kith up"}
+	}
+	return errInternal
+}
