@@ -33,7 +33,8 @@ const (
 	// Handshake (docs/spec/handshake.md).
 	LabelPrekey       = "kith prekey v1"
 	LabelPrekeyMAC    = "kith prekey mac"
-	LabelHXGate       = "kith hx gate"
+	LabelHXGateKey    = "kith hx gatekey"
+	LabelHXGate       = "kith hx gate v1"
 	LabelHXSalt       = "kith hx salt"
 	LabelHXTranscript = "kith hx v1"
 	LabelHXIdentity   = "kith hx id"
@@ -41,7 +42,22 @@ const (
 	LabelHXSession    = "kith hx sk"
 	LabelHX2Nonce     = "kith hx2 nonce"
 
+	// Ratchet (docs/spec/ratchet.md).
+	LabelRatchetRootDH  = "kith root dh"
+	LabelRatchetRootKEM = "kith root kem"
+	LabelRatchetNonce   = "kith ratchet nonce"
+	LabelRatchetHedge   = "kith ratchet hedge"
+
+	// Envelope and message (docs/spec/envelope.md, docs/spec/message.md).
+	LabelTag          = "kith envelope tag"
+	LabelMessage      = "kith message v1"
+	LabelConversation = "kith conversation v1"
+
 	// Conversation stream (docs/spec/stream.md).
 	LabelStreamName  = "kith stream name"
 	LabelStreamHello = "kith stream hello v1"
+
+	// Local state, never on a wire (docs/decisions).
+	LabelStorePages = "kith store pages"
+	LabelStoreRows  = "kith store rows"
 )

@@ -37,4 +37,40 @@ const (
 	// MaxRecordLife bounds how far ahead of the reader's clock a record may
 	// expire: a day of life and a day of difference between clocks.
 	MaxRecordLife = 48 * time.Hour
+
+	// MaxSkipGap bounds the messages one message may pass over, and MaxSkipped
+	// the keys of passed-over messages in one session: 32 bytes and one HMAC
+	// each. A sender resends until a receipt, so real gaps are far smaller.
+	MaxSkipGap = 1000
+	MaxSkipped = 2000
+
+	// SkippedKeyLife is how long, in seconds of receive time, the key of a
+	// message that never came is kept: as long as a sender retries.
+	SkippedKeyLife = 30 * 24 * 60 * 60
+
+	// CargoStall is how many messages in a row may leave the key exchange in
+	// the padding no room before the sender rounds up a bucket.
+	CargoStall = 32
+
+	// MaxTagAhead is how far a sender's tag index may run ahead of the last
+	// one that a receipt confirmed, and TagWindow how many the recipient
+	// accepts beyond it: twice as many, for receipts that are on their way.
+	MaxTagAhead = 32
+	TagWindow   = 64
+
+	// MaxParents bounds the heads a message names; a conversation of two
+	// rarely has more than one.
+	MaxParents = 8
+
+	// MaxContent bounds the encoded content of a message: the longest text
+	// with its reply and expiry.
+	MaxContent = MaxText + 256
+
+	// MaxBatch bounds the message ids of one receipt and the ranges of one
+	// request to send again.
+	MaxBatch = 256
+
+	// MaxName bounds a name that people chose, in characters of at most four
+	// bytes each.
+	MaxName = 64
 )
