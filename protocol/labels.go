@@ -33,8 +33,7 @@ const (
 	// Handshake (docs/spec/handshake.md).
 	LabelPrekey       = "kith prekey v1"
 	LabelPrekeyMAC    = "kith prekey mac"
-	LabelHXGateKey    = "kith hx gatekey"
-	LabelHXGate       = "kith hx gate v1"
+	LabelHXGate       = "kith hx gate"
 	LabelHXSalt       = "kith hx salt"
 	LabelHXTranscript = "kith hx v1"
 	LabelHXIdentity   = "kith hx id"
