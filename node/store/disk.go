@@ -1,0 +1,72 @@
+package store
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// disk is where database blocks go: the real one, and in tests one that fails.
+type disk interface {
+	open(path string, create bool) (diskFile, error)
+	exists(path string) (bool, error)
+	remove(path string) error
+	rename(from, to string) error
+	syncDir(dir string) error
+}
+
+type diskFile interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	Truncate(size int64) error
+	Sync() error
+	Size() (int64, error)
+}
+
+// osDisk is the file system.
+type osDisk struct{}
+
+type osFile struct{ *os.File }
+
+func (osDisk) open(path string, create bool) (diskFile, error) {
+	flags := os.O_RDWR
+	if create {
+		flags |= os.O_CREATE
+	}
+	f, err := os.OpenFile(path, flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (osDisk) exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (osDisk) remove(path string) error     { return os.Remove(path) }
+func (osDisk) rename(from, to string) error { return os.Rename(from, to) }
+
+// syncDir makes names created, renamed or removed in dir durable.
+func (osDisk) syncDir(dir string) error {
+	d, err := os.Open(filepath.Clean(dir))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (f osFile) Size() (int64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
