@@ -72,9 +72,9 @@ func check(req any) *Error {
 	case *apiv1.PingRequest:
 		return checkRef("the contact", r.Contact)
 	case *apiv1.WatchEventsRequest:
-		return first(checkCursor(r.Cursor, true), checkFrom(r.From))
+		return first(checkCursor(r.Cursor, true), checkFrom(r.From), checkStart(r.Cursor, r.From, r.After))
 	case *apiv1.ListEventsRequest:
-		return first(checkCursor(r.Cursor, true), checkFrom(r.From),
+		return first(checkCursor(r.Cursor, true), checkFrom(r.From), checkStart(r.Cursor, r.From, r.After),
 			checkRange("limit", int64(r.Limit), MaxPage), checkRange("wait_ms", r.WaitMs, MaxWait))
 	case *apiv1.AckEventsRequest:
 		return checkCursor(r.Cursor, false)
@@ -183,6 +183,13 @@ func checkCursor(s string, emptyOK bool) *Error {
 func checkFrom(s string) *Error {
 	if s != "" && s != "now" && s != "start" {
 		return usage("use one of the two", "from is either now or start")
+	}
+	return nil
+}
+
+func checkStart(cursor, from string, after uint64) *Error {
+	if after != 0 && (cursor != "" || from != "") {
+		return usage("name a cursor, or an id to begin after", "a place to begin is given twice")
 	}
 	return nil
 }

@@ -160,6 +160,15 @@ func (s *service) unary(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
+func (s *service) isClosing() bool {
+	select {
+	case <-s.closing:
+		return true
+	default:
+		return false
+	}
+}
+
 // untilClosing returns a context that also ends when the server stops.
 func (s *service) untilClosing(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -176,6 +185,9 @@ func (s *service) untilClosing(ctx context.Context) (context.Context, context.Ca
 // failed logs that a call failed for reasons the caller is not told, without
 // anything of its content, and returns what the caller is told.
 func (s *service) failed(procedure string, err error) error {
+	if errors.Is(err, context.Canceled) && s.isClosing() {
+		return toConnect(ErrNotRunning)
+	}
 	shown, known := describe(err)
 	if !known {
 		s.log.Error("api: call failed", "procedure", procedure, "type", fmt.Sprintf("%T", root(err)))

@@ -1,0 +1,97 @@
+package api
+
+import (
+	"strings"
+	"testing"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/protocol"
+)
+
+func TestCheck(t *testing.T) {
+	text := func(s string) *apiv1.SendRequest { return &apiv1.SendRequest{Conversation: "bob", Texts: []string{s}} }
+	long := func(n int) string { return strings.Repeat("x", n) }
+	for _, test := range []struct {
+		name string
+		req  any
+		ok   bool
+	}{
+		{"one letter", text("x"), true},
+		{"lines and tabs", text("a\n\tb"), true},
+		{"right to left", text("\u202bשלום\u202c"), true},
+		{"longest text", text(long(protocol.MaxText)), true},
+		{"too long a text", text(long(protocol.MaxText + 1)), false},
+		{"seventy kilobytes", text(long(70_000)), false},
+		{"empty text", text(""), false},
+		{"escape", text("\x1b[31mred"), false},
+		{"zero", text("a\x00b"), false},
+		{"carriage return", text("a\rb"), false},
+		{"delete", text("a\x7f"), false},
+		{"C1", text("a\u009b31m"), false},
+		{"no UTF-8", text("a\xff"), false},
+		{"no texts", &apiv1.SendRequest{Conversation: "bob"}, false},
+		{"no conversation", &apiv1.SendRequest{Texts: []string{"x"}}, false},
+		{"too many texts", &apiv1.SendRequest{Conversation: "bob", Texts: make([]string, MaxTexts+1)}, false},
+		{"one bad text of two", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x", "\x07"}}, false},
+		{"reply with two texts", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x", "y"}, ReplyTo: "1"}, false},
+		{"reply", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x"}, ReplyTo: "1"}, true},
+		{"long key", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x"}, IdempotencyKey: long(MaxKey + 1)}, false},
+		{"negative expiry", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x"}, ExpireS: -1}, false},
+		{"id with escape", &apiv1.TraceRequest{Id: "\x1b]52;c;x\x07"}, false},
+		{"long id", &apiv1.TraceRequest{Id: long(MaxRef + 1)}, false},
+		{"no id", &apiv1.CancelRequest{}, false},
+		{"rename", &apiv1.RenameContactRequest{Contact: "bob", Name: "Bob Müller 🙂"}, true},
+		{"rename to nothing", &apiv1.RenameContactRequest{Contact: "bob", Name: " "}, false},
+		{"rename with direction", &apiv1.RenameContactRequest{Contact: "bob", Name: "\u202ebob"}, false},
+		{"rename with line", &apiv1.RenameContactRequest{Contact: "bob", Name: "bob\nalice"}, false},
+		{"long name", &apiv1.RenameContactRequest{Contact: "bob", Name: long(MaxName + 1)}, false},
+		{"invite", &apiv1.CreateInviteRequest{}, true},
+		{"invite for a century", &apiv1.CreateInviteRequest{ExpiresS: 100 * 366 * 24 * 3600}, false},
+		{"accept nothing", &apiv1.AcceptInviteRequest{}, false},
+		{"accept a novel", &apiv1.AcceptInviteRequest{Link: long(MaxLink + 1)}, false},
+		{"last", &apiv1.ListMessagesRequest{Conversation: "bob", Last: MaxPage}, true},
+		{"too many", &apiv1.ListMessagesRequest{Conversation: "bob", Last: MaxPage + 1}, false},
+		{"both sides", &apiv1.ListMessagesRequest{Conversation: "bob", Since: "1", Before: "2"}, false},
+		{"cursor", &apiv1.WatchEventsRequest{Cursor: "weather-bot", From: "start"}, true},
+		{"cursor with slash", &apiv1.WatchEventsRequest{Cursor: "../x"}, false},
+		{"cursor and id", &apiv1.WatchEventsRequest{Cursor: "x", After: 1}, false},
+		{"odd from", &apiv1.WatchEventsRequest{From: "yesterday"}, false},
+		{"poll for a day", &apiv1.ListEventsRequest{WaitMs: 24 * 3600 * 1000}, false},
+		{"negative limit", &apiv1.ListEventsRequest{Limit: -1}, false},
+		{"cursor and id of a poll", &apiv1.ListEventsRequest{Cursor: "x", After: 1}, false},
+		{"acknowledge nowhere", &apiv1.AckEventsRequest{Id: 1}, false},
+		{"status", &apiv1.StatusRequest{}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			err := check(test.req)
+			if (err == nil) != test.ok {
+				t.Fatalf("check = %v, want ok %v", err, test.ok)
+			}
+			if err != nil && (err.Code != CodeUsage || err.Hint == "" || !isPrintable(err.Message)) {
+				t.Errorf("the error is %#v, want a usage error with a hint", err)
+			}
+		})
+	}
+}
+
+// FuzzCheckText holds that what passes is harmless on a terminal and short
+// enough to travel.
+func FuzzCheckText(f *testing.F) {
+	for _, s := range []string{"", "hi", "a\n\tb", "\x1b[2J", "\u009b", "\xff", "🙂", "\u202e"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if CheckText(s) != nil {
+			return
+		}
+		if s == "" || len(s) > protocol.MaxText {
+			t.Fatalf("%d bytes passed", len(s))
+		}
+		if strings.ToValidUTF8(s, "") != s {
+			t.Fatal("bad UTF-8 passed")
+		}
+		if strings.ContainsFunc(s, func(c rune) bool { return isControl(c) && c != '\n' && c != '\t' }) {
+			t.Fatalf("a control character passed in %q", s)
+		}
+	})
+}
