@@ -55,8 +55,12 @@ const (
 	// MaxTagAhead is how far a sender's tag index may run ahead of the last
 	// one that a receipt confirmed, and TagWindow how many the recipient
 	// accepts beyond it: twice as many, for receipts that are on their way.
+	// TagPeriod is how long a tag serves, and TagsBehind how many older ones
+	// stay good: a sender retries the same bytes for 30 days.
 	MaxTagAhead = 32
 	TagWindow   = 64
+	TagPeriod   = 24 * time.Hour
+	TagsBehind  = 32
 
 	// MaxParents bounds the heads a message names; a conversation of two
 	// rarely has more than one.

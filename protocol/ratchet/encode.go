@@ -242,7 +242,7 @@ func (s *Session) valid() bool {
 		return false
 	case s.kem.phase < offerPending || s.kem.phase > answering, s.kem.outPos >= offerBlocks:
 		return false
-	case s.kem.have>>offerBlocks != 0, s.stall > protocol.CargoStall, !canonical(&s.dhr):
+	case s.kem.have>>offerBlocks != 0, s.stall > protocol.CargoStall:
 		return false
 	}
 	return true

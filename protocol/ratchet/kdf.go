@@ -2,16 +2,15 @@ package ratchet
 
 import (
 	"crypto/ecdh"
-	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha512"
-	"errors"
 	"fmt"
 	"io"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/identity"
 )
 
 // rootKDF is the root step of docs/spec/ratchet.md, section 5.
@@ -20,10 +19,7 @@ func rootKDF(rk *[32]byte, dh []byte, secret *[32]byte) (nextRK, ck, nhk [32]byt
 	if secret != nil {
 		ikm, info = append(dh, secret[:]...), protocol.LabelRatchetRootKEM
 	}
-	out, err := hkdf.Key(sha512.New, ikm, rk[:], info, 96)
-	if err != nil {
-		panic("ratchet: " + err.Error()) // only for an impossible length
-	}
+	out := protocol.KDF(ikm, rk[:], info, 96)
 	return [32]byte(out[:32]), [32]byte(out[32:64]), [32]byte(out[64:])
 }
 
@@ -51,32 +47,14 @@ func hedge(rand io.Reader, rk *[32]byte, n int) ([]byte, error) {
 	return m.Sum(nil)[:n], nil
 }
 
-// exchange is X25519; it fails on a low-order point.
+// exchange is X25519 with a peer's key, which must be canonical and not of
+// small order (docs/spec/identity.md, section 4).
 func exchange(priv *ecdh.PrivateKey, pub *[32]byte) ([]byte, error) {
-	p, err := ecdh.X25519().NewPublicKey(pub[:])
+	p, err := identity.ParseX25519(pub[:])
 	if err != nil {
-		return nil, fmt.Errorf("ratchet: peer key: %w", err)
+		return nil, fmt.Errorf("ratchet: peer's key: %w", err)
 	}
-	dh, err := priv.ECDH(p)
-	if err != nil {
-		return nil, errors.New("ratchet: peer key is of low order")
-	}
-	return dh, nil
-}
-
-// canonical reports whether u is below the field prime 2²⁵⁵ − 19 with its top
-// bit clear. RFC 7748 implementations, Go's too, accept other encodings of the
-// same point; one key must have one encoding here.
-func canonical(u *[32]byte) bool {
-	if u[31] != 0x7f {
-		return u[31] < 0x7f
-	}
-	for i := 30; i > 0; i-- {
-		if u[i] != 0xff {
-			return true
-		}
-	}
-	return u[0] < 0xed
+	return priv.ECDH(p)
 }
 
 // seal encrypts in place: ct[bodyOffset:len-tagSize] holds the frame.

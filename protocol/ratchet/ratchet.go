@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/identity"
 )
 
 // Sizes of docs/spec/ratchet.md, section 4.
@@ -127,15 +128,14 @@ const (
 )
 
 // Initiator begins the session of the side that sent HX1. peerPrekey is the
-// X25519 prekey the handshake used; one that is not canonical or of low order
-// is refused when the first message is encrypted.
+// X25519 prekey the handshake used.
 func Initiator(k Keys, peerPrekey [32]byte) (Session, error) {
 	s, err := newSession(k, initiator)
 	if err != nil {
 		return Session{}, err
 	}
-	if !canonical(&peerPrekey) {
-		return Session{}, errors.New("ratchet: peer prekey is not canonical")
+	if _, err := identity.ParseX25519(peerPrekey[:]); err != nil {
+		return Session{}, fmt.Errorf("ratchet: peer's prekey: %w", err)
 	}
 	s.dhr = peerPrekey
 	s.nhks, s.nhkr = k.HKA, k.HKB
@@ -232,7 +232,7 @@ func (h *header) unmarshal(b *[headerSize]byte) bool {
 	h.dh = [32]byte(b[1:33])
 	h.pn = binary.BigEndian.Uint32(b[33:37])
 	h.n = binary.BigEndian.Uint32(b[37:41])
-	return h.flags&^flagMixed == 0 && h.pn <= maxCounter && h.n < maxCounter && canonical(&h.dh)
+	return h.flags&^flagMixed == 0 && h.pn <= maxCounter && h.n < maxCounter
 }
 
 // Encrypt returns the next session and a ciphertext of exactly size bytes for
