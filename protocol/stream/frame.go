@@ -2,7 +2,6 @@ package stream
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -92,8 +91,10 @@ func ReadFrame(r *bufio.Reader) (Frame, error) {
 		return Frame{}, ErrFrame
 	}
 	if f.Type == TypeEnvelope {
-		f.Envelope, err = readEnvelope(r, n)
-		return f, err
+		if f.Envelope, err = readEnvelope(r, n); err != nil {
+			return Frame{}, err
+		}
+		return f, nil
 	}
 	var small [8]byte
 	body := small[:n]
@@ -154,22 +155,20 @@ func readLength(r *bufio.Reader) (int, error) {
 // firstRead is what is allocated for an envelope before any of it arrived.
 const firstRead = 4 << 10
 
+// readEnvelope reads n bytes into memory that doubles as they arrive.
 func readEnvelope(r io.Reader, n int) ([]byte, error) {
-	if n <= firstRead {
-		b := make([]byte, n)
-		_, err := io.ReadFull(r, b)
-		return b, unexpected(err)
+	b := make([]byte, min(n, firstRead))
+	for read := 0; ; {
+		m, err := io.ReadFull(r, b[read:])
+		if err != nil {
+			return nil, unexpected(err)
+		}
+		if read += m; read == n {
+			return b, nil
+		}
+		b = append(make([]byte, 0, min(n, 2*read)), b...)
+		b = b[:cap(b)]
 	}
-	var b bytes.Buffer
-	b.Grow(firstRead)
-	m, err := b.ReadFrom(io.LimitReader(r, int64(n)))
-	if err == nil && int(m) < n {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		return nil, unexpected(err)
-	}
-	return b.Bytes(), nil
 }
 
 func unexpected(err error) error {
