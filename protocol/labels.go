@@ -59,4 +59,5 @@ const (
 	// Local state, never on a wire (docs/decisions).
 	LabelStorePages = "kith store pages"
 	LabelStoreRows  = "kith store rows"
+	LabelQUICKeys   = "kith quic keys"
 )

@@ -1,0 +1,325 @@
+// Package transport builds the libp2p host: which transports it speaks, what it
+// tells strangers, whom it talks to, and how much it may use. It is assembled
+// by hand from its parts, so that nothing is linked or switched on that isn't
+// written here: no WebRTC, WebTransport or HTTP/3, no relaying, hole punching,
+// port mapping, reachability probing or multicast.
+package transport
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	libp2p "github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/core/transport"
+	"github.com/libp2p/go-libp2p/gologshim"
+	basichost "github.com/libp2p/go-libp2p/p2p/host/basic"
+	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
+	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/net/upgrader"
+	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/quic-go/quic-go"
+
+	"github.com/kith-im/kith/protocol"
+)
+
+// Role is what a host is for. It never changes on its own.
+type Role uint8
+
+const (
+	Errands   Role = iota + 1 // a user's look-ups: dials, never listens, throw-away identity
+	Contacts                  // a user's conversations: may listen, tells strangers no address
+	Community                 // a community node: listens and publishes its addresses
+)
+
+// agent is what identify tells anyone who connects. It has to be set: left
+// empty, libp2p tells the name of our main module.
+const agent = "go-libp2p"
+
+// Config describes a host. Key, Role and Memory are required.
+type Config struct {
+	Key    crypto.PrivKey // Ed25519
+	Role   Role
+	Listen []ma.Multiaddr // TCP and QUIC; empty for Errands
+	Memory int64          // budget in bytes, at least MinMemory
+	// Dial is the set of address classes the host may dial: Public, and
+	// Private or Loopback if the user's own ways in lie there.
+	Dial Reach
+	// Blocked reports peers to refuse in both directions; it may be nil and is
+	// called from many goroutines.
+	Blocked func(peer.ID) bool
+	// Transports, if set, replaces TCP and QUIC. A transport that implements
+	// io.Closer is closed with the host.
+	Transports func(transport.Upgrader, network.ResourceManager) ([]transport.Transport, error)
+	Log        *slog.Logger
+}
+
+// Host is a running libp2p host.
+type Host struct {
+	*basichost.BasicHost
+	ping *ping.PingService
+	quic *quicreuse.ConnManager // nil without QUIC
+}
+
+var _ host.Host = (*Host)(nil)
+
+// NewKey makes the identity of a host from 32 bytes of rand.
+func NewKey(rand io.Reader) (crypto.PrivKey, error) {
+	key, _, err := crypto.GenerateEd25519Key(rand)
+	if err != nil {
+		return nil, fmt.Errorf("make a host key: %w", err)
+	}
+	return key, nil
+}
+
+// SilenceLibraries stops libp2p's own logging, which names peers and addresses.
+// main calls it once, before the first host.
+func SilenceLibraries() { gologshim.SetDefaultHandler(slog.DiscardHandler) }
+
+// New builds a host and listens. The caller closes it.
+func New(cfg Config) (_ *Host, err error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	id, err := peer.IDFromPrivateKey(cfg.Key)
+	if err != nil {
+		return nil, fmt.Errorf("host identity: %w", err)
+	}
+	var undo closers
+	defer func() {
+		if err != nil {
+			undo.close()
+		}
+	}()
+
+	store, err := pstoremem.NewPeerstore()
+	if err != nil {
+		return nil, fmt.Errorf("peer store: %w", err)
+	}
+	undo.add(store.Close)
+	if err := errors.Join(store.AddPrivKey(id, cfg.Key), store.AddPubKey(id, cfg.Key.GetPublic())); err != nil {
+		return nil, fmt.Errorf("peer store: %w", err)
+	}
+
+	limits := limitsFor(cfg.Memory)
+	resources, err := limits.resourceManager()
+	if err != nil {
+		return nil, fmt.Errorf("resource limits: %w", err)
+	}
+	undo.add(resources.Close)
+
+	gate := gater{reach: cfg.Dial, blocked: cfg.Blocked}
+	bus := eventbus.NewBus()
+	sw, err := swarm.NewSwarm(id, store, bus,
+		swarm.WithConnectionGater(gate),
+		swarm.WithResourceManager(resources),
+		swarm.WithDialTimeout(dialTimeout),
+		swarm.WithDialTimeoutLocal(dialTimeout),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("swarm: %w", err)
+	}
+	undo.add(sw.Close)
+
+	h := &Host{}
+	transports, err := h.transports(cfg, gate, resources, &undo)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range transports {
+		if err := sw.AddTransport(t); err != nil {
+			return nil, fmt.Errorf("add transport: %w", err)
+		}
+	}
+
+	// Trim before the hard limit refuses: a full host must still take a contact.
+	trim, err := connmgr.NewConnManager(limits.conns/2, limits.conns*5/8, connmgr.WithGracePeriod(connGrace))
+	if err != nil {
+		return nil, fmt.Errorf("connection manager: %w", err)
+	}
+	undo.add(trim.Close)
+
+	h.BasicHost, err = basichost.NewHost(sw, &basichost.HostOpts{
+		EventBus:                bus,
+		ConnManager:             trim,
+		UserAgent:               agent,
+		NegotiationTimeout:      FirstByteTimeout,
+		DisableSignedPeerRecord: cfg.Role != Community,
+		AddrsFactory:            cfg.published,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("host: %w", err)
+	}
+	undo = undo[:0]
+	undo.add(h.Close) // closes all of the above
+	h.ping = &ping.PingService{Host: h.BasicHost}
+	h.SetStreamHandler(ping.ID, h.ping.PingHandler)
+	h.Start()
+
+	// One address that can't be had is an error: the user asked for each.
+	for _, a := range cfg.Listen {
+		if err := sw.Listen(a); err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", a, err)
+		}
+	}
+	cfg.Log.Debug("host is up", "listeners", len(cfg.Listen), "connections", limits.conns)
+	return h, nil
+}
+
+func (cfg *Config) check() error {
+	switch {
+	case !onlyEd25519(cfg.Key):
+		return errors.New("host key isn't an Ed25519 key")
+	case cfg.Role < Errands || cfg.Role > Community:
+		return fmt.Errorf("unknown host role %d", cfg.Role)
+	case cfg.Role == Errands && len(cfg.Listen) > 0:
+		return errors.New("a host for errands doesn't listen")
+	case cfg.Memory < MinMemory:
+		return fmt.Errorf("memory budget of %d bytes is under %d", cfg.Memory, int64(MinMemory))
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// published is what identify and the DHT may tell of our addresses. A user's
+// contacts get them inside sealed records, nobody else does (threats D05).
+func (cfg *Config) published(addrs []ma.Multiaddr) []ma.Multiaddr {
+	if cfg.Role != Community {
+		return nil
+	}
+	return addrs
+}
+
+// ListenAddrs returns the addresses the host listens on, interfaces resolved,
+// whatever its role publishes.
+func (h *Host) ListenAddrs() ([]ma.Multiaddr, error) {
+	return h.Network().InterfaceListenAddresses()
+}
+
+// HandleSecret serves streams whose protocol name secret accepts, without the
+// name or the number of such names showing in identify. They hide behind ping,
+// which every libp2p host lists and which goes on working. Call it at most once.
+func (h *Host) HandleSecret(secret func(libp2p.ID) bool, handle network.StreamHandler) {
+	h.SetStreamHandlerMatch(ping.ID,
+		func(name libp2p.ID) bool { return name == ping.ID || secret(name) },
+		func(s network.Stream) {
+			if s.Protocol() == ping.ID {
+				h.ping.PingHandler(s)
+				return
+			}
+			handle(s)
+		})
+}
+
+// Close closes all connections and listeners and returns when the host's
+// goroutines have ended. Stream handlers see their streams reset.
+func (h *Host) Close() error {
+	err := h.BasicHost.Close()
+	if h.quic != nil {
+		err = errors.Join(err, h.quic.Close())
+	}
+	return err
+}
+
+// transports builds what the swarm dials and listens with.
+func (h *Host) transports(cfg Config, gate gater, resources network.ResourceManager, undo *closers) ([]transport.Transport, error) {
+	window := *yamux.DefaultTransport
+	window.MaxStreamWindowSize = maxStreamWindow
+	muxers := []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: &window}}
+	tlsSecurity, err := libp2ptls.New(libp2ptls.ID, cfg.Key, muxers)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	noiseSecurity, err := noise.New(noise.ID, cfg.Key, muxers)
+	if err != nil {
+		return nil, fmt.Errorf("noise: %w", err)
+	}
+	// In order of preference: TLS moves 1.6 times as much as Noise.
+	up, err := upgrader.New([]sec.SecureTransport{tlsSecurity, noiseSecurity}, muxers, nil, resources, gate,
+		upgrader.WithAcceptTimeout(handshakeTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("upgrader: %w", err)
+	}
+	if cfg.Transports != nil {
+		return cfg.Transports(up, resources)
+	}
+
+	tcpTransport, err := tcp.NewTCPTransport(up, resources, nil, tcp.WithConnectionTimeout(dialTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("tcp: %w", err)
+	}
+	h.quic, err = newQUIC(cfg.Key, resources)
+	if err != nil {
+		return nil, fmt.Errorf("quic: %w", err)
+	}
+	undo.add(h.quic.Close)
+	quicTransport, err := libp2pquic.NewTransport(cfg.Key, h.quic, nil, gate, resources)
+	if err != nil {
+		return nil, fmt.Errorf("quic: %w", err)
+	}
+	return []transport.Transport{tcpTransport, quicTransport}, nil
+}
+
+// newQUIC makes the socket manager of QUIC. The resource manager is wired in
+// by hand: without the connection context a QUIC handshake passes by every
+// limit, and without address verification a forged source makes us answer a
+// victim (threats F15).
+func newQUIC(key crypto.PrivKey, resources network.ResourceManager) (*quicreuse.ConnManager, error) {
+	seed, err := key.Raw()
+	if err != nil {
+		return nil, err
+	}
+	// The reset key outlives a restart with the host key: a peer's old
+	// connection then ends at its next packet instead of its timeout.
+	keys, err := hkdf.Key(sha256.New, seed, nil, protocol.LabelQUICKeys, 64)
+	if err != nil {
+		return nil, err
+	}
+	return quicreuse.NewConnManager(quic.StatelessResetKey(keys[:32]), quic.TokenGeneratorKey(keys[32:]),
+		quicreuse.ConnContext(func(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
+			addr, err := quicreuse.ToQuicMultiaddr(client.RemoteAddr, quic.Version1)
+			if err != nil {
+				addr = nil // the resource manager decides about nameless ones too
+			}
+			scope, err := resources.OpenConnection(network.DirInbound, false, addr)
+			if err != nil {
+				return ctx, err
+			}
+			context.AfterFunc(ctx, scope.Done)
+			return network.WithConnManagementScope(ctx, scope), nil
+		}),
+		quicreuse.VerifySourceAddress(func(addr net.Addr) bool { return resources.VerifySourceAddress(addr) }),
+	)
+}
+
+// closers undo a construction, last first.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+func (c closers) close() {
+	for i := len(c) - 1; i >= 0; i-- {
+		_ = c[i]() // the error that made us undo is the one to report
+	}
+}
