@@ -81,6 +81,9 @@ type Keys struct {
 
 const keysSize = 7*32 + 16
 
+// Format hides the keys, and whose they are.
+func (Keys) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(session keys)") }
+
 // ErrRefused is the one error of a handshake message that does not fit, whatever the reason:
 // an observer learns nothing from it, and nothing is sent in answer.
 var ErrRefused = errors.New("handshake: the message is not a valid handshake for this device")
