@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
@@ -67,8 +68,7 @@ type Config struct {
 	// Blocked reports peers to refuse in both directions; it may be nil and is
 	// called from many goroutines.
 	Blocked func(peer.ID) bool
-	// Transports, if set, replaces TCP and QUIC. A transport that implements
-	// io.Closer is closed with the host.
+	// Transports, if set, replaces TCP and QUIC.
 	Transports func(transport.Upgrader, network.ResourceManager) ([]transport.Transport, error)
 	Log        *slog.Logger
 }
@@ -76,8 +76,9 @@ type Config struct {
 // Host is a running libp2p host.
 type Host struct {
 	*basichost.BasicHost
-	ping *ping.PingService
-	quic *quicreuse.ConnManager // nil without QUIC
+	ping   *ping.PingService
+	quic   *quicreuse.ConnManager // nil without QUIC
+	closed sync.Once
 }
 
 var _ host.Host = (*Host)(nil)
@@ -233,12 +234,15 @@ func (h *Host) HandleSecret(secret func(libp2p.ID) bool, handle network.StreamHa
 }
 
 // Close closes all connections and listeners and returns when the host's
-// goroutines have ended. Stream handlers see their streams reset.
-func (h *Host) Close() error {
-	err := h.BasicHost.Close()
-	if h.quic != nil {
-		err = errors.Join(err, h.quic.Close())
-	}
+// goroutines have ended. Stream handlers see their streams reset. Closing again
+// does nothing.
+func (h *Host) Close() (err error) {
+	h.closed.Do(func() {
+		err = h.BasicHost.Close()
+		if h.quic != nil {
+			err = errors.Join(err, h.quic.Close())
+		}
+	})
 	return err
 }
 
