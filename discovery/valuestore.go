@@ -1,0 +1,301 @@
+package discovery
+
+import (
+	"container/list"
+	"context"
+	"encoding/base32"
+	"encoding/binary"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	ds "github.com/ipfs/go-datastore"
+	"github.com/ipfs/go-datastore/query"
+	pb "github.com/libp2p/go-libp2p-kad-dht/pb"
+	record "github.com/libp2p/go-libp2p-record"
+	recpb "github.com/libp2p/go-libp2p-record/pb"
+	"github.com/libp2p/go-libp2p/core/network"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/rendezvous"
+)
+
+const (
+	// storeMemory bounds the records that a server keeps by default; about
+	// 14,000 records.
+	storeMemory = 64 << 20
+	// recordOverhead is what an entry costs beside its record, roughly.
+	recordOverhead = 512
+	// maxPerPeer and maxPerAddress bound the records that one peer, and one
+	// address (/64 of IPv6), may have here: many contacts' points, and no flood.
+	maxPerPeer    = 256
+	maxPerAddress = 2048
+	// maxAge bounds how long a record is kept, whatever it says.
+	maxAge = protocol.MaxRecordLife
+	// nearBuckets is how finely nearness decides who goes first: beyond so many
+	// shared bits all records are as near as can be.
+	nearBuckets = 24
+)
+
+// valueStore keeps records for others, in memory only. A record enters through
+// admitRequest, which knows who brought it; kad-dht then finds it here. When
+// memory runs out, the record farthest from us goes, and of those the one that
+// was not asked for longest: junk must be ground to our place to push out what
+// belongs here (threats E05).
+type valueStore struct {
+	self   hash
+	memory int64
+	now    func() time.Time // for the expiry that a record states
+
+	mu      sync.Mutex
+	entries map[string]*entry      // by the table's key
+	order   [nearBuckets]list.List // of *entry, by nearness, latest used first
+	sources map[string]int         // records per source
+	used    int64
+}
+
+type entry struct {
+	key    string
+	value  []byte
+	peer   string // its two sources
+	addr   string
+	until  time.Time // by the monotonic clock: wall clocks jump
+	bucket int
+	at     *list.Element
+}
+
+var (
+	_ ds.Batching      = (*valueStore)(nil)
+	_ record.Validator = recordValidator{}
+)
+
+func newValueStore(self hash, memory int64, now func() time.Time) *valueStore {
+	return &valueStore{
+		self: self, memory: memory, now: now,
+		entries: make(map[string]*entry), sources: make(map[string]int),
+	}
+}
+
+func (v *valueStore) count() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.entries)
+}
+
+// recordValidator is the table's rule for records (docs/spec/discovery.md, section 4).
+type recordValidator struct{ now func() time.Time }
+
+func (v *valueStore) validator() record.Validator { return recordValidator{v.now} }
+
+// Validate implements record.Validator.
+func (r recordValidator) Validate(key string, value []byte) error {
+	point, ok := strings.CutPrefix(key, keyPrefix)
+	if !ok || len(point) != len(hash{}) {
+		return errKey
+	}
+	return rendezvous.Validate([]byte(point), value, r.now())
+}
+
+// Select implements record.Validator.
+func (recordValidator) Select(_ string, values [][]byte) (int, error) {
+	return rendezvous.Select(values)
+}
+
+var (
+	errKey    = errors.New("the key is not that of a rendezvous point")
+	errQuota  = errors.New("the source has too many records here")
+	errOlder  = errors.New("a newer record is here")
+	errUnused = errors.New("the record store does not support this")
+)
+
+// admitRequest is kad-dht's request hook. It stores the record of a request to
+// store, if it may be; what it refuses loses its record, and kad-dht refuses it
+// in turn. It also cuts what no request may carry.
+func (v *valueStore) admitRequest(_ context.Context, s network.Stream, req *pb.Message) {
+	req.CloserPeers, req.ProviderPeers = nil, nil
+	if req.GetType() != pb.Message_PUT_VALUE {
+		req.Record = nil
+		return
+	}
+	key, value := string(req.GetKey()), req.GetRecord().GetValue()
+	addr := "unknown"
+	if prefix, ok := addrPrefix(s.Conn().RemoteMultiaddr(), 32, 64); ok {
+		addr = prefix.String()
+	}
+	if v.admit(key, value, string(s.Conn().RemotePeer()), addr) != nil {
+		req.Record = nil
+	}
+}
+
+// admit stores a record for its source.
+func (v *valueStore) admit(key string, value []byte, from, addr string) error {
+	if len(value) != protocol.RecordSize {
+		return errKey
+	}
+	v.mu.Lock()
+	e := v.entries[key]
+	full := e == nil && (v.sources[from] >= maxPerPeer || v.sources[addr] >= maxPerAddress)
+	v.mu.Unlock()
+	if full {
+		return errQuota // before the signature is looked at
+	}
+	check := recordValidator{v.now}
+	if err := check.Validate(key, value); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.sweepLocked()
+	if e := v.entries[key]; e != nil {
+		best, err := check.Select(key, [][]byte{value, e.value})
+		if err != nil || best != 0 {
+			return errOlder
+		}
+		e.value = append(e.value[:0:0], value...)
+		e.until = time.Now().Add(v.life(value))
+		v.order[e.bucket].MoveToFront(e.at)
+		return nil
+	}
+	if v.sources[from] >= maxPerPeer || v.sources[addr] >= maxPerAddress {
+		return errQuota
+	}
+	e = &entry{
+		key: key, value: append([]byte(nil), value...), peer: from, addr: addr,
+		until:  time.Now().Add(v.life(value)),
+		bucket: min(hashOf(key).shared(v.self), nearBuckets-1),
+	}
+	v.entries[key] = e
+	e.at = v.order[e.bucket].PushFront(e)
+	v.sources[from]++
+	v.sources[addr]++
+	v.used += e.size()
+	for v.used > v.memory {
+		v.evictLocked()
+	}
+	return nil
+}
+
+// expiryAt is where a record states its expiry, in seconds (docs/spec/rendezvous.md,
+// section 4).
+const expiryAt = 1 + 32 + 8
+
+// life returns how long a valid record may stay: what it states, and no longer
+// than maxAge.
+func (v *valueStore) life(value []byte) time.Duration {
+	expiry := time.Unix(int64(binary.BigEndian.Uint64(value[expiryAt:])), 0)
+	return min(expiry.Sub(v.now()), maxAge)
+}
+
+func (e *entry) size() int64 { return int64(len(e.key) + len(e.value) + recordOverhead) }
+
+// evictLocked removes the farthest record that was used longest ago.
+func (v *valueStore) evictLocked() {
+	for i := range v.order {
+		if last := v.order[i].Back(); last != nil {
+			v.removeLocked(last.Value.(*entry))
+			return
+		}
+	}
+}
+
+// sweepLocked removes what has expired, a few records at a time, so that no
+// request pays for all of them.
+func (v *valueStore) sweepLocked() {
+	const few = 8
+	seen := 0
+	for _, e := range v.entries { // in random order
+		if seen++; seen > few {
+			return
+		}
+		if time.Until(e.until) <= 0 {
+			v.removeLocked(e)
+		}
+	}
+}
+
+func (v *valueStore) removeLocked(e *entry) {
+	delete(v.entries, e.key)
+	v.order[e.bucket].Remove(e.at)
+	v.used -= e.size()
+	for _, s := range []string{e.peer, e.addr} {
+		if v.sources[s]--; v.sources[s] <= 0 {
+			delete(v.sources, s)
+		}
+	}
+}
+
+// lookup returns the entry that kad-dht files under a datastore key.
+func (v *valueStore) lookupLocked(k ds.Key) *entry {
+	name := k.BaseNamespace()
+	key, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(name)
+	if err != nil {
+		return nil
+	}
+	e := v.entries[string(key)]
+	if e != nil && time.Until(e.until) <= 0 {
+		v.removeLocked(e)
+		return nil
+	}
+	return e
+}
+
+// Get implements ds.Datastore for kad-dht.
+func (v *valueStore) Get(_ context.Context, k ds.Key) ([]byte, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := v.lookupLocked(k)
+	if e == nil {
+		return nil, ds.ErrNotFound
+	}
+	v.order[e.bucket].MoveToFront(e.at)
+	return proto.Marshal(&recpb.Record{Key: []byte(e.key), Value: e.value})
+}
+
+// Put implements ds.Datastore. What kad-dht stores was admitted before, or is
+// not stored.
+func (v *valueStore) Put(_ context.Context, k ds.Key, _ []byte) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.lookupLocked(k) == nil {
+		return errQuota
+	}
+	return nil
+}
+
+// Has implements ds.Datastore.
+func (v *valueStore) Has(_ context.Context, k ds.Key) (bool, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.lookupLocked(k) != nil, nil
+}
+
+// GetSize implements ds.Datastore.
+func (v *valueStore) GetSize(ctx context.Context, k ds.Key) (int, error) {
+	return ds.GetBackedSize(ctx, v, k)
+}
+
+// Delete implements ds.Datastore.
+func (v *valueStore) Delete(_ context.Context, k ds.Key) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e := v.lookupLocked(k); e != nil {
+		v.removeLocked(e)
+	}
+	return nil
+}
+
+// Query implements ds.Datastore; only kad-dht's own sweep would use it, which is off.
+func (v *valueStore) Query(context.Context, query.Query) (query.Results, error) {
+	return nil, errUnused
+}
+
+// Batch implements ds.Batching; only provider records would use it.
+func (v *valueStore) Batch(context.Context) (ds.Batch, error) { return nil, errUnused }
+
+// Sync implements ds.Datastore: nothing here is durable.
+func (v *valueStore) Sync(context.Context, ds.Key) error { return nil }
+
+// Close implements ds.Datastore.
+func (v *valueStore) Close() error { return nil }
