@@ -92,19 +92,19 @@ func (k *kem) move(to phase) {
 
 // prepare does the public-key work that needs randomness: it makes the key
 // pair to offer, or the answer to a complete offer.
-func (k *kem) prepare(rand io.Reader, rk *[32]byte) error {
+func (k *kem) prepare(rand io.Reader, rk [32]byte) error {
 	switch k.phase {
 	case offerPending:
-		seed, err := hedge(rand, rk, mlkem.SeedSize)
+		seed, err := hedge(rand, rk, hedgeKEM)
 		if err != nil {
 			return err
 		}
-		dk, err := mlkem.NewDecapsulationKey768(seed)
+		dk, err := mlkem.NewDecapsulationKey768(seed[:])
 		if err != nil {
 			return fmt.Errorf("ratchet: make KEM key: %w", err)
 		}
 		k.move(offering)
-		k.seed = [mlkem.SeedSize]byte(seed)
+		k.seed = seed
 		copy(k.out[:], dk.EncapsulationKey().Bytes())
 	case offered:
 		ek, err := mlkem.NewEncapsulationKey768(k.in[:])

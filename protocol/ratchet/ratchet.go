@@ -254,7 +254,7 @@ func (s Session) Encrypt(rand io.Reader, plaintext []byte, size int) (Session, [
 	if next.sendChains == 0 {
 		return s, nil, errors.New("ratchet: a responder cannot send before it has received")
 	}
-	if err := next.kem.prepare(rand, &next.rk); err != nil {
+	if err := next.kem.prepare(rand, next.rk); err != nil {
 		return s, nil, err
 	}
 	var mk [32]byte
@@ -291,11 +291,11 @@ func (s *Session) stepSend(rand io.Reader) error {
 	if s.sendChains >= maxCounter {
 		return ErrExhausted
 	}
-	seed, err := hedge(rand, &s.rk, keySize)
+	seed, err := hedge(rand, s.rk, hedgeDH)
 	if err != nil {
 		return err
 	}
-	if s.dhs, err = ecdh.X25519().NewPrivateKey(seed); err != nil {
+	if s.dhs, err = ecdh.X25519().NewPrivateKey(seed[:keySize]); err != nil {
 		return fmt.Errorf("ratchet: ephemeral key: %w", err)
 	}
 	s.sendFlags = 0
@@ -327,12 +327,12 @@ func (s *Session) stepSend(rand io.Reader) error {
 // chain gets its key, the next header key becomes the chain's, and a new next
 // one is drawn.
 func (s *Session) rootStep(secret, ck, nhk, hk *[32]byte) error {
-	dh, err := exchange(s.dhs, &s.dhr)
+	dh, err := exchange(s.dhs, s.dhr)
 	if err != nil {
 		return err
 	}
 	*hk = *nhk
-	s.rk, *ck, *nhk = rootKDF(&s.rk, dh, secret)
+	s.rk, *ck, *nhk = rootKDF(s.rk, dh, secret)
 	if secret != nil {
 		s.pqTurns = 0
 	} else if s.pqTurns < maxCounter {
@@ -469,6 +469,9 @@ func (s *Session) keyFromCurrent(h *header, ct []byte) (mk [32]byte, err error) 
 func (s *Session) keyFromNext(h *header) (mk [32]byte, err error) {
 	if s.recvChains >= maxCounter || h.n > protocol.MaxSkipGap {
 		return mk, ErrDecrypt
+	}
+	if s.dhs == nil {
+		return mk, ErrOwnCopied // an answer, and we have sent nothing yet
 	}
 	if s.recvChains > 0 {
 		if h.dh == s.dhr {

@@ -2,16 +2,11 @@ package ratchet
 
 import (
 	"bytes"
-	"crypto/mlkem"
-	"crypto/sha512"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
-
-	"github.com/kith-im/kith/protocol"
 )
 
 // start is the time at which tests begin.
@@ -99,7 +94,34 @@ func TestConversation(t *testing.T) {
 	}
 }
 
-var _ = mlkem.SeedSize
-var _ = sha512.Size
-var _ = errors.New
-var _ = protocol.MaxText
+// marshal is the stored form of a session.
+func marshal(t testing.TB, s Session) []byte {
+	t.Helper()
+	b, err := s.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// mustFail checks that a ciphertext is refused with want and changes nothing.
+func mustFail(t testing.TB, s *Session, ct []byte, want error) {
+	t.Helper()
+	before := marshal(t, *s)
+	next, got, err := s.Decrypt(ct, start)
+	if err != want || got != nil {
+		t.Fatalf("decrypt: %q, error %v, want %v", got, err, want)
+	}
+	if !bytes.Equal(before, marshal(t, next)) || !bytes.Equal(before, marshal(t, *s)) {
+		t.Fatal("a failed decryption changed the session")
+	}
+}
+
+// talk lets two sessions exchange n messages, each answering the last.
+func talk(t testing.TB, a, b *Session, r *rand.ChaCha8, n int) {
+	t.Helper()
+	for i := range n {
+		mustDecrypt(t, b, mustEncrypt(t, a, r, fmt.Sprint(i), small), fmt.Sprint(i))
+		a, b = b, a
+	}
+}
