@@ -144,6 +144,9 @@ func Parse(text string) (*Invite, error) {
 		return nil, ErrNotInvite
 	}
 	text = strings.TrimSpace(text)
+	if !strings.HasPrefix(text, scheme) && !strings.HasPrefix(text, qrScheme) {
+		return nil, ErrNotInvite
+	}
 	payload, err := decodeText(text)
 	if err != nil {
 		return nil, err
@@ -159,23 +162,23 @@ func Parse(text string) (*Invite, error) {
 }
 
 func decodeText(text string) ([]byte, error) {
+	if strings.ContainsAny(text, "\r\n") {
+		return nil, ErrDamaged // the decoders below would skip them
+	}
 	var payload []byte
 	var err error
-	switch {
-	case strings.HasPrefix(text, scheme):
+	if strings.HasPrefix(text, scheme) {
 		text = text[len(scheme):]
 		if len(text)%4 == 1 {
 			text = text[:len(text)-1] // no encoding ends so: cut short
 		}
 		payload, err = base64.RawURLEncoding.DecodeString(text)
-	case strings.HasPrefix(text, qrScheme):
+	} else {
 		text = text[len(qrScheme):]
 		if n := len(text) % 8; n == 1 || n == 3 || n == 6 {
 			text = text[:len(text)-1]
 		}
 		payload, err = qrEncoding.DecodeString(text)
-	default:
-		return nil, ErrNotInvite
 	}
 	if err != nil {
 		return nil, ErrDamaged
