@@ -1375,7 +1375,7 @@ func (*RejectRequestResponse) Descriptor() ([]byte, []int) {
 
 type Contact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // the account's fingerprint
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // made here, stable through everything
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // "pending", "request", "established", "blocked" or "key_changed"
 	Verified      bool                   `protobuf:"varint,4,opt,name=verified,proto3" json:"verified,omitempty"`
@@ -1386,6 +1386,8 @@ type Contact struct {
 	PqAgeTurns    int32                  `protobuf:"varint,9,opt,name=pq_age_turns,json=pqAgeTurns,proto3" json:"pq_age_turns,omitempty"` // turns since post-quantum keys were last mixed in
 	PqAgeDays     int32                  `protobuf:"varint,10,opt,name=pq_age_days,json=pqAgeDays,proto3" json:"pq_age_days,omitempty"`
 	Conversation  string                 `protobuf:"bytes,11,opt,name=conversation,proto3" json:"conversation,omitempty"`
+	Fingerprint   string                 `protobuf:"bytes,12,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // the account's; empty until their device list arrived
+	Alarm         string                 `protobuf:"bytes,13,opt,name=alarm,proto3" json:"alarm,omitempty"`             // why sending is paused, if it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1493,6 +1495,20 @@ func (x *Contact) GetPqAgeDays() int32 {
 func (x *Contact) GetConversation() string {
 	if x != nil {
 		return x.Conversation
+	}
+	return ""
+}
+
+func (x *Contact) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Contact) GetAlarm() string {
+	if x != nil {
+		return x.Alarm
 	}
 	return ""
 }
@@ -2103,7 +2119,7 @@ type Message struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Conversation  string                 `protobuf:"bytes,2,opt,name=conversation,proto3" json:"conversation,omitempty"`
 	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`                   // the sender's name
-	FromId        string                 `protobuf:"bytes,4,opt,name=from_id,json=fromId,proto3" json:"from_id,omitempty"` // the sender's fingerprint
+	FromId        string                 `protobuf:"bytes,4,opt,name=from_id,json=fromId,proto3" json:"from_id,omitempty"` // the contact's id; empty for our own
 	FromMe        bool                   `protobuf:"varint,5,opt,name=from_me,json=fromMe,proto3" json:"from_me,omitempty"`
 	Text          string                 `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
 	TimeMs        int64                  `protobuf:"varint,7,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`             // by the sender's clock
@@ -3460,7 +3476,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\acontact\x18\x01 \x01(\v2\x10.kith.v1.ContactR\acontact\"&\n" +
 	"\x14RejectRequestRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
-	"\x15RejectRequestResponse\"\xbb\x02\n" +
+	"\x15RejectRequestResponse\"\xf3\x02\n" +
 	"\aContact\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3476,7 +3492,9 @@ const file_v1_kith_proto_rawDesc = "" +
 	"pqAgeTurns\x12\x1e\n" +
 	"\vpq_age_days\x18\n" +
 	" \x01(\x05R\tpqAgeDays\x12\"\n" +
-	"\fconversation\x18\v \x01(\tR\fconversation\"\x15\n" +
+	"\fconversation\x18\v \x01(\tR\fconversation\x12 \n" +
+	"\vfingerprint\x18\f \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05alarm\x18\r \x01(\tR\x05alarm\"\x15\n" +
 	"\x13ListContactsRequest\"D\n" +
 	"\x14ListContactsResponse\x12,\n" +
 	"\bcontacts\x18\x01 \x03(\v2\x10.kith.v1.ContactR\bcontacts\"D\n" +
