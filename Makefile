@@ -1,0 +1,90 @@
+# Every target works on a fresh clone with Go, git and make; tools are fetched
+# at the versions below. VERSION goes into the binary.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+T ?= 30s
+SOAK ?= 30m
+
+GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOTESTSUM     = go run gotest.tools/gotestsum@v1.13.0
+BUF           = go run github.com/bufbuild/buf/cmd/buf@v1.75.0
+DEADCODE      = go run golang.org/x/tools/cmd/deadcode@v0.44.0
+
+# One binary for one source: no paths, no time, no VCS state, no C.
+BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+
+.PHONY: all build build-check cross test race lint tidy-check modules-check bench fuzz soak generate smells clean
+
+all: build
+
+build:
+	$(BUILD) -o bin/kith ./cmd/kith
+
+# The same commit built in another folder must give the same file.
+build-check: build
+	@set -eu; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	git ls-files -z | tar -c --null -T - | tar -x -C "$$dir"; \
+	(cd "$$dir" && $(BUILD) -o "$$dir/out" ./cmd/kith); \
+	sha256sum bin/kith "$$dir/out"; \
+	cmp bin/kith "$$dir/out"
+
+cross:
+	@set -eu; for target in linux/amd64 linux/arm64 linux/arm windows/amd64 darwin/arm64; do \
+		out=dist/kith-$$(echo $$target | tr / -); \
+		echo "$$out"; \
+		GOOS=$${target%/*} GOARCH=$${target#*/} $(BUILD) -o "$$out" ./cmd/kith; \
+	done; ls -l dist
+
+# Everything once as it ships, without C, and once under the race detector.
+test:
+	@tools/need.sh gcc
+	CGO_ENABLED=0 go vet ./...
+	CGO_ENABLED=0 $(GOTESTSUM) --format pkgname-and-test-fails -- -timeout 20m ./...
+	@$(MAKE) --no-print-directory race
+
+# The race detector needs a C compiler. Where there is none and none can be
+# installed, the tests above have run and this says what is missing.
+race:
+	@if command -v cc >/dev/null; then \
+		set -x; CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -race -timeout 30m ./...; \
+	else \
+		echo "no C compiler: the tests ran without the race detector; install gcc for it"; \
+	fi
+
+lint: tidy-check modules-check
+	$(GOLANGCI_LINT) run ./...
+
+tidy-check:
+	go mod verify
+	go mod tidy -diff
+
+# docs/dependencies.md says how many modules the binary links, and why.
+modules-check:
+	@tools/modules.sh
+
+# Benchmarks print their floor beside the figure, taken in the same run.
+bench:
+	CGO_ENABLED=0 go test -run '^$$' -bench . -benchmem -timeout 60m \
+		$$(git grep -l '^func Benchmark' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|')
+
+# Every fuzz target for T each.
+fuzz:
+	@set -eu; git grep -o '^func Fuzz[A-Za-z0-9_]*' -- '*_test.go' | while IFS=: read -r file func; do \
+		name=$${func#func }; echo "$$(dirname "$$file") $$name $(T)"; \
+		CGO_ENABLED=0 go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(T) "./$$(dirname "$$file")"; \
+	done
+
+# The long versions of the tests that have one; SOAK is how long they go on.
+soak:
+	KITH_SOAK=$(SOAK) CGO_ENABLED=0 go test -count=1 -timeout 24h -run Soak -v ./...
+
+generate:
+	cd node/api && $(BUF) generate
+
+# What docs/style.md watches and does not gate.
+smells:
+	@tools/smells.sh
+	-CGO_ENABLED=0 $(DEADCODE) ./...
+
+clean:
+	rm -rf bin dist
