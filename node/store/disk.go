@@ -13,6 +13,7 @@ type disk interface {
 	open(path string, create bool) (diskFile, error)
 	exists(path string) (bool, error)
 	remove(path string) error
+	removeAll(dir string) error
 	rename(from, to string) error
 	syncDir(dir string) error
 }
@@ -52,6 +53,7 @@ func (osDisk) exists(path string) (bool, error) {
 }
 
 func (osDisk) remove(path string) error     { return os.Remove(path) }
+func (osDisk) removeAll(dir string) error   { return os.RemoveAll(dir) }
 func (osDisk) rename(from, to string) error { return os.Rename(from, to) }
 
 // syncDir makes names created, renamed or removed in dir durable.

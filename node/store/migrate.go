@@ -15,8 +15,9 @@ import (
 var migrations embed.FS
 
 // migrate runs every migration the database has not seen, all in one
-// transaction: after a crash the schema is the old one or the new one.
-func migrate(c *conn, schema fs.FS) error {
+// transaction: after a crash the schema is the old one or the new one. Only a
+// database just created (fresh) may have no schema.
+func migrate(c *conn, schema fs.FS, fresh bool) error {
 	names, err := fs.Glob(schema, "schema/*.sql")
 	if err != nil {
 		return err
@@ -27,6 +28,8 @@ func migrate(c *conn, schema fs.FS) error {
 		return err
 	}
 	switch {
+	case (version == 0) != fresh:
+		return fmt.Errorf("the database has lost its schema: %w", ErrDamaged)
 	case version > len(names):
 		return ErrNewerSchema
 	case version == len(names):
