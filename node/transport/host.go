@@ -1,8 +1,8 @@
 // Package transport builds the libp2p host: which transports it speaks, what it
 // tells strangers, whom it talks to, and how much it may use. It is assembled
-// by hand from its parts, so that nothing is linked or switched on that isn't
-// written here: no WebRTC, WebTransport or HTTP/3, no relaying, hole punching,
-// port mapping, reachability probing or multicast.
+// by hand from its parts: WebRTC, WebTransport, HTTP/3 and WebSocket aren't
+// linked, and relaying, hole punching, port mapping, reachability probing and
+// multicast aren't switched on.
 package transport
 
 import (
