@@ -95,7 +95,7 @@ func NextDepth(before ...uint64) uint64 {
 	for _, d := range before {
 		highest = max(highest, d)
 	}
-	return min(highest+1, MaxDepth)
+	return min(highest, MaxDepth-1) + 1
 }
 
 // Kind says what a message's content is.
