@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -46,6 +47,15 @@ func TestA10_Labels(t *testing.T) {
 		}
 		return true
 	})
+	overview, err := os.ReadFile("../docs/spec/overview.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, label := range labels {
+		if !strings.Contains(string(overview), "`"+label+"`") {
+			t.Errorf("%s = %q is not in docs/spec/overview.md, section 4", name, label)
+		}
+	}
 	if len(labels) < 20 {
 		t.Fatalf("found only %d labels", len(labels))
 	}
