@@ -189,24 +189,10 @@ func (d *Discovery) join(ctx context.Context) bool {
 	if d.table.size() > 0 {
 		return true
 	}
-	ways := make(map[peer.ID]peer.AddrInfo)
-	for _, s := range []source{d.remembered, d.invited} {
-		infos := s.ways()
-		rand.Shuffle(len(infos), func(i, j int) { infos[i], infos[j] = infos[j], infos[i] })
-		for _, info := range infos[:min(len(infos), joinWidth)] {
-			if have, ok := ways[info.ID]; ok {
-				info.Addrs = append(slices.Clone(have.Addrs), info.Addrs...)
-			}
-			ways[info.ID] = info
-		}
-	}
 	ctx, cancel := context.WithCancel(ctx)
-	var dialling sync.WaitGroup
+	dialling := d.dial(ctx, d.remembered, d.invited)
 	defer dialling.Wait()
 	defer cancel()
-	for _, info := range ways {
-		dialling.Go(func() { _ = d.cfg.Host.Connect(ctx, info) })
-	}
 	tried := make(chan struct{})
 	go func() {
 		dialling.Wait()
@@ -230,6 +216,24 @@ func (d *Discovery) join(ctx context.Context) bool {
 			return d.table.size() > 0
 		}
 	}
+}
+
+// dial begins to connect to some ways in of each source.
+func (d *Discovery) dial(ctx context.Context, sources ...source) *sync.WaitGroup {
+	ways := make(map[peer.ID]peer.AddrInfo)
+	for _, s := range sources {
+		infos := s.ways()
+		rand.Shuffle(len(infos), func(i, j int) { infos[i], infos[j] = infos[j], infos[i] })
+		for _, info := range infos[:min(len(infos), joinWidth)] {
+			info.Addrs = slices.Concat(ways[info.ID].Addrs, info.Addrs)
+			ways[info.ID] = info
+		}
+	}
+	dialling := new(sync.WaitGroup)
+	for _, info := range ways {
+		dialling.Go(func() { _ = d.cfg.Host.Connect(ctx, info) })
+	}
+	return dialling
 }
 
 const (
@@ -269,7 +273,7 @@ func (t *table) find(ctx context.Context, key [32]byte, ask func(context.Context
 	})
 	shown := walk{
 		self: t.host.ID(), target: place, seeds: seeds,
-		enough: enoughKey, abreast: 1, ask: ask,
+		enough: enoughKey, abreast: 1, patient: true, ask: ask,
 	}
 	return shown.run(ctx)
 }
@@ -371,7 +375,9 @@ func (t *table) search(ctx context.Context, key [32]byte, got func(from peer.ID,
 // publish leaves a record with the copies nearest nodes that take it, and reads
 // it back from each of them.
 func (t *table) publish(ctx context.Context, key [32]byte, record []byte) Published {
-	nearest := t.find(ctx, key, func(ctx context.Context, p peer.ID) ([]peer.ID, error) {
+	near, cancel := context.WithTimeout(ctx, nearTime)
+	defer cancel()
+	nearest := t.find(near, key, func(ctx context.Context, p peer.ID) ([]peer.ID, error) {
 		return t.askCloser(ctx, p, peer.ID(tableKey(key)))
 	})
 	nearest = nearest[:min(len(nearest), closest)]

@@ -201,6 +201,9 @@ func (d *Discovery) Run(ctx context.Context) error {
 			case r := <-d.repairs:
 				d.table.repair(ctx, r)
 			case <-d.wake:
+				if d.table.size() > 0 {
+					d.dial(ctx, d.invited).Wait()
+				}
 				break tend
 			case <-timer.C:
 				break tend

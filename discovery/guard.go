@@ -146,6 +146,7 @@ func (f *frameReader) Read(p []byte) (int, error) {
 			f.err = f.fill()
 		}
 		if f.err != nil {
+			f.buf, f.next = nil, 0 // nothing of a bad frame gets out
 			return 0, f.err
 		}
 	}

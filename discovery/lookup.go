@@ -95,8 +95,9 @@ type walk struct {
 	self    peer.ID
 	target  hash
 	seeds   []peer.ID
-	enough  int // of a path's nearest nodes must have answered
-	abreast int // questions in flight per path
+	enough  int  // of a path's nearest nodes must have answered
+	abreast int  // questions in flight per path
+	patient bool // waits for slow nodes too
 	// ask asks a node, which may be far down; it returns the nodes it named, at most
 	// closest. It is called from several goroutines.
 	ask func(context.Context, peer.ID) ([]peer.ID, error)
@@ -165,15 +166,17 @@ func (w *walk) run(ctx context.Context) []peer.ID {
 	}
 	for {
 		waiting := false
-		for path := range inPath {
+		for _, path := range inPath {
 			inFlight := 0
-			for _, n := range inPath[path] {
+			for _, n := range path {
 				if n.state == stateAsked && !n.slow {
 					inFlight++
 				}
 			}
-			rank, silent := 0, false
-			for _, n := range inPath[path] {
+			// Of the nearest that have not failed, some may be slow. They hold up
+			// the path only if nobody else answered, or it is patient.
+			rank, fast, slow, some := 0, false, false, false
+			for _, n := range path {
 				if n.state == stateFailed {
 					continue
 				}
@@ -184,9 +187,11 @@ func (w *walk) run(ctx context.Context) []peer.ID {
 					start(n)
 					inFlight++
 				}
-				silent = silent || n.state == stateAsked
+				fast = fast || n.state == stateAsked && !n.slow
+				slow = slow || n.state == stateAsked && n.slow
+				some = some || n.state == stateAnswered
 			}
-			waiting = waiting || silent
+			waiting = waiting || fast || slow && (w.patient || !some)
 		}
 		if !waiting {
 			break
@@ -269,6 +274,9 @@ func (d *Discovery) Announce(ctx context.Context, point rendezvous.Point, record
 		return Published{}, ErrNoPeers
 	}
 	published := d.table.publish(ctx, key, record)
+	if published.Asked == 0 && d.join(ctx) { // all that we knew were gone
+		published = d.table.publish(ctx, key, record)
+	}
 	switch {
 	case published.Asked == 0:
 		return published, ErrNoPeers
@@ -286,6 +294,8 @@ const (
 	findTime = 10 * time.Second
 	// readyTime bounds the wait for a first community node.
 	readyTime = 5 * time.Second
+	// nearTime bounds the search for the nodes that will keep a record.
+	nearTime = 2500 * time.Millisecond
 	// grace is how long a look-up waits for a newer record after the first.
 	grace = 300 * time.Millisecond
 	// maxFoundAddrs bounds the dials that one record can make us do.
@@ -312,6 +322,29 @@ func (d *Discovery) Find(ctx context.Context, points []rendezvous.Point) (Found,
 		return Found{}, cmp.Or(outer.Err(), ErrNoPeers)
 	}
 
+	for range 2 {
+		best, answers := d.search(ctx, points)
+		if best != nil {
+			d.accept(best, answers[best.found.Point])
+			return best.found, nil
+		}
+		switch {
+		case outer.Err() != nil:
+			return Found{}, outer.Err()
+		case slices.ContainsFunc(answers, func(a *answerLog) bool { return a.heard() }):
+			return Found{}, ErrNotFound
+		case !d.join(ctx): // all that we knew were gone
+			return Found{}, cmp.Or(outer.Err(), ErrNoPeers)
+		}
+	}
+	return Found{}, ErrNoPeers
+}
+
+// search looks at all points once and returns the newest record, or nil, and
+// what was answered at each point.
+func (d *Discovery) search(ctx context.Context, points []rendezvous.Point) (*hit, []*answerLog) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	hits := make(chan hit)
 	var looking sync.WaitGroup
 	answers := make([]*answerLog, len(points))
@@ -325,48 +358,43 @@ func (d *Discovery) Find(ctx context.Context, points []rendezvous.Point) (Found,
 	}()
 
 	var best *hit
+	newer := func(h hit) {
+		if best == nil || h.found.Seq > best.found.Seq {
+			best = &h
+		}
+	}
 	var timer <-chan time.Time
-collect:
 	for {
 		select {
 		case h, more := <-hits:
 			if !more {
-				break collect
+				return best, answers
 			}
 			if best == nil {
 				timer = time.After(grace)
 			}
-			if best == nil || h.found.Seq > best.found.Seq {
-				best = &h
-			}
+			newer(h)
 		case <-timer:
-			break collect
+			cancel()
+			for h := range hits { // until the walks have ended
+				newer(h)
+			}
+			return best, answers
 		}
 	}
-	cancel()
-	for h := range hits { // the walks are ending
-		if best != nil && h.found.Seq > best.found.Seq {
-			best = &h
-		}
-	}
-	if best == nil {
-		heard := slices.ContainsFunc(answers, func(a *answerLog) bool { return a.heard() })
-		switch {
-		case outer.Err() != nil:
-			return Found{}, outer.Err()
-		case !heard:
-			return Found{}, ErrNoPeers
-		}
-		return Found{}, ErrNotFound
-	}
+}
+
+// accept remembers a record and has it given back to those that lack it.
+func (d *Discovery) accept(best *hit, answers *answerLog) {
 	d.floors.raise(best.key, best.found.Seq)
-	if lacking := answers[best.found.Point].lacking(best.found.Seq); len(lacking) > 0 {
-		select {
-		case d.repairs <- repair{key: best.key, record: best.record, to: lacking}:
-		default: // busy: the record's owner publishes it again anyway
-		}
+	lacking := answers.lacking(best.found.Seq)
+	if len(lacking) == 0 {
+		return
 	}
-	return best.found, nil
+	select {
+	case d.repairs <- repair{key: best.key, record: best.record, to: lacking}:
+	default: // busy: the record's owner publishes it again anyway
+	}
 }
 
 // look searches one point.

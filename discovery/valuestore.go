@@ -51,7 +51,7 @@ type valueStore struct {
 
 	mu      sync.Mutex
 	entries map[string]*entry      // by the table's key
-	order   [nearBuckets]list.List // of *entry, by nearness, latest used first
+	order   [nearBuckets]list.List // of *entry, by nearness; in each the latest used first
 	sources map[string]int         // records per source
 	used    int64
 }
@@ -161,8 +161,14 @@ func (v *valueStore) admit(key string, value []byte, from, addr string) error {
 	if v.sources[from] >= maxPerPeer || v.sources[addr] >= maxPerAddress {
 		return errQuota
 	}
-	e = &entry{
-		key: key, value: append([]byte(nil), value...), peer: from, addr: addr,
+	v.insertLocked(key, append([]byte(nil), value...), from, addr)
+	return nil
+}
+
+// insertLocked adds a record and makes room for it.
+func (v *valueStore) insertLocked(key string, value []byte, from, addr string) {
+	e := &entry{
+		key: key, value: value, peer: from, addr: addr,
 		until:  time.Now().Add(v.life(value)),
 		bucket: min(hashOf(key).shared(v.self), nearBuckets-1),
 	}
@@ -174,7 +180,6 @@ func (v *valueStore) admit(key string, value []byte, from, addr string) error {
 	for v.used > v.memory {
 		v.evictLocked()
 	}
-	return nil
 }
 
 // expiryAt is where a record states its expiry, in seconds (docs/spec/rendezvous.md,

@@ -1,0 +1,259 @@
+package discovery
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	ds "github.com/ipfs/go-datastore"
+	"github.com/libp2p/go-libp2p-kad-dht/records"
+	recpb "github.com/libp2p/go-libp2p-record/pb"
+
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/rendezvous"
+)
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func newPoint() rendezvous.Point {
+	var secret protocol.RendezvousSecret
+	var device identity.DeviceHash
+	_, _ = rand.Read(secret[:])
+	return rendezvous.Derive(secret, device, rendezvous.Day(noon))[0]
+}
+
+func sealed(t testing.TB, p rendezvous.Point, seq uint64, expiry time.Time) (key string, value []byte) {
+	t.Helper()
+	value, err := p.Seal(seq, expiry, rendezvous.Body{Addresses: [][]byte{{4, 1, 2, 3, 4, 6, 15, 161}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tableKey(p.Key()), value
+}
+
+// asKad is the store as kad-dht wraps it.
+func asKad(v *valueStore) *records.ValueStore { return records.NewValueStore(v, v.validator(), 0) }
+
+func TestStoreAdmits(t *testing.T) {
+	v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
+	kad := asKad(v)
+	p := newPoint()
+	key, first := sealed(t, p, 1, noon.Add(time.Hour))
+	_, second := sealed(t, p, 2, noon.Add(2*time.Hour))
+	_, expired := sealed(t, p, 3, noon.Add(-time.Hour))
+	_, far := sealed(t, p, 3, noon.Add(protocol.MaxRecordLife+2*time.Hour))
+	other, _ := sealed(t, newPoint(), 1, noon.Add(time.Hour))
+	forged := append([]byte(nil), second...)
+	forged[len(forged)-1] ^= 1
+	get := func() []byte {
+		rec, err := kad.Get(context.Background(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rec.GetValue()
+	}
+	for _, tc := range []struct {
+		name       string
+		key        string
+		value      []byte
+		ok         bool
+		afterwards []byte
+	}{
+		{"forged", key, forged, false, nil},
+		{"under another key", other, first, false, nil},
+		{"key without prefix", key[len(keyPrefix):], first, false, nil},
+		{"first", key, first, true, first},
+		{"again", key, first, true, first},
+		{"newer", key, second, true, second},
+		{"E04: older", key, first, false, second},
+		{"E04: expired", key, expired, false, second},
+		{"too far ahead", key, far, false, second},
+		{"short", key, second[:100], false, second},
+		{"long", key, append(append([]byte(nil), second...), 0), false, second},
+		{"empty", key, nil, false, second},
+	} {
+		err := v.admit(tc.key, tc.value, "peer", "addr")
+		if (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if got := get(); string(got) != string(tc.afterwards) {
+			t.Errorf("%s: kad-dht finds another record", tc.name)
+		}
+	}
+	// kad-dht's own put takes what was admitted, and nothing else.
+	if err := kad.Put(context.Background(), key, &recpb.Record{Key: []byte(key), Value: second}); err != nil {
+		t.Errorf("put of an admitted record: %v", err)
+	}
+	strange, value := sealed(t, newPoint(), 1, noon.Add(time.Hour))
+	if err := kad.Put(context.Background(), strange, &recpb.Record{Key: []byte(strange), Value: value}); err == nil {
+		t.Error("put of a record that was not admitted succeeded")
+	}
+	if v.count() != 1 {
+		t.Errorf("%d records, want 1", v.count())
+	}
+}
+
+// TestE14_ClockJumps: a record stays as long as it stated when it came, however
+// the clock on the wall jumps.
+func TestE14_ClockJumps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wall := noon
+		v := newValueStore(hash{}, storeMemory, func() time.Time { return wall })
+		key, value := sealed(t, newPoint(), 1, noon.Add(24*time.Hour))
+		if err := v.admit(key, value, "peer", "addr"); err != nil {
+			t.Fatal(err)
+		}
+		has := func() bool {
+			rec, err := asKad(v).Get(context.Background(), key)
+			return err == nil && rec != nil
+		}
+		for _, jump := range []time.Duration{10 * 365 * 24 * time.Hour, -10 * 365 * 24 * time.Hour, 0} {
+			wall = noon.Add(jump)
+			if !has() {
+				t.Errorf("gone after a jump of %v", jump)
+			}
+		}
+		wall = noon.Add(-365 * 24 * time.Hour)
+		time.Sleep(24*time.Hour - time.Second)
+		if !has() {
+			t.Error("gone before its time")
+		}
+		time.Sleep(2 * time.Second)
+		if has() || v.count() != 0 {
+			t.Error("kept beyond its time")
+		}
+		if len(v.sources) != 0 || v.used != 0 {
+			t.Errorf("accounts left: %v, %d bytes", v.sources, v.used)
+		}
+	})
+}
+
+// fill makes values that only look like records, fast: for the store's own
+// bookkeeping, behind the validator.
+func fill(v *valueStore, count int, from func(i int) (string, string)) {
+	for i := range count {
+		var key hash
+		_, _ = rand.Read(key[:])
+		value := make([]byte, protocol.RecordSize)
+		binary.BigEndian.PutUint64(value[expiryAt:], uint64(noon.Add(time.Hour).Unix()))
+		peer, addr := from(i)
+		v.mu.Lock()
+		v.insertLocked(tableKey(key), value, peer, addr)
+		v.mu.Unlock()
+	}
+}
+
+// TestE05_FloodOfJunk puts many records from many sources into a small store:
+// memory stays bounded, a source stays within its quota, and the records near
+// us survive. KITH_SOAK=1 puts a million into a store of the real size.
+func TestE05_FloodOfJunk(t *testing.T) {
+	count, memory := 20_000, int64(4<<20)
+	if os.Getenv("KITH_SOAK") != "" {
+		count, memory = 1_000_000, storeMemory
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var self hash
+	v := newValueStore(self, memory, func() time.Time { return noon })
+
+	// Ten honest records belong here: their keys share eight bits with us.
+	var honest []string
+	for len(honest) < 10 {
+		p := newPoint()
+		if hashOf(tableKey(p.Key())).shared(self) < 8 {
+			continue
+		}
+		key, value := sealed(t, p, 1, noon.Add(time.Hour))
+		if err := v.admit(key, value, "honest", "honest addr"); err != nil {
+			t.Fatal(err)
+		}
+		honest = append(honest, key)
+	}
+	fill(v, count, func(i int) (string, string) { return fmt.Sprint("peer", i/200), fmt.Sprint("addr", i/2000) })
+	if v.used > memory {
+		t.Errorf("%d bytes used of %d", v.used, memory)
+	}
+	for _, key := range honest {
+		if v.entries[key] == nil {
+			t.Error("a record near us was pushed out by junk")
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	grown := int64(after.HeapAlloc) - int64(before.HeapAlloc)
+	t.Logf("%d puts: %d records, heap grew by %.1f MiB of %.0f allowed", count, v.count(), float64(grown)/(1<<20), float64(memory)/(1<<20))
+	if grown > memory+memory/4 {
+		t.Errorf("heap grew by %d bytes with a bound of %d", grown, memory)
+	}
+	runtime.KeepAlive(v)
+}
+
+func TestE05_Quotas(t *testing.T) {
+	v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
+	put := func(peer, addr string) error {
+		key, value := sealed(t, newPoint(), 1, noon.Add(time.Hour))
+		return v.admit(key, value, peer, addr)
+	}
+	for i := range maxPerPeer {
+		if err := put("greedy", "a"); err != nil {
+			t.Fatalf("put %d: %v", i, err)
+		}
+	}
+	if err := put("greedy", "b"); !errors.Is(err, errQuota) {
+		t.Errorf("beyond the peer's quota: %v", err)
+	}
+	if err := put("other", "a"); err != nil {
+		t.Errorf("another peer: %v", err)
+	}
+	fill(v, maxPerAddress, func(i int) (string, string) { return fmt.Sprint(i), "crowded" })
+	if err := put("one more", "crowded"); !errors.Is(err, errQuota) {
+		t.Errorf("beyond the address's quota: %v", err)
+	}
+	if err := put("one more", "empty"); err != nil {
+		t.Errorf("another address: %v", err)
+	}
+}
+
+// TestE13_NothingOnDisk: the store has no way to keep anything.
+func TestE13_NothingOnDisk(t *testing.T) {
+	v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
+	if _, err := v.Batch(context.Background()); err == nil {
+		t.Error("the store takes batches")
+	}
+	if err := v.Put(context.Background(), ds.NewKey("/r/AAAA"), []byte("x")); err == nil || v.count() != 0 {
+		t.Error("the store keeps what nobody admitted")
+	}
+}
+
+func FuzzValidator(f *testing.F) {
+	p := newPoint()
+	key, value := sealed(f, p, 1, noon.Add(time.Hour))
+	f.Add(key, value)
+	f.Add(key, value[:len(value)-1])
+	f.Add("/r/short", value)
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
+		v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
+		if v.admit(key, value, "peer", "addr") != nil {
+			if v.count() != 0 {
+				t.Fatal("kept what it refused")
+			}
+			return
+		}
+		if len(value) != protocol.RecordSize || len(key) != len(keyPrefix)+len(hash{}) {
+			t.Fatal("admitted a record of another size")
+		}
+		rec, err := asKad(v).Get(context.Background(), key)
+		if err != nil || string(rec.GetValue()) != string(value) {
+			t.Fatal("what was admitted does not come back")
+		}
+	})
+}
