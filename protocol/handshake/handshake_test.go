@@ -200,6 +200,13 @@ func TestA01_KCI(t *testing.T) {
 // secret that A proves herself with.
 func forge(t *testing.T, p *pair, seed []byte, encap encapsulator, dh3 func(*Prekey) []byte) ([]byte, *Keys) {
 	t.Helper()
+	return forgeEncoding(t, p, seed, 0, encap, dh3)
+}
+
+// forgeEncoding is forge with bits set in the last byte of the ephemeral key's
+// encoding, consistently in all that depends on it.
+func forgeEncoding(t *testing.T, p *pair, seed []byte, bits byte, encap encapsulator, dh3 func(*Prekey) []byte) ([]byte, *Keys) {
+	t.Helper()
 	e, err := ecdh.X25519().NewPrivateKey(seed)
 	if err != nil {
 		t.Fatal(err)
@@ -207,6 +214,7 @@ func forge(t *testing.T, p *pair, seed []byte, encap encapsulator, dh3 func(*Pre
 	s1, ct1 := encap(p.bundle.ek)
 	s2, ct2 := encap(p.bundle.Device.EncapsulationKey())
 	hx1 := slices.Concat([]byte{protocol.Version}, p.bundle.PrekeyID[:], e.PublicKey().Bytes(), ct1, ct2)
+	hx1[ct1At-1] |= bits
 	tr := transcript(hx1, p.bundle.Device.Hash(), p.bundle.x, p.bundle.ek)
 	dh1, err := e.ECDH(p.bundle.x)
 	if err != nil {
@@ -557,6 +565,21 @@ func TestA16_BadEphemeral(t *testing.T) {
 		if _, _, err := Respond(p.b, p.prekey, p.psk, m); !errors.Is(err, ErrRefused) {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+// A16: an initiator that sends its own good key in another encoding, and computes
+// everything over that, is refused for the encoding alone.
+func TestA16_NonCanonicalEphemeral(t *testing.T) {
+	p := newPair(t, 165)
+	dh3 := func(sp *Prekey) []byte { return dhWith(t, sp, p.a.Public()) }
+	hx1, _ := forgeEncoding(t, p, seed(166), 0x80, encapsulate, dh3)
+	if _, _, err := Respond(p.b, p.prekey, p.psk, hx1); !errors.Is(err, ErrRefused) {
+		t.Errorf("top bit set: got %v", err)
+	}
+	hx1, _ = forgeEncoding(t, p, seed(166), 0, encapsulate, dh3)
+	if _, _, err := Respond(p.b, p.prekey, p.psk, hx1); err != nil {
+		t.Errorf("canonical: got %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -356,4 +357,24 @@ func FuzzParseDeviceList(f *testing.F) {
 			t.Error("a signed device list has two encodings")
 		}
 	})
+}
+
+// F07: a count beyond what the bytes hold is refused before memory is taken
+// for it.
+func TestF07_DeviceListCount(t *testing.T) {
+	l, err := NewDeviceList(newAccount(t, random(14)), 1, []DeviceEntry{{1, DeviceHash{1}, 1, 0}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, count := range []uint16{0, 2, protocol.MaxDevices, protocol.MaxDevices + 1, 0xffff} {
+		wire := l.Marshal()
+		binary.BigEndian.PutUint16(wire[41:], count)
+		var got DeviceList
+		if n := testing.AllocsPerRun(10, func() { err = got.unmarshal(wire) }); n > 0 {
+			t.Errorf("a count of %d allocates %.0f times", count, n)
+		}
+		if !errors.Is(err, errListForm) {
+			t.Errorf("a count of %d: got %v", count, err)
+		}
+	}
 }

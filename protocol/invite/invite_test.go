@@ -109,6 +109,9 @@ func TestParseErrors(t *testing.T) {
 		f(p)
 		return p
 	}
+	plain := newInvite(t, 7, false).Link() // 74 bytes: the last character has two unused bits
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	stray := plain[:len(plain)-1] + string(alphabet[strings.IndexByte(alphabet, plain[len(plain)-1])+1])
 	var typo string
 	if link[20] == 'A' {
 		typo = link[:20] + "B" + link[21:]
@@ -133,6 +136,7 @@ func TestParseErrors(t *testing.T) {
 		{"a line break inside", link[:20] + "\n" + link[20:], ErrDamaged},
 		{"something after it", link + "AAAA", ErrDamaged},
 		{"the wrong alphabet", qrScheme + link[len(scheme):], ErrDamaged},
+		{"a stray bit in the last character", stray, ErrDamaged},
 		{"wrong checksum", text(edit(func(p []byte) { p[len(p)-1] ^= 1 }), false), ErrDamaged},
 		{"changed secret", text(edit(func(p []byte) { p[40] ^= 1 }), false), ErrDamaged},
 		{"newer version", text(edit(func(p []byte) { p[0]++ }), true), ErrNewer},

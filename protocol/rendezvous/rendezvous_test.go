@@ -374,3 +374,34 @@ func BenchmarkRecord(b *testing.B) {
 		}
 	})
 }
+
+// F07: a body with counts, lengths or padding that no writer produces is
+// refused, and a count costs nothing before its items are there.
+func TestF07_Body(t *testing.T) {
+	for name, head := range map[string][]byte{
+		"too many addresses":          {protocol.MaxRecordAddresses + 1},
+		"empty address":               {1, 0},
+		"second address empty":        {2, 1, 7},
+		"bundle too long":             {0, 0xff, 0xff},
+		"too many fields":             {0, 0, 0, protocol.MaxRecordFields + 1},
+		"field too long":              {0, 0, 0, 1, 0, 1, 0xff, 0xff},
+		"field twice":                 {0, 0, 0, 2, 0, 1, 0, 0, 0, 1, 0, 0},
+		"fields descending":           {0, 0, 0, 2, 0, 2, 0, 0, 0, 1, 0, 0},
+		"padding that is not zero":    {0, 0, 0, 0, 0, 0, 1},
+		"padding not zero at the end": append(make([]byte, bodySize-1), 1),
+	} {
+		plain := make([]byte, bodySize)
+		copy(plain, head)
+		var body Body
+		if err := body.unmarshal(plain); !errors.Is(err, errBody) {
+			t.Errorf("%s: got %v, want %v", name, err, errBody)
+		}
+	}
+	claim := append([]byte{0, 0, 0, protocol.MaxRecordFields}, 0xff)
+	if n := testing.AllocsPerRun(100, func() {
+		var body Body
+		_ = body.unmarshal(claim)
+	}); n > 1 {
+		t.Errorf("a claim of fields that are not there allocates %.0f times", n)
+	}
+}

@@ -57,6 +57,8 @@ func TestHello(t *testing.T) {
 		{"a relay that ends both transports", side{key, peerI, []byte("relay")}, side{key, peerR, []byte("relay")}, false},
 		{"the initiator is elsewhere", i, side{key, peerR, []byte("other")}, false},
 		{"the responder is elsewhere", i, side{key, []byte("other"), peerI}, false},
+		{"another initiator", side{key, []byte("peer of the initiatoR"), peerR}, r, false},
+		{"another responder", side{key, peerI, []byte("peer of the respondeR")}, r, false},
 		{"the names cut differently", side{key, []byte("ab"), []byte("c")}, side{key, []byte("bc"), []byte("a")}, false},
 		{"empty names", side{key, nil, nil}, side{key, nil, nil}, true},
 	}
