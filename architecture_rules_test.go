@@ -136,6 +136,8 @@ func TestChecksCatch(t *testing.T) {
 		{"type in a group without comment", node("", "type (\n\tX int\n\t// Y is one.\n\tY int\n)\n"), "exported X needs a comment"},
 		{"variable without comment", node("", "var X int"), "exported X needs a comment"},
 
+		{"work put off", node("", "// TO"+"DO: later.\n"), "belongs in an issue"},
+		{"link", map[string]string{"docs/a.md": "[b](../README.md#x) [c](https://example.org/x)"}, "docs/a.md: links to ../README.md"},
 		{"document missing", node("", "// See docs/spec/none.md, section 1.\n"), "docs/spec/none.md, which does not exist"},
 		{"section missing", node("", "// See docs/spec/wire.md, section\n// 1.3.\n"), "section 1.3, which does not exist"},
 		{"second section missing", node("", "// See docs/spec/wire.md, sections 1 and 9.\n"), "section 9, which does not exist"},

@@ -56,7 +56,9 @@ var checks = []struct {
 	{"names", checkNames},
 	{"pure", checkPure},
 	{"comments", checkComments},
+	{"marks", checkMarks},
 	{"citations", checkCitations},
+	{"links", checkLinks},
 	{"fuzz", checkFuzz},
 	{"labels", checkLabels},
 	{"modules", checkModules},
@@ -187,7 +189,7 @@ var bannedNames = []struct {
 	except string
 	why    string
 }{
-	{pkg: "time", names: "Sleep", why: "wait with a timer and a context"},
+	{pkg: "time", names: "Sleep", except: "node/nodetest", why: "wait with a timer and a context"},
 	{
 		pkg: "time", names: "Now Since Until After AfterFunc NewTimer NewTicker Tick Timer Ticker Local LoadLocation",
 		within: "protocol", why: "time is an argument",
@@ -298,6 +300,23 @@ func checkComments(t *tree) (problems []string) {
 	return problems
 }
 
+// checkMarks refuses comments that put work off: it belongs in an issue, where
+// somebody will see it.
+func checkMarks(t *tree) (problems []string) {
+	for _, p := range t.packages {
+		for _, f := range p.files {
+			for _, group := range f.ast.Comments {
+				for _, mark := range []string{"TO" + "DO", "FIX" + "ME", "XX" + "X"} {
+					if !f.generated && strings.Contains(group.Text(), mark) {
+						problems = append(problems, fmt.Sprintf("%s: %s belongs in an issue", t.at(group), mark))
+					}
+				}
+			}
+		}
+	}
+	return problems
+}
+
 // undocumented names what d exports without a comment. Methods that every Go
 // reader knows need none, nor do members of a commented group.
 func (t *tree) undocumented(d ast.Decl) (problems []string) {
@@ -386,6 +405,20 @@ func checkCitations(t *tree) (problems []string) {
 						}
 					}
 				}
+			}
+		}
+	}
+	return problems
+}
+
+var link = regexp.MustCompile(`\]\(([^):#]+)(?:#[^)]*)?\)`)
+
+// checkLinks wants what a document links to, inside the tree, to exist.
+func checkLinks(t *tree) (problems []string) {
+	for _, name := range slices.Sorted(maps.Keys(t.texts)) {
+		for _, m := range link.FindAllStringSubmatch(t.texts[name], -1) {
+			if path.Ext(name) == ".md" && !t.paths[path.Join(path.Dir(name), m[1])] {
+				problems = append(problems, fmt.Sprintf("%s: links to %s, which does not exist", name, m[1]))
 			}
 		}
 	}
@@ -522,6 +555,7 @@ type tree struct {
 	fset     *token.FileSet
 	packages []*pkg // ordered by folder
 	texts    map[string]string
+	paths    map[string]bool // every file and folder
 	modules  []string // of go.mod, longest path first
 }
 
@@ -539,12 +573,13 @@ type file struct {
 
 // readTree parses every Go file below fsys that git would keep.
 func readTree(fsys fs.FS) (*tree, error) {
-	t := &tree{fset: token.NewFileSet(), texts: map[string]string{}}
+	t := &tree{fset: token.NewFileSet(), texts: map[string]string{}, paths: map[string]bool{}}
 	byDir := map[string]*pkg{}
 	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
+		t.paths[name] = true
 		base := path.Base(name)
 		if d.IsDir() {
 			if name != "." && (strings.HasPrefix(base, ".") || strings.HasPrefix(base, "_") || base == "testdata" || name == "bin" || name == "dist") {
