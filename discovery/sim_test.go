@@ -144,3 +144,14 @@ func (m *member) find(t testing.TB, points []rendezvous.Point) (discovery.Found,
 	}
 	return found, time.Since(start)
 }
+
+// withKey gives a host an identity.
+func withKey(t testing.TB, cfg transport.Config) transport.Config {
+	t.Helper()
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Key = key
+	return cfg
+}
