@@ -235,8 +235,8 @@ func TestStopEndsStreamsAndPolls(t *testing.T) {
 	if d := time.Since(start); d > drainTime {
 		t.Errorf("stopping took %v", d)
 	}
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket is left behind: %v", err)
+	if _, err := NewClient(path).Status(t.Context(), &apiv1.StatusRequest{}); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("after the stop: %v, want %v", err, ErrNotRunning)
 	}
 }
 

@@ -24,7 +24,8 @@ var ErrSocketInUse = &Error{
 // Listen makes the unix socket at path, mode 0600, in a folder that it creates
 // with mode 0700 if there is none, and returns a listener that hangs up on
 // every other user. A socket that a killed daemon left behind is replaced.
-// Closing the listener removes the socket.
+// Closing the listener leaves the file: the caller removes it when all has
+// ended, which tells those who wait for that.
 //
 // Between bind and chmod the folder and the check of each peer guard the
 // socket, and the daemon's umask of 077. Changing the umask here instead would
@@ -48,6 +49,7 @@ func Listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("API socket: %w", err)
 	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
 	if err := os.Chmod(path, 0o600); err != nil {
 		ln.Close()
 		return nil, fmt.Errorf("API socket: %w", err)

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/cobra"
+
+	"github.com/kith-im/kith/node/api"
+)
+
+// config is what a daemon is told. Every key is a flag of kith up, a key of the
+// config file and a KITH_… variable of the environment; the flag wins over the
+// variable, the variable over the file.
+type config struct {
+	paths paths
+
+	name       setting[string]
+	role       setting[string]
+	listen     setting[[]string]
+	bootstrap  setting[[]string]
+	api        setting[string]
+	web        setting[string]
+	passphrase setting[string] // the file that holds it
+}
+
+// setting is a value and where it comes from.
+type setting[T any] struct {
+	value T
+	from  string // "default", "config file", "environment" or "flag"
+}
+
+// file is the config file. Keys that are not here are refused, so that a
+// misspelt one is not silently without effect.
+type file struct {
+	Name       *string   `toml:"name"`
+	Role       *string   `toml:"role"`
+	Listen     *[]string `toml:"listen"`
+	Bootstrap  *[]string `toml:"bootstrap"`
+	API        *string   `toml:"api"`
+	Web        *string   `toml:"web"`
+	Passphrase *string   `toml:"passphrase-file"`
+}
+
+// maxConfig bounds the config file, in bytes.
+const maxConfig = 1 << 20
+
+// config returns the configuration without the flags of kith up, which that
+// command lays over it.
+func (k *kith) config() (*config, error) {
+	p, err := k.paths()
+	if err != nil {
+		return nil, err
+	}
+	f, err := readConfig(p.Config)
+	if err != nil {
+		return nil, err
+	}
+	c := &config{
+		paths:      p,
+		name:       text("", f.Name, "KITH_NAME"),
+		role:       text("user", f.Role, "KITH_ROLE"),
+		listen:     list(f.Listen, "KITH_LISTEN"),
+		bootstrap:  list(f.Bootstrap, "KITH_BOOTSTRAP"),
+		api:        text(p.API, f.API, "KITH_API"),
+		web:        text("off", f.Web, "KITH_WEB"),
+		passphrase: text("", f.Passphrase, "KITH_PASSPHRASE_FILE"),
+	}
+	if k.socket != "" {
+		c.api = setting[string]{k.socket, "flag"}
+	}
+	return c, nil
+}
+
+func text(fallback string, file *string, variable string) setting[string] {
+	if v, ok := os.LookupEnv(variable); ok {
+		return setting[string]{v, "environment"}
+	}
+	if file != nil {
+		return setting[string]{*file, "config file"}
+	}
+	return setting[string]{fallback, "default"}
+}
+
+// list reads a variable as words between commas or spaces.
+func list(file *[]string, variable string) setting[[]string] {
+	if v, ok := os.LookupEnv(variable); ok {
+		words := strings.FieldsFunc(v, func(c rune) bool { return c == ',' || c == ' ' || c == '\n' || c == '\t' })
+		return setting[[]string]{words, "environment"}
+	}
+	if file != nil {
+		return setting[[]string]{*file, "config file"}
+	}
+	return setting[[]string]{nil, "default"}
+}
+
+func readConfig(path string) (f file, err error) {
+	src, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f, nil
+	}
+	if err != nil {
+		return f, fmt.Errorf("read the config file: %w", err)
+	}
+	defer src.Close()
+	meta, err := toml.NewDecoder(io.LimitReader(src, maxConfig)).Decode(&f)
+	var parse toml.ParseError
+	switch {
+	case errors.As(err, &parse):
+		return f, &api.Error{Code: api.CodeUsage, Message: fmt.Sprintf("the config file is wrong in line %d: %s", parse.Position.Line, parse.Message), Hint: "correct " + path}
+	case err != nil:
+		return f, &api.Error{Code: api.CodeUsage, Message: "the config file can not be read: " + err.Error(), Hint: "correct " + path}
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		return f, &api.Error{Code: api.CodeUsage, Message: fmt.Sprintf("the config file has an unknown key %q", unknown[0]), Hint: "see the known ones with: kith config --help"}
+	}
+	return f, nil
+}
+
+func (k *kith) configCmd() *cobra.Command {
+	return k.command(&cobra.Command{
+		Use:   "config",
+		Short: "Show the configuration and where each value comes from",
+		Long: `Show the configuration and where each value comes from.
+
+The config file (kith paths shows where) is TOML with these keys:
+
+  name = "Alice"                            what contacts see
+  role = "user"                             or "community"
+  listen = ["/ip4/0.0.0.0/udp/4040/quic-v1"]    addresses to listen on
+  bootstrap = ["/ip4/…/tcp/…/p2p/ID"]       community nodes to begin with
+  api = "/path/to/socket"                   the local API
+  web = "off"                               the web UI's address
+  passphrase-file = "/path/to/file"         opens a protected store
+
+Each is also a flag of kith up, and a variable of the environment such as
+KITH_NAME or KITH_PASSPHRASE_FILE. A flag wins over a variable, a variable over
+the file.`,
+	}, 0, 0, func(context.Context, []string) error {
+		c, err := k.config()
+		if err != nil {
+			return err
+		}
+		type entry struct {
+			Value any    `json:"value"`
+			From  string `json:"from"`
+		}
+		v := struct {
+			Name       entry `json:"name"`
+			Role       entry `json:"role"`
+			Listen     entry `json:"listen"`
+			Bootstrap  entry `json:"bootstrap"`
+			API        entry `json:"api"`
+			Web        entry `json:"web"`
+			Passphrase entry `json:"passphrase-file"`
+		}{
+			entry{c.name.value, c.name.from},
+			entry{c.role.value, c.role.from},
+			entry{nonNil(c.listen.value), c.listen.from},
+			entry{nonNil(c.bootstrap.value), c.bootstrap.from},
+			entry{c.api.value, c.api.from},
+			entry{c.web.value, c.web.from},
+			entry{c.passphrase.value, c.passphrase.from},
+		}
+		k.print(v, func(w io.Writer) {
+			fmt.Fprintf(w, "# %s\n", clean(c.paths.Config))
+			row := func(key string, e entry) []string {
+				return []string{key, fmt.Sprintf("= %q", e.Value), "# " + e.From}
+			}
+			table(w, row("name", v.Name), row("role", v.Role), row("listen", v.Listen), row("bootstrap", v.Bootstrap),
+				row("api", v.API), row("web", v.Web), row("passphrase-file", v.Passphrase))
+		})
+		return nil
+	})
+}
+
+// nonNil makes an absent list an empty one, which is [] in JSON.
+func nonNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}

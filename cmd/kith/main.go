@@ -1,0 +1,261 @@
+// Command kith is a peer-to-peer encrypted messenger: a daemon (kith up) and,
+// for everything else, a client of that daemon's local API.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kith-im/kith/node/api"
+)
+
+// version of the program; kith status shows the daemon's.
+const version = "0.1.0-dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns its exit code. It writes to stdout
+// what was asked for, and to stderr one sentence if that failed.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	k := &kith{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := k.root()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	k.close()
+	if err == nil {
+		return exitOK
+	}
+	// A command line that could not be parsed may have asked for JSON all the same.
+	k.json = k.json || slices.Contains(args, "--json")
+	return k.fail(err)
+}
+
+// kith is what the commands of one invocation share.
+type kith struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	// Flags that every command has.
+	home    string
+	socket  string
+	json    bool
+	quiet   bool
+	verbose bool
+	timeout time.Duration
+
+	client *api.Client // dialled at first use
+}
+
+func (k *kith) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kith",
+		Short: "Peer-to-peer encrypted messages, without a server",
+		Long: `kith carries messages between people who exchanged one invite. There is no
+server, no phone number and no company.
+
+Start with:  kith up            run the daemon (leave it running)
+             kith invite        make a link for a friend
+             kith accept LINK   become contacts from a friend's link
+             kith send bob hi   write to bob
+Or try it:   kith demo          a whole network on this machine`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			hint := "see all commands with: kith help"
+			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+				hint = "did you mean: kith " + s[0]
+			}
+			return &api.Error{Code: api.CodeUsage, Message: fmt.Sprintf("there is no command %q", clean(args[0])), Hint: hint}
+		},
+	}
+	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &api.Error{Code: api.CodeUsage, Message: clean(err.Error()), Hint: "see: " + cmd.CommandPath() + " --help"}
+	})
+	f := root.PersistentFlags()
+	f.StringVar(&k.home, "home", "", "keep everything in one `DIR` (default: the XDG directories)")
+	f.StringVar(&k.socket, "api", "", "the unix `SOCKET` of the local API")
+	f.BoolVar(&k.json, "json", false, "print JSON: one object, or one per line")
+	f.DurationVar(&k.timeout, "timeout", 0, "give up after this `TIME`, for example 30s")
+	f.BoolVarP(&k.quiet, "quiet", "q", false, "print nothing that was not asked for")
+	f.BoolVarP(&k.verbose, "verbose", "v", false, "print more")
+	root.AddCommand(
+		k.upCmd(), k.downCmd(), k.statusCmd(), k.waitCmd(), k.doctorCmd(),
+		k.idCmd(), k.inviteCmd(), k.invitesCmd(), k.acceptCmd(), k.requestsCmd(), k.approveCmd(), k.rejectCmd(),
+		k.contactsCmd(), k.renameCmd(), k.blockCmd(), k.unblockCmd(), k.verifyCmd(), k.pingCmd(),
+		k.sendCmd(), k.readCmd(), k.chatsCmd(), k.traceCmd(), k.cancelCmd(), k.watchCmd(),
+		k.demoCmd(), k.configCmd(), k.pathsCmd(), k.versionCmd(),
+	)
+	return root
+}
+
+// Exit codes, the same for every command.
+const (
+	exitOK           = 0
+	exitRefused      = 1
+	exitUsage        = 2
+	exitNotRunning   = 3
+	exitNetwork      = 4
+	exitQuota        = 5
+	exitKeyUntrusted = 6
+	exitTimeout      = 7
+	exitLocked       = 8
+	exitNotFound     = 9
+)
+
+func exitCode(code api.Code) int {
+	switch code {
+	case api.CodeUsage:
+		return exitUsage
+	case api.CodeNotRunning:
+		return exitNotRunning
+	case api.CodeNetwork:
+		return exitNetwork
+	case api.CodeQuota:
+		return exitQuota
+	case api.CodeKeyUntrusted:
+		return exitKeyUntrusted
+	case api.CodeTimeout:
+		return exitTimeout
+	case api.CodeLocked:
+		return exitLocked
+	case api.CodeNotFound:
+		return exitNotFound
+	case api.CodeRefused, api.CodeInternal:
+	}
+	return exitRefused
+}
+
+// fail prints err as one sentence, or as an object, and returns the exit code.
+func (k *kith) fail(err error) int {
+	e := k.explain(err)
+	if k.json {
+		type body struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+			Hint    string `json:"hint"`
+		}
+		writeJSON(k.stderr, struct {
+			Error body `json:"error"`
+		}{body{string(e.Code), e.Message, e.Hint}})
+		return exitCode(e.Code)
+	}
+	text := clean(e.Message)
+	if e.Hint != "" {
+		text += "; " + clean(e.Hint)
+	}
+	fmt.Fprintf(k.stderr, "kith: %s\n", text)
+	return exitCode(e.Code)
+}
+
+// explain gives any error a code and, where one is known, the next step.
+func (k *kith) explain(err error) *api.Error {
+	var e *api.Error
+	switch {
+	case errors.As(err, &e):
+		if e.Code == api.CodeNotRunning && k.home != "" {
+			return &api.Error{Code: e.Code, Message: e.Message, Hint: "start it with: kith up --home " + k.home}
+		}
+		return e
+	case errors.Is(err, context.DeadlineExceeded):
+		return &api.Error{Code: api.CodeTimeout, Message: "this did not happen in time", Hint: "try again with a longer --timeout"}
+	case errors.Is(err, context.Canceled):
+		return &api.Error{Code: api.CodeRefused, Message: "interrupted"}
+	}
+	return &api.Error{Code: api.CodeRefused, Message: err.Error()}
+}
+
+// usagef reports a command line that can not be meant.
+func usagef(hint, format string, args ...any) error {
+	return &api.Error{Code: api.CodeUsage, Message: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// command completes a command whose arguments are counted; run gets a context
+// that --timeout bounds.
+func (k *kith) command(c *cobra.Command, minArgs, maxArgs int, run func(ctx context.Context, args []string) error) *cobra.Command {
+	c.DisableFlagsInUseLine = true
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) < minArgs || len(args) > maxArgs {
+			return usagef("see: "+cmd.CommandPath()+" --help", "the command is: kith %s", cmd.Use)
+		}
+		return nil
+	}
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		if k.timeout < 0 {
+			return usagef("for example --timeout 30s", "the timeout is negative")
+		}
+		if k.timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, k.timeout)
+			defer cancel()
+		}
+		return run(ctx, args)
+	}
+	return c
+}
+
+// dial returns the client of this home's daemon.
+func (k *kith) dial() (*api.Client, error) {
+	if k.client == nil {
+		cfg, err := k.config()
+		if err != nil {
+			return nil, err
+		}
+		k.client = api.NewClient(cfg.api.value)
+	}
+	return k.client, nil
+}
+
+func (k *kith) close() {
+	if k.client != nil {
+		k.client.Close()
+	}
+}
+
+// print writes a result: v as JSON, or what human writes.
+func (k *kith) print(v any, human func(w io.Writer)) {
+	if k.json {
+		writeJSON(k.stdout, v)
+		return
+	}
+	human(k.stdout)
+}
+
+// notef tells a person something beside the result.
+func (k *kith) notef(format string, args ...any) {
+	if !k.quiet && !k.json {
+		fmt.Fprintf(k.stderr, format+"\n", args...)
+	}
+}
+
+// writeJSON writes v on one line, in which no character can act on a terminal.
+func writeJSON(w io.Writer, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("kith: " + err.Error()) // our own types always encode
+	}
+	w.Write(append(cleanJSON(b), '\n'))
+}

@@ -1,0 +1,661 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/kith-im/kith/discovery"
+	"github.com/kith-im/kith/node"
+	"github.com/kith-im/kith/node/api"
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
+)
+
+const (
+	// stopTime is how long a daemon takes to stop at most. What is cut off
+	// then is as safe as after a power cut.
+	stopTime = 5 * time.Second
+	// waysKept is how many addresses of community nodes are remembered.
+	waysKept = 64
+	// maxPassphrase bounds the passphrase file, in bytes.
+	maxPassphrase = 4 << 10
+	// keyMeta is where the store keeps a community node's transport key.
+	keyMeta = "host key"
+)
+
+func (k *kith) upCmd() *cobra.Command {
+	var flags config
+	var ask, untilEOF bool
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Run the daemon; the first start creates the account",
+		Long: `Run the daemon in the foreground until Ctrl-C, kith down or SIGTERM. The first
+start creates the account. Nothing has to be configured.
+
+With --role community it becomes a community node instead: it helps others find
+each other and prints its addresses for their --bootstrap. It has no account and
+sees no messages.`,
+	}
+	f := c.Flags()
+	f.StringVar(&flags.name.value, "name", "", "what contacts see; used when the account is created")
+	f.StringVar(&flags.role.value, "role", "user", "user or community")
+	f.StringArrayVar(&flags.listen.value, "listen", nil, "a `MULTIADDR` to listen on; repeatable")
+	f.StringArrayVar(&flags.bootstrap.value, "bootstrap", nil, "the `MULTIADDR` of a community node, with /p2p/ID; repeatable")
+	f.StringVar(&flags.web.value, "web", "off", "the web UI's address; this version only knows off")
+	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase of the store")
+	f.BoolVar(&ask, "passphrase", false, "ask for a passphrase; at the first start it will protect the store")
+	f.BoolVar(&untilEOF, "until-eof", false, "stop when the standard input ends, as it does with the process that holds it")
+	_ = f.MarkHidden("until-eof")
+	k.command(c, 0, 0, func(ctx context.Context, _ []string) error {
+		cfg, err := k.config()
+		if err != nil {
+			return err
+		}
+		changed := f.Changed
+		override(&cfg.name, flags.name, changed("name"))
+		override(&cfg.role, flags.role, changed("role"))
+		override(&cfg.listen, flags.listen, changed("listen"))
+		override(&cfg.bootstrap, flags.bootstrap, changed("bootstrap"))
+		override(&cfg.web, flags.web, changed("web"))
+		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
+		d, err := newDaemon(k, cfg)
+		if err != nil {
+			return err
+		}
+		if d.passphrase, err = k.passphrase(cfg, ask); err != nil {
+			return err
+		}
+		if err := harden(); err != nil {
+			k.notef("warning: this process could not be hardened: %v", err)
+		}
+		if untilEOF {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithCancel(ctx)
+			defer cancel()
+			go func() {
+				_, _ = io.Copy(io.Discard, k.stdin)
+				cancel()
+			}()
+		}
+		return d.run(ctx)
+	})
+	return c
+}
+
+func override[T any](s *setting[T], flag setting[T], changed bool) {
+	if changed {
+		*s = setting[T]{flag.value, "flag"}
+	}
+}
+
+// daemon is one run of kith up.
+type daemon struct {
+	k          *kith
+	cfg        *config
+	role       node.Role
+	listen     []ma.Multiaddr
+	bootstrap  []peer.AddrInfo
+	passphrase []byte
+	log        *slog.Logger
+}
+
+// newDaemon checks what it is told before anything is opened or created.
+func newDaemon(k *kith, cfg *config) (*daemon, error) {
+	level := slog.LevelWarn
+	if k.verbose {
+		level = slog.LevelDebug
+	}
+	d := &daemon{k: k, cfg: cfg, log: slog.New(slog.NewTextHandler(k.stderr, &slog.HandlerOptions{Level: level}))}
+	switch cfg.role.value {
+	case "user":
+		d.role = node.RoleUser
+	case "community":
+		d.role = node.RoleCommunity
+	default:
+		return nil, usagef("use one of the two", "the role is either user or community, not %q", clean(cfg.role.value))
+	}
+	if cfg.web.value != "off" {
+		return nil, usagef("leave --web away, or set it to off", "this version of kith has no web UI")
+	}
+	for _, s := range cfg.listen.value {
+		a, err := ma.NewMultiaddr(s)
+		if err != nil {
+			return nil, usagef("for example /ip4/0.0.0.0/udp/4040/quic-v1 or /ip4/0.0.0.0/tcp/4040", "%q is no address to listen on", clean(s))
+		}
+		d.listen = append(d.listen, a)
+	}
+	for _, s := range cfg.bootstrap.value {
+		info, err := peer.AddrInfoFromString(s)
+		if err != nil {
+			return nil, usagef("copy one that kith up --role community prints, such as /ip4/…/tcp/…/p2p/…", "%q is no address of a community node", clean(s))
+		}
+		d.bootstrap = append(d.bootstrap, *info)
+	}
+	if len(d.listen) == 0 {
+		d.listen = listenEverywhere()
+	}
+	return d, nil
+}
+
+// listenEverywhere is the default: ports the system picks, on every interface.
+func listenEverywhere() []ma.Multiaddr {
+	out := []ma.Multiaddr{ma.StringCast("/ip4/0.0.0.0/udp/0/quic-v1"), ma.StringCast("/ip4/0.0.0.0/tcp/0")}
+	probe, err := new(net.ListenConfig).ListenPacket(context.Background(), "udp6", "[::]:0")
+	if err != nil { // no IPv6 on this machine
+		return out
+	}
+	probe.Close()
+	return append(out, ma.StringCast("/ip6/::/udp/0/quic-v1"), ma.StringCast("/ip6/::/tcp/0"))
+}
+
+// run serves until ctx ends, and for at most stopTime longer.
+func (d *daemon) run(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- d.serve(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	limit := time.NewTimer(stopTime)
+	defer limit.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-limit.C:
+		return errors.New("stopping took too long and was cut short; nothing is lost")
+	}
+}
+
+// serve puts the daemon together from top to bottom, waits, and takes it apart
+// in the opposite order.
+func (d *daemon) serve(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	transport.SilenceLibraries()
+
+	// The store. Its lock is what makes a second daemon on this home impossible.
+	d.stage("store", "Opening the store in %s", d.cfg.paths.Data)
+	st, err := store.Open(store.Options{Dir: d.cfg.paths.Data, Passphrase: d.passphrase, Log: d.log})
+	clear(d.passphrase)
+	if err != nil {
+		return explainStore(err)
+	}
+	defer d.removeSocket() // last of all: kith down waits for it
+	defer st.Close()
+
+	// The hosts. A user's look-ups go out under another identity than their
+	// conversations, so that nobody sees which belong together.
+	d.stage("network", "Opening the network")
+	ways, err := remembered(ctx, st)
+	if err != nil {
+		return err
+	}
+	reach := d.reach(ways)
+	main, errands, err := d.hosts(ctx, st, reach)
+	if err != nil {
+		return err
+	}
+	defer main.Close()
+	if errands != main {
+		defer errands.Close()
+	}
+
+	// The directory in which contacts find each other.
+	d.stage("directory", "Joining the directory by %s", plural(len(d.bootstrap)+len(ways), "known node"))
+	dir, err := discovery.New(discovery.Config{
+		Host:       errands,
+		Server:     d.role == node.RoleCommunity,
+		Public:     reach == transport.Public,
+		Bootstrap:  d.bootstrap,
+		Remembered: ways,
+		Remember:   func(ways []peer.AddrInfo) { d.remember(ctx, st, ways) },
+		Log:        d.log,
+	})
+	if err != nil {
+		return fmt.Errorf("open the directory: %w", err)
+	}
+	defer dir.Close()
+
+	// The messenger.
+	n, err := node.New(ctx, node.Config{
+		Store:     st,
+		Discovery: dir,
+		Host:      main,
+		Role:      d.role,
+		Name:      d.cfg.name.value,
+		Version:   version,
+		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
+		Hints:     d.hints(ways),
+		Log:       d.log,
+	})
+	if err != nil {
+		return fmt.Errorf("open the messenger: %w", err)
+	}
+
+	// The local API.
+	ln, err := api.Listen(d.cfg.api.value)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	if err := d.linkSocket(); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	server := api.NewServer(api.ServerConfig{Backend: n, Stop: stop, Log: d.log})
+
+	// What runs. A part that ends by itself takes the daemon with it.
+	failed := make(chan error, 3)
+	defer start(ctx, dir.Run, failed).stop()
+	defer start(ctx, n.Run, failed).stop()
+	defer start(ctx, func(ctx context.Context) error { return server.Serve(ctx, ln) }, failed).stop()
+
+	if err := d.ready(ctx, n, main); err != nil {
+		return err
+	}
+	notify("READY=1")
+	defer notify("STOPPING=1")
+	select {
+	case <-ctx.Done():
+		d.stage("stopping", "Stopping")
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// part is something that runs until it is told to stop.
+type part struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// start runs a part apart from the end of ctx, so that parts stop one after
+// another. One that ends before it is stopped reports to failed.
+func start(ctx context.Context, run func(context.Context) error, failed chan<- error) *part {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p := &part{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		err := run(ctx)
+		if ctx.Err() == nil {
+			failed <- errors.Join(errors.New("a part of kith ended by itself; start it again"), err)
+		}
+	}()
+	return p
+}
+
+func (p *part) stop() {
+	p.cancel()
+	<-p.done
+}
+
+// explainStore gives the errors of opening a store their codes.
+func explainStore(err error) error {
+	var inUse *store.InUseError
+	switch {
+	case errors.As(err, &inUse):
+		return &api.Error{Code: api.CodeRefused, Message: inUse.Error()}
+	case errors.Is(err, store.ErrPassphraseNeeded), errors.Is(err, store.ErrPassphrase):
+		return &api.Error{Code: api.CodeLocked, Message: err.Error(), Hint: "use --passphrase-file FILE, or --passphrase to be asked"}
+	case errors.Is(err, store.ErrFull):
+		return &api.Error{Code: api.CodeQuota, Message: err.Error()}
+	}
+	return err
+}
+
+// passphrase reads the store's passphrase from the file that the configuration
+// names, or asks for it where there is a person to ask.
+func (k *kith) passphrase(cfg *config, ask bool) ([]byte, error) {
+	if path := cfg.passphrase.value; path != "" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, usagef("check --passphrase-file", "the passphrase file can not be read: %v", err)
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
+		if err != nil {
+			return nil, usagef("check --passphrase-file", "the passphrase file can not be read: %v", err)
+		}
+		b = []byte(strings.TrimRight(string(b), "\r\n"))
+		if len(b) == 0 || len(b) > maxPassphrase {
+			return nil, usagef("write the passphrase into it, on one line", "the passphrase file holds no passphrase")
+		}
+		return b, nil
+	}
+	if !ask {
+		return nil, nil
+	}
+	in, ok := k.stdin.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return nil, usagef("use --passphrase-file FILE", "there is no terminal to ask for the passphrase")
+	}
+	first, err := k.askSecret(in, "Passphrase: ")
+	if err != nil || store.Exists(cfg.paths.Data) {
+		return first, err
+	}
+	second, err := k.askSecret(in, "The same once more: ")
+	if err != nil {
+		return nil, err
+	}
+	if string(first) != string(second) {
+		return nil, usagef("start again", "the two passphrases differ")
+	}
+	return first, nil
+}
+
+func (k *kith) askSecret(in *os.File, question string) ([]byte, error) {
+	fmt.Fprint(k.stderr, question)
+	b, err := term.ReadPassword(int(in.Fd()))
+	fmt.Fprintln(k.stderr)
+	if err != nil {
+		return nil, fmt.Errorf("read the passphrase: %w", err)
+	}
+	if len(b) == 0 {
+		return nil, usagef("start without --passphrase if you want none", "the passphrase is empty")
+	}
+	return b, nil
+}
+
+// reach is which classes of addresses the network of this daemon has. The open
+// internet has public ones alone, and there nothing else is believed or
+// dialled. Where the ways in or the listeners lie on a LAN or on this machine,
+// so does the network. Nothing is known of a daemon without any way in, so it
+// may follow an invite anywhere; the next start knows more.
+func (d *daemon) reach(ways []peer.AddrInfo) transport.Reach {
+	reach := transport.Public
+	for _, info := range slices.Concat(d.bootstrap, ways) {
+		for _, a := range info.Addrs {
+			reach |= transport.ReachOf(a)
+		}
+	}
+	for _, a := range d.listen {
+		reach |= transport.ReachOf(a)
+	}
+	if len(d.bootstrap) == 0 && len(ways) == 0 {
+		reach |= transport.Private | transport.Loopback
+	}
+	return reach
+}
+
+// hosts makes the host for conversations and the one for look-ups. A community
+// node has one for both, with an identity that lasts.
+func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Reach) (main, errands *transport.Host, err error) {
+	if d.role == node.RoleCommunity {
+		key, err := hostKey(ctx, st)
+		if err != nil {
+			return nil, nil, err
+		}
+		main, err = transport.New(transport.Config{
+			Key: key, Role: transport.Community, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach, Log: d.log,
+		})
+		return main, main, explainListen(err)
+	}
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	// A contact may be on the same LAN, whatever network the directory is in.
+	main, err = transport.New(transport.Config{
+		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: transport.UserMemory / 2, Dial: reach | transport.Private, Log: d.log,
+	})
+	if err != nil {
+		return nil, nil, explainListen(err)
+	}
+	if key, err = transport.NewKey(rand.Reader); err == nil {
+		errands, err = transport.New(transport.Config{
+			Key: key, Role: transport.Errands, Memory: transport.UserMemory / 2, Dial: reach, Log: d.log,
+		})
+	}
+	if err != nil {
+		main.Close()
+		return nil, nil, err
+	}
+	return main, errands, nil
+}
+
+func explainListen(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &api.Error{Code: api.CodeNetwork, Message: "the network can not be opened: " + err.Error(), Hint: "check --listen: the address may be in use or not of this machine"}
+}
+
+// hostKey returns a community node's transport key; the first start makes it.
+func hostKey(ctx context.Context, st *store.Store) (key crypto.PrivKey, err error) {
+	err = st.Update(ctx, func(tx *store.Tx) error {
+		b, err := tx.SecretMeta(keyMeta)
+		if err == nil {
+			key, err = crypto.UnmarshalPrivateKey(b)
+			return err
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if key, err = transport.NewKey(rand.Reader); err != nil {
+			return err
+		}
+		if b, err = crypto.MarshalPrivateKey(key); err != nil {
+			return err
+		}
+		return tx.SetSecretMeta(keyMeta, b)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the node's key: %w", err)
+	}
+	return key, nil
+}
+
+// remembered returns the community nodes of earlier runs, best first.
+func remembered(ctx context.Context, st *store.Store) ([]peer.AddrInfo, error) {
+	var ways []peer.AddrInfo
+	err := st.View(ctx, func(tx *store.Tx) error {
+		addrs, err := tx.Ways(waysKept)
+		if err != nil {
+			return err
+		}
+		for _, s := range addrs {
+			info, err := peer.AddrInfoFromString(s)
+			if err != nil {
+				continue // written by another version; the rest is as good
+			}
+			if i := slices.IndexFunc(ways, func(w peer.AddrInfo) bool { return w.ID == info.ID }); i >= 0 {
+				ways[i].Addrs = append(ways[i].Addrs, info.Addrs...)
+				continue
+			}
+			ways = append(ways, *info)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the known nodes: %w", err)
+	}
+	return ways, nil
+}
+
+// remember keeps community nodes for the next run, best first.
+func (d *daemon) remember(ctx context.Context, st *store.Store, ways []peer.AddrInfo) {
+	now := time.Now().UnixMilli()
+	err := st.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
+		rank := int64(0)
+		for _, info := range ways {
+			addrs, err := peer.AddrInfoToP2pAddrs(&info)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				// The order is kept by time: one millisecond less for each.
+				if err := tx.RememberWay(a.String(), now-rank, waysKept); err != nil {
+					return err
+				}
+				rank++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		d.log.Warn("the known nodes could not be remembered")
+	}
+}
+
+// hints are the ways in that this user's invites name.
+func (d *daemon) hints(ways []peer.AddrInfo) []ma.Multiaddr {
+	var out []ma.Multiaddr
+	for _, info := range slices.Concat(d.bootstrap, ways) {
+		if addrs, err := peer.AddrInfoToP2pAddrs(&info); err == nil && len(addrs) > 0 {
+			out = append(out, addrs[0])
+		}
+	}
+	return out
+}
+
+// linkSocket puts a link where clients of this home look, if the API's socket
+// is elsewhere.
+func (d *daemon) linkSocket() error {
+	usual := d.cfg.paths.API
+	if d.cfg.api.value == usual {
+		return nil
+	}
+	target, err := filepath.Abs(d.cfg.api.value)
+	if err != nil {
+		return fmt.Errorf("API socket: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(usual), 0o700); err != nil {
+		return fmt.Errorf("API socket: %w", err)
+	}
+	if err := os.Remove(usual); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("API socket: %w", err)
+	}
+	if err := os.Symlink(target, usual); err != nil {
+		return fmt.Errorf("API socket: %w", err)
+	}
+	return nil
+}
+
+func (d *daemon) removeSocket() {
+	for _, path := range []string{d.cfg.paths.API, d.cfg.api.value} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			d.log.Warn("the API socket could not be removed")
+		}
+	}
+}
+
+// stage says what the daemon is doing now.
+func (d *daemon) stage(event, format string, args ...any) {
+	if d.k.json {
+		writeJSON(d.k.stdout, struct {
+			Event string `json:"event"`
+		}{event})
+	} else if !d.k.quiet {
+		fmt.Fprintf(d.k.stdout, format+" …\n", args...)
+	}
+}
+
+// ready prints what a person, or a script, needs to go on.
+func (d *daemon) ready(ctx context.Context, n *node.Node, host *transport.Host) error {
+	addrs, err := host.ListenAddrs()
+	if err != nil {
+		return fmt.Errorf("list the addresses: %w", err)
+	}
+	listen := []string{}
+	for _, a := range addrs {
+		listen = append(listen, a.String()+"/p2p/"+host.ID().String())
+	}
+	var account string
+	if d.role == node.RoleUser {
+		id, err := n.GetIdentity(ctx, &apiv1.GetIdentityRequest{})
+		if err != nil {
+			return fmt.Errorf("load the account: %w", err)
+		}
+		account = id.Fingerprint
+	}
+	if d.k.json {
+		writeJSON(d.k.stdout, struct {
+			Event   string   `json:"event"`
+			Account string   `json:"account"`
+			API     string   `json:"api"`
+			Web     *string  `json:"web"`
+			Listen  []string `json:"listen"`
+			Role    string   `json:"role"`
+			Version string   `json:"version"`
+		}{"ready", account, d.cfg.api.value, nil, listen, d.role.String(), version})
+		return nil
+	}
+	if d.k.quiet {
+		return nil
+	}
+	home := ""
+	if d.k.home != "" {
+		home = " --home " + word(d.k.home)
+	}
+	w := d.k.stdout
+	fmt.Fprintf(w, "\nkith is ready.\n\n")
+	rows := [][]string{}
+	if account != "" {
+		rows = append(rows, []string{"  account", account})
+	}
+	for _, a := range listen {
+		rows = append(rows, []string{"  listens on", a})
+	}
+	table(w, append(rows, []string{"  local API", d.cfg.api.value})...)
+	if d.role == node.RoleCommunity {
+		fmt.Fprintf(w, "\nOthers begin here with:      kith up --bootstrap %s\n", bootstrapExample(listen))
+	} else {
+		fmt.Fprintf(w, "\nMake a link for a friend:    kith invite%s\nHave a link from a friend:   kith accept LINK%s\n", home, home)
+	}
+	fmt.Fprintf(w, "Stop with Ctrl-C, or:        kith down%s\n\n", home)
+	return nil
+}
+
+// bootstrapExample is the address most likely to work from elsewhere.
+func bootstrapExample(listen []string) string {
+	best, score := "MULTIADDR", -1
+	for _, s := range listen {
+		a, err := ma.NewMultiaddr(s)
+		if err != nil {
+			continue
+		}
+		n := 0
+		switch transport.ReachOf(a) {
+		case transport.Public:
+			n = 2
+		case transport.Private:
+			n = 1
+		}
+		if n > score {
+			best, score = s, n
+		}
+	}
+	return best
+}
+
+// notify tells systemd, if it asked (sd_notify(3)).
+func notify(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	conn, err := new(net.Dialer).DialContext(context.Background(), "unixgram", path)
+	if err != nil {
+		return // then it gives up on us after its own timeout
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, state)
+}
