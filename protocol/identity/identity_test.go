@@ -330,6 +330,27 @@ func FuzzUnmarshalAccount(f *testing.F) {
 	})
 }
 
+func FuzzParseX25519(f *testing.F) {
+	f.Add(make([]byte, 32))
+	f.Add(append([]byte{9}, make([]byte, 31)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, err := ParseX25519(b)
+		if err == nil && !bytes.Equal(k.Bytes(), b) {
+			t.Error("an X25519 key has two encodings")
+		}
+	})
+}
+
+func FuzzParseEncapsulationKey(f *testing.F) {
+	f.Add(newDevice(f, random(11), AccountPublic{}).Public().EncapsulationKey().Bytes())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, err := ParseEncapsulationKey(b)
+		if err == nil && !bytes.Equal(k.Bytes(), b) {
+			t.Error("an encapsulation key has two encodings")
+		}
+	})
+}
+
 func FuzzParseFingerprint(f *testing.F) {
 	f.Add(Fingerprint{1, 2, 3}.Text())
 	f.Fuzz(func(t *testing.T, s string) {

@@ -1,9 +1,9 @@
 package identity
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/kith-im/kith/protocol"
 	"golang.org/x/crypto/cryptobyte"
@@ -171,7 +171,7 @@ func (l *DeviceList) Follows(prev *DeviceList) error {
 	if l.Account != prev.Account {
 		return errors.New("identity: the device list is of another account")
 	}
-	if l.Version == prev.Version && bytes.Equal(l.body(), prev.body()) {
+	if l.Version == prev.Version && slices.Equal(l.Devices, prev.Devices) {
 		return nil
 	}
 	if l.Version <= prev.Version {
