@@ -98,6 +98,9 @@ func NextDepth(before ...uint64) uint64 {
 	return min(highest, MaxDepth-1) + 1
 }
 
+// Format hides the message under every verb: text does not belong in logs.
+func (Message) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(message)") }
+
 // Kind says what a message's content is.
 func (m *Message) Kind() Kind { return m.Content.Kind() }
 

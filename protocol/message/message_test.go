@@ -291,6 +291,25 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestOneEncoding: forms that only a decoder meets.
+func TestOneEncoding(t *testing.T) {
+	reply := mustEncode(t, of(&Text{Body: "x", ReplyTo: ID{1}}))
+	present := len(reply) - 1 - 4 - 32 - 1 // body, expiry, id, presence
+	typing := mustEncode(t, of(&Typing{Active: true}))
+	for name, b := range map[string][]byte{
+		"reply to nothing":   append(append(bytes.Clone(reply[:present+1]), make([]byte, 32)...), reply[present+33:]...),
+		"presence of 2":      append(append(bytes.Clone(reply[:present]), 2), reply[present+1:]...),
+		"typing more than 1": append(bytes.Clone(typing[:len(typing)-1]), 2),
+	} {
+		if _, err := Decode(b); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := Decode(reply); err != nil || reply[present] != 1 {
+		t.Fatalf("the test looks at the wrong place: %v", err)
+	}
+}
+
 func TestNextDepth(t *testing.T) {
 	for _, tt := range []struct {
 		before []uint64
@@ -364,7 +383,8 @@ func FuzzDecode(f *testing.F) {
 func TestNothingPrints(t *testing.T) {
 	id, c := ID{0xab, 0xcd}, ConversationID{0xab, 0xcd}
 	for _, verb := range []string{"%v", "%s", "%x", "%d", "%+v", "%#v"} {
-		if s := fmt.Sprintf(verb+verb, id, c); strings.Contains(s, "ab") || strings.Contains(s, "171") {
+		m := Message{Conversation: c, Prev: id, Content: &Text{Body: "ab"}}
+		if s := fmt.Sprintf(verb+verb+verb+verb, id, c, m, &m); strings.Contains(s, "ab") || strings.Contains(s, "171") {
 			t.Errorf("%s prints %s", verb, s)
 		}
 	}

@@ -83,6 +83,9 @@ type Keys struct {
 	AD           []byte
 }
 
+// Format hides the keys under every verb.
+func (Keys) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(session keys)") }
+
 // A Session is one side's state of the ratchet between two devices. Values
 // share immutable parts; copying one is cheap, and any number of goroutines
 // may read the same value. It holds secrets: it is stored sealed and never
@@ -117,6 +120,9 @@ type Session struct {
 	old     []oldChain       // immutable; ended receiving chains, oldest first
 	skipped []skippedKey     // immutable; ordered by chain, then n
 }
+
+// Format hides the state under every verb.
+func (Session) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(session)") }
 
 // mixState says what is to happen with the handshake's last KEM secret.
 type mixState uint8

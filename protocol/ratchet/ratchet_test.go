@@ -125,3 +125,13 @@ func talk(t testing.TB, a, b *Session, r *rand.ChaCha8, n int) {
 		a, b = b, a
 	}
 }
+
+// TestNothingPrints: a session stays out of logs however it is printed.
+func TestNothingPrints(t *testing.T) {
+	a, _ := handshake(t, stream(1))
+	for _, verb := range []string{"%v", "%s", "%x", "%+v", "%#v"} {
+		if got := fmt.Sprintf(verb+verb+verb, a, &a, Keys{AD: []byte("ad")}); got != "(session)(session)(session keys)" {
+			t.Errorf("%s prints %.80s", verb, got)
+		}
+	}
+}

@@ -97,6 +97,26 @@ func TestNotCanonicalKey(t *testing.T) {
 	}
 }
 
+// TestHeaderIsChecked: a peer that does not keep to the protocol is refused.
+func TestHeaderIsChecked(t *testing.T) {
+	r := stream(1)
+	a, b := handshake(t, r)
+	odd := a
+	odd.ns = 1 // becomes the length of a chain that never was
+	mustFail(t, &b, mustEncrypt(t, &odd, r, "x", small), ErrDecrypt)
+	talk(t, &a, &b, r, 3)
+	for _, flags := range []uint8{flagMixed, 2, 0x80} {
+		odd = a
+		odd.sendFlags ^= flags
+		mustFail(t, &b, mustEncrypt(t, &odd, r, "x", small), ErrDecrypt)
+	}
+	odd = a
+	talk(t, &b, &odd, r, 1)
+	mustEncrypt(t, &odd, r, "begin", small)
+	odd.sendFlags = flagMixed // without an answer
+	mustFail(t, &b, mustEncrypt(t, &odd, r, "x", small), ErrDecrypt)
+}
+
 // TestMixTooLate: s3 only ever enters the first step.
 func TestMixTooLate(t *testing.T) {
 	r := stream(1)
@@ -324,9 +344,17 @@ func (s *schedule) settle() {
 	}
 }
 
+// seeds is how many seeds to try: n, or a tenth of it in a short run.
+func seeds(n uint64) uint64 {
+	if testing.Short() {
+		return n / 10
+	}
+	return n
+}
+
 // TestSchedules runs random schedules.
 func TestSchedules(t *testing.T) {
-	for seed := range uint64(250) {
+	for seed := range seeds(250) {
 		s := newSchedule(t, seed)
 		s.mayCopy = seed%3 == 0
 		ops := make([]byte, 240)

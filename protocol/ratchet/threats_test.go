@@ -72,7 +72,7 @@ func TestA20_StuckGenerator(t *testing.T) {
 func alarm(err error) bool { return errors.Is(err, ErrPeerCopied) || errors.Is(err, ErrOwnCopied) }
 
 func TestB01_Clone(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range seeds(200) {
 		r := stream(seed)
 		pick := rand.New(r)
 		a, b := handshake(t, r)
@@ -117,6 +117,52 @@ func TestB01_Clone(t *testing.T) {
 			t.Fatalf("seed %d: a cloned state sent, and nobody noticed", seed)
 		}
 	}
+}
+
+// TestB01_Signs shows each sign of docs/spec/ratchet.md, section 9, by itself.
+func TestB01_Signs(t *testing.T) {
+	r := stream(1)
+	begin := func() (a, b, thief Session) {
+		a, b = handshake(t, r)
+		talk(t, &a, &b, r, 4)
+		mustDecrypt(t, &b, mustEncrypt(t, &a, r, "x", small), "x")
+		return a, b, a
+	}
+	t.Run("more received than sent", func(t *testing.T) {
+		a, b, thief := begin()
+		mustDecrypt(t, &b, mustEncrypt(t, &thief, r, "x", small), "x")
+		mustFail(t, &a, mustEncrypt(t, &b, r, "answer", small), ErrOwnCopied)
+	})
+	t.Run("an answer to nothing", func(t *testing.T) {
+		a, b := handshake(t, r)
+		old := a
+		talk(t, &a, &b, r, 1)
+		mustFail(t, &old, mustEncrypt(t, &b, r, "answer", small), ErrOwnCopied)
+	})
+	t.Run("one number twice", func(t *testing.T) {
+		a, b, thief := begin()
+		mustDecrypt(t, &b, mustEncrypt(t, &thief, r, "x", small), "x")
+		mustFail(t, &b, mustEncrypt(t, &a, r, "y", small), ErrPeerCopied)
+	})
+	t.Run("two keys for one chain", func(t *testing.T) {
+		a, b, thief := begin()
+		ct := mustEncrypt(t, &b, r, "answer", small)
+		mustDecrypt(t, &a, ct, "answer")
+		mustDecrypt(t, &thief, ct, "answer")
+		mustDecrypt(t, &b, mustEncrypt(t, &thief, r, "x", small), "x")
+		mustFail(t, &b, mustEncrypt(t, &a, r, "x", small), ErrPeerCopied)
+	})
+	t.Run("fewer sent than received", func(t *testing.T) {
+		a, b, thief := begin()
+		mustDecrypt(t, &thief, mustEncrypt(t, &b, r, "answer", small), "answer")
+		mustDecrypt(t, &b, mustEncrypt(t, &a, r, "x", small), "x")
+		mustFail(t, &b, mustEncrypt(t, &thief, r, "x", small), ErrPeerCopied)
+	})
+	t.Run("an ended chain goes on", func(t *testing.T) {
+		a, b, thief := begin()
+		talk(t, &b, &a, r, 2*keptChains)
+		mustFail(t, &b, mustEncrypt(t, &thief, r, "x", small), ErrPeerCopied)
+	})
 }
 
 func TestB01_HealedCloneReadsNothing(t *testing.T) {
@@ -488,6 +534,7 @@ func TestB15_FrameIsCanonical(t *testing.T) {
 		ok    bool
 	}{
 		{"offer", append([]byte{1, 0, 0, 0, 1, 36, 1}, make([]byte, 32)...), true},
+		{"padding", append([]byte{1, 0, 0, 0, 1, 36, 1}, append(make([]byte, 32), 0, 1)...), false},
 		{"unknown kind", append([]byte{3, 0, 0, 0, 1, 0, 1}, make([]byte, 32)...), false},
 		{"first block out of range", append([]byte{1, 0, 0, 0, 1, 37, 1}, make([]byte, 32)...), false},
 		{"first answer block out of range", append([]byte{2, 0, 0, 0, 1, 34, 1}, make([]byte, 32)...), false},
