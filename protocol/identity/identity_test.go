@@ -399,3 +399,10 @@ func TestF07_DeviceListCount(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkSafetyNumber(b *testing.B) {
+	p, q := Party{AccountPublic{1}, []DeviceHash{{1}}}, Party{AccountPublic{2}, []DeviceHash{{2}}}
+	for b.Loop() {
+		SafetyNumber(p, q)
+	}
+}

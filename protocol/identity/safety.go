@@ -18,7 +18,7 @@ type Party struct {
 }
 
 // safetyRounds makes every guess of someone who looks for a key with a given
-// half cost 2^12 hashes, at two milliseconds for those who compare.
+// half cost 2^12 hashes, at a few milliseconds for those who compare.
 const safetyRounds = 1 << 12
 
 // SafetyNumber returns the 60 digits that two people compare, in twelve groups
