@@ -300,13 +300,14 @@ type ledgerEntry struct {
 }
 
 // watchLedger follows the events after an id, so that nothing that happens to a
-// message between its sending and this call is missed.
+// message between its sending and this call is missed. It ends with stop alone:
+// a deadline of ctx is for wait, which says what has not happened by then.
 func watchLedger(ctx context.Context, client *api.Client, after uint64) *ledger {
 	req := &apiv1.WatchEventsRequest{After: after}
 	if after == 0 {
 		req.From = "start"
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l := &ledger{client: client, cancel: cancel, ended: make(chan struct{}), states: map[string]ledgerEntry{}, changed: make(chan struct{})}
 	go func() {
 		defer close(l.ended)

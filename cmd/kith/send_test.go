@@ -1,0 +1,136 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/kith-im/kith/node/api"
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/protocol"
+)
+
+func TestSendLines(t *testing.T) {
+	b := &teller{name: "bob"}
+	home := serve(t, b)
+	var in strings.Builder
+	var want []string
+	for i := range 1000 {
+		want = append(want, fmt.Sprintf("text %d", i))
+		fmt.Fprintf(&in, "text %d\n", i)
+		if i%10 == 0 {
+			in.WriteString("\n") // left out
+		}
+	}
+	code, stdout, stderr := cli(t, in.String(), "--home", home, "--json", "send", "bob", "--stdin")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	var got []string
+	for _, req := range b.sent {
+		if len(req.Texts) > api.MaxTexts {
+			t.Errorf("a request has %d texts", len(req.Texts))
+		}
+		got = append(got, req.Texts...)
+	}
+	if strings.Join(got, "|") != strings.Join(want, "|") {
+		t.Errorf("%d texts were sent, want %d in their order", len(got), len(want))
+	}
+	out := json.NewDecoder(strings.NewReader(stdout))
+	for i := 0; ; i++ {
+		var m struct{ ID, State string }
+		if err := out.Decode(&m); err == io.EOF {
+			if i != len(want) {
+				t.Errorf("%d lines were printed, want %d", i, len(want))
+			}
+			break
+		} else if err != nil || i >= len(want) || m.ID != "id of "+want[i] || m.State != "queued" {
+			t.Fatalf("line %d is %+v, %v", i, m, err)
+		}
+	}
+}
+
+func TestSendLinesIdempotently(t *testing.T) {
+	b := &teller{name: "bob"}
+	home := serve(t, b)
+	in := strings.Repeat("x\n", api.MaxTexts+3)
+	for range 2 {
+		if code, _, stderr := cli(t, in, "--home", home, "send", "bob", "--stdin", "--idempotency-key", "job"); code != 0 {
+			t.Fatal(stderr)
+		}
+	}
+	for i, want := range []struct {
+		key   string
+		texts int
+	}{{"job/0", api.MaxTexts}, {"job/1", 3}, {"job/0", api.MaxTexts}, {"job/1", 3}} {
+		if i >= len(b.sent) || b.sent[i].IdempotencyKey != want.key || len(b.sent[i].Texts) != want.texts {
+			t.Fatalf("request %d is not %+v", i, want)
+		}
+	}
+}
+
+func TestSendBadLine(t *testing.T) {
+	for _, test := range []struct{ name, line, want string }{
+		{"control character", "a\x1b[2J", "line 3"},
+		{"no UTF-8", "a\xff", "line 3"},
+		{"too long", strings.Repeat("x", protocol.MaxText+1), "line 3"},
+		{"far too long", strings.Repeat("x", 3*protocol.MaxText), "line is longer"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := &teller{name: "bob"}
+			home := serve(t, b)
+			code, _, stderr := cli(t, "one\ntwo\n"+test.line+"\nfour\n", "--home", home, "send", "bob", "--stdin")
+			if code != exitUsage || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "2 lines were sent") || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("exit %d, stderr %q", code, stderr)
+			}
+			n := 0
+			for _, req := range b.sent {
+				n += len(req.Texts)
+			}
+			if n != 2 {
+				t.Errorf("%d lines were sent, want the two before", n)
+			}
+		})
+	}
+	b := &teller{name: "bob"}
+	home := serve(t, b)
+	for _, bad := range []string{"", "a\x07", strings.Repeat("x", 70_000)} {
+		if code, _, stderr := cli(t, "", "--home", home, "send", "bob", "--", bad); code != exitUsage || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("text of %d bytes: exit %d, stderr %q", len(bad), code, stderr)
+		}
+	}
+	if len(b.sent) != 0 {
+		t.Error("a bad text was sent")
+	}
+}
+
+func TestSendWait(t *testing.T) {
+	event := func(id, state string) *apiv1.Event {
+		return &apiv1.Event{Id: 1, Type: "ledger", Data: fmt.Sprintf(`{"id":%q,"state":%q,"reason":"because"}`, id, state)}
+	}
+	for _, test := range []struct {
+		name   string
+		wait   string
+		events []*apiv1.Event
+		code   int
+		want   string // the state printed
+	}{
+		{"delivered", "delivered", []*apiv1.Event{event("id of hi", "sent"), event("id of hi", "delivered")}, 0, "delivered"},
+		{"beyond", "held", []*apiv1.Event{event("id of hi", "read")}, 0, "read"},
+		{"others' messages", "delivered", []*apiv1.Event{event("x", "failed"), event("id of hi", "delivered")}, 0, "delivered"},
+		{"failed", "delivered", []*apiv1.Event{event("id of hi", "failed")}, exitRefused, "failed"},
+		{"cancelled", "sent", []*apiv1.Event{event("id of hi", "cancelled")}, exitRefused, "cancelled"},
+		{"not in time", "delivered", []*apiv1.Event{event("id of hi", "sent")}, exitTimeout, "sent"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			home := serve(t, &teller{name: "bob", events: test.events})
+			code, stdout, stderr := cli(t, "", "--home", home, "--json", "send", "bob", "hi", "--wait", test.wait, "--timeout", "300ms")
+			var m struct{ State string }
+			if err := json.Unmarshal([]byte(stdout), &m); err != nil || code != test.code || m.State != test.want {
+				t.Errorf("exit %d, stdout %q, stderr %q, want exit %d and %s", code, stdout, stderr, test.code, test.want)
+			}
+		})
+	}
+}
