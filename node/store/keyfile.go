@@ -42,6 +42,7 @@ import (
 //	} Slot;
 const (
 	keyFileSize  = 512
+	keyBodySize  = keyFileSize - sha256.Size
 	keyMagic     = "kithkey1"
 	dataKeySize  = 32
 	maxSlots     = 4
@@ -187,10 +188,10 @@ func (k *keyCopy) marshal() []byte {
 	for i := range k.slots {
 		k.slots[i].marshal(b)
 	}
-	out := b.BytesOrPanic()
-	out = append(out, make([]byte, keyFileSize-sha256.Size-len(out))...)
-	sum := sha256.Sum256(out)
-	return append(out, sum[:]...)
+	body := b.BytesOrPanic()
+	body = append(body, make([]byte, keyBodySize-len(body))...)
+	sum := sha256.Sum256(body)
+	return append(body, sum[:]...)
 }
 
 // parseKeyCopy reads one copy. It accepts exactly what marshal writes.
@@ -198,7 +199,7 @@ func parseKeyCopy(data []byte) (*keyCopy, error) {
 	if len(data) != keyFileSize {
 		return nil, errors.New("wrong length")
 	}
-	body, sum := data[:keyFileSize-sha256.Size], data[keyFileSize-sha256.Size:]
+	body, sum := data[:keyBodySize], data[keyBodySize:]
 	if want := sha256.Sum256(body); subtle.ConstantTimeCompare(sum, want[:]) != 1 {
 		return nil, errors.New("wrong checksum")
 	}

@@ -210,12 +210,14 @@ func (d *simDisk) syncDir(dir string) error {
 		return err
 	}
 	for name := range d.durable {
-		if d.live[name] == nil {
+		if filepath.Dir(name) == dir && d.live[name] == nil {
 			delete(d.durable, name)
 		}
 	}
 	for name, f := range d.live {
-		d.durable[name] = f
+		if filepath.Dir(name) == dir {
+			d.durable[name] = f
+		}
 	}
 	return nil
 }

@@ -44,9 +44,10 @@ var (
 	ErrDamaged = errors.New("stop kith and restore the data directory from a backup")
 	// ErrNewerSchema: a later version of kith has written this store.
 	ErrNewerSchema = errors.New("this store was written by a newer kith: install that version again, or a later one")
-	// ErrFull: the disk has no room for the change, which did not happen. The
-	// store can still be read, Reclaim still deletes, and Update works again
-	// as soon as there is room.
+	// ErrFull: the disk has no room for the change, which was undone. (If the
+	// machine stops before there is room, the next Open may find it done after
+	// all, whole.) The store can still be read, Reclaim still deletes, and
+	// Update works again as soon as there is room.
 	ErrFull = errors.New("the disk is full: nothing was saved; free some space and try again")
 	// ErrReadOnly: writing or syncing failed, so nothing more is accepted:
 	// after a failed fsync the system may have dropped what it could not
@@ -152,6 +153,7 @@ type Store struct {
 	// Owned by the writer goroutine.
 	writer  *conn
 	emptied time.Time // when the log was last emptied
+	spent   bool      // the reserve is not there
 }
 
 // engine is what tests replace.
@@ -243,13 +245,29 @@ func create(o Options, e engine) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := createDatabase(e, keys, staging); err != nil {
+		return err
+	}
+	if err := e.disk.syncDir(staging); err != nil {
+		return err
+	}
+	if err := e.disk.rename(staging, filepath.Join(o.Dir, storeName)); err != nil {
+		return err
+	}
+	return e.disk.syncDir(o.Dir)
+}
+
+// createDatabase makes a database with our schema and no log.
+func createDatabase(e engine, keys *keyFile, dir string) (err error) {
 	v := newCryptVFS(e.disk, keys.dataKey)
 	defer v.unregister()
-	c, err := openConn(connURI(e, v, staging), sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE)
+	c, err := openConn(connURI(e, v, dir), sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.close()) }()
+	defer func() {
+		err = errors.Join(err, c.close(), v.failure())
+	}()
 	if err := c.db.Exec(`PRAGMA page_size=4096`); err != nil {
 		return err
 	}
@@ -264,19 +282,8 @@ func create(o Options, e engine) (err error) {
 	if err := migrate(c, e.schema, true); err != nil {
 		return err
 	}
-	if _, _, err := c.db.WALCheckpoint("", sqlite3.CHECKPOINT_TRUNCATE); err != nil {
-		return err
-	}
-	if err := v.failure(); err != nil {
-		return err
-	}
-	if err := e.disk.syncDir(staging); err != nil {
-		return err
-	}
-	if err := e.disk.rename(staging, filepath.Join(o.Dir, storeName)); err != nil {
-		return err
-	}
-	return e.disk.syncDir(o.Dir)
+	_, _, err = c.db.WALCheckpoint("", sqlite3.CHECKPOINT_TRUNCATE)
+	return err
 }
 
 // present says whether there is a database at all. SQLite takes a missing or

@@ -32,8 +32,8 @@ func (tx *Tx) OnCommit(f func()) {
 }
 
 // Erased says that the update deleted or replaced something that must not
-// survive in the log: the log is emptied right after the commit, or as soon as
-// the views that still read from it end.
+// survive in the log: the log is emptied after the commit, before Update
+// returns, or as soon as the views that still read from it end.
 func (tx *Tx) Erased() {
 	tx.mustWrite()
 	tx.erase = true

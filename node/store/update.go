@@ -86,7 +86,9 @@ func (s *Store) write() {
 			if !s.emptyLog() {
 				idle.Reset(idleDelay)
 			}
-			s.restoreReserve()
+			if s.spent {
+				s.restoreReserve()
+			}
 			continue
 		case <-s.closing:
 			return
@@ -100,45 +102,68 @@ func (s *Store) write() {
 				break gather
 			}
 		}
-		if s.commit(group) || time.Since(s.emptied) > maxLogAge {
-			s.emptyLog()
-		}
+		s.commit(group)
 		clear(group)
 		idle.Reset(idleDelay)
 	}
 }
 
-// commit runs a group of updates, answers all of them, and says whether the
-// log should be emptied.
-func (s *Store) commit(group []*update) (erased bool) {
+// commit runs a group of updates and answers all of them.
+func (s *Store) commit(group []*update) {
+	// Whoever adds waits until there is a reserve for those who delete.
+	if s.spent && !s.restoreReserve() {
+		group = refuse(group, ErrFull)
+	}
+	if len(group) == 0 {
+		return
+	}
 	err := s.attempt(group)
 	if errors.Is(err, ErrFull) {
-		s.emptyLog() // may give back enough for the next one
-		// Give the room in reserve to those who make room.
-		var rest []*update
-		for _, u := range group {
-			if u.reclaim {
-				rest = append(rest, u)
-			} else {
-				u.answer(err)
-			}
+		// Empty the log: that may make room, and what it holds of the change
+		// that was just undone must not be found there by the next Open.
+		if !s.emptyLog() {
+			s.spendReserve()
+			s.emptyLog()
+			s.restoreReserve() // the log was at least as big as what moved
 		}
-		if group = rest; len(group) == 0 {
-			return false
+		if group = refuse(group, err); len(group) == 0 {
+			return
 		}
 		s.spendReserve()
 		err = s.attempt(group)
 	}
+	var erased []*update
 	for _, u := range group {
 		if err == nil && u.err == nil {
-			erased = erased || u.tx.erase || u.reclaim
 			for _, hook := range u.tx.hooks {
 				hook()
+			}
+			if u.reclaim || u.tx.erase {
+				erased = append(erased, u)
+				continue
 			}
 		}
 		u.answer(err)
 	}
-	return erased
+	if len(erased) > 0 || time.Since(s.emptied) > maxLogAge {
+		s.emptyLog()
+	}
+	for _, u := range erased {
+		u.answer(nil)
+	}
+}
+
+// refuse answers all but those who delete, and returns these.
+func refuse(group []*update, err error) []*update {
+	var rest []*update
+	for _, u := range group {
+		if u.reclaim {
+			rest = append(rest, u)
+		} else {
+			u.answer(err)
+		}
+	}
+	return rest
 }
 
 // answer releases the caller of Update: with the group's error, if there is
@@ -292,15 +317,17 @@ func (s *Store) emptyLog() bool {
 	return true
 }
 
-// restoreReserve writes the reserve if it is not there and there is room.
-func (s *Store) restoreReserve() {
+// restoreReserve sees to it that the reserve is there, and says whether it is.
+func (s *Store) restoreReserve() bool {
+	s.spent = true
 	name := filepath.Join(s.dir, reserveName)
 	if ok, err := s.disk.exists(name); ok || err != nil {
-		return
+		s.spent = err != nil
+		return !s.spent
 	}
 	f, err := s.disk.open(name, true)
 	if err != nil {
-		return
+		return false
 	}
 	ballast := make([]byte, reserveSize)
 	rand.Read(ballast) // so that no file system compresses it away
@@ -308,12 +335,17 @@ func (s *Store) restoreReserve() {
 	if err = errors.Join(err, f.Close()); err != nil {
 		// A partial reserve would pass for a whole one.
 		_ = s.disk.remove(name)
+		return false
 	}
+	s.spent = false
+	return true
 }
 
 // spendReserve gives the space of the reserve back to the disk.
 func (s *Store) spendReserve() {
-	if s.disk.remove(filepath.Join(s.dir, reserveName)) == nil {
+	if !s.spent {
 		s.log.Warn("the disk is full: the reserve makes room for deleting")
 	}
+	s.spent = true
+	_ = s.disk.remove(filepath.Join(s.dir, reserveName)) // it may be gone already
 }
