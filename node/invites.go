@@ -1,0 +1,319 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/handshake"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/invite"
+)
+
+const (
+	// inviteLife is how long an invite lives unless its maker says otherwise,
+	// and maxInviteLife the longest it may.
+	inviteLife    = 7 * 24 * time.Hour
+	maxInviteLife = 365 * 24 * time.Hour
+
+	// maxInvites bounds the open invites: each costs three records in the
+	// table every few hours.
+	maxInvites = 100
+
+	// A reusable invite shows a new prekey every prekeyLife, and answers to
+	// the old one for prekeyGrace: who answered it may have been offline.
+	prekeyLife  = 48 * time.Hour
+	prekeyGrace = 7 * 24 * time.Hour
+
+	// acceptPatience is how long accepting waits for the inviter's keys before
+	// it leaves the search to the background.
+	acceptPatience = 8 * time.Second
+)
+
+// CreateInvite makes a link that turns whoever opens it into a contact, or,
+// reusable, into a request.
+func (n *Node) CreateInvite(ctx context.Context, req *apiv1.CreateInviteRequest) (*apiv1.CreateInviteResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	life := inviteLife
+	if req.ExpiresS != 0 {
+		life = time.Duration(req.ExpiresS) * time.Second
+	}
+	if life < time.Minute || life > maxInviteLife {
+		return nil, refuse(CodeUsage, "choose between 1m and 365d", "an invite cannot live that long or that short")
+	}
+	var out *apiv1.Invite
+	err := n.update(ctx, func(w *work) error {
+		rows, err := w.tx.Invites()
+		if err != nil {
+			return err
+		}
+		open := 0
+		for _, r := range rows {
+			if r.State == store.InviteOpen && r.Expires > w.ms() {
+				open++
+			}
+		}
+		if open >= maxInvites {
+			return refuse(CodeQuota, "revoke some: kith invite revoke ID", "there are already %d open invites", maxInvites)
+		}
+		link, err := invite.New(n.self.rand, n.self.device.Hash(), req.Reusable, w.now.Add(life), n.hints())
+		if err != nil {
+			return err
+		}
+		id := make([]byte, 8)
+		if _, err := io.ReadFull(n.self.rand, id); err != nil {
+			return err
+		}
+		row := store.InviteRow{
+			ID: id, Link: []byte(link.Link()), Name: cleanName(req.Name), Reusable: req.Reusable,
+			State: store.InviteOpen, Created: w.ms(), Expires: link.Expiry.UnixMilli(),
+		}
+		if err := w.tx.CreateInvite(row); err != nil {
+			return err
+		}
+		if err := w.newPrekey(row); err != nil {
+			return err
+		}
+		tag := link.Keys().Tag
+		if err := w.tx.AddInviteTag(tag[:], id); err != nil {
+			return err
+		}
+		w.names, w.publish = true, true
+		out = w.showInvite(row)
+		return nil
+	})
+	if err != nil {
+		return nil, explain(err)
+	}
+	return &apiv1.CreateInviteResponse{Invite: out}, nil
+}
+
+// hints are the ways in that a new invite names.
+func (n *Node) hints() [][]byte {
+	var out [][]byte
+	for _, h := range n.cfg.Hints {
+		if b := h.Bytes(); len(b) <= protocol.MaxAddress && len(out) < protocol.MaxHints {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// newPrekey gives an invite a fresh prekey.
+func (w *work) newPrekey(inv store.InviteRow) error {
+	p, err := handshake.NewPrekey(w.n.self.rand)
+	if err != nil {
+		return err
+	}
+	expires := inv.Expires
+	if inv.Reusable {
+		expires = min(expires, w.now.Add(prekeyLife+prekeyGrace).UnixMilli())
+	}
+	id := p.ID()
+	return w.tx.CreatePrekey(store.PrekeyRow{ID: id[:], Invite: inv.ID, Secret: p.Marshal(), Created: w.ms(), Expires: expires})
+}
+
+// bundle is what an invite shows: its newest prekey, rotated when it is due.
+func (w *work) bundle(inv store.InviteRow, link *invite.Invite, epoch uint64) (*handshake.Bundle, error) {
+	row, err := w.tx.NewestPrekey(inv.ID)
+	if err != nil {
+		return nil, err
+	}
+	if inv.Reusable && row.Created+prekeyLife.Milliseconds() <= w.ms() {
+		if err := w.newPrekey(inv); err != nil {
+			return nil, err
+		}
+		if row, err = w.tx.NewestPrekey(inv.ID); err != nil {
+			return nil, err
+		}
+	}
+	p, err := handshake.UnmarshalPrekey(row.Secret)
+	if err != nil {
+		return nil, errors.Join(store.ErrDamaged, err)
+	}
+	return handshake.NewBundle(w.n.self.device, p, epoch, time.UnixMilli(row.Expires), link.Keys().Bundle), nil
+}
+
+func inviteText(id []byte) string { return hex.EncodeToString(id) }
+
+func (w *work) showInvite(r store.InviteRow) *apiv1.Invite { return showInvite(r, w.now) }
+
+func showInvite(r store.InviteRow, now time.Time) *apiv1.Invite {
+	state := "open"
+	switch {
+	case r.State == store.InviteUsed:
+		state = "used"
+	case r.State == store.InviteRevoked:
+		state = "revoked"
+	case r.Expires <= now.UnixMilli():
+		state = "expired"
+	}
+	return &apiv1.Invite{
+		Id: inviteText(r.ID), Link: string(r.Link), ExpiresMs: r.Expires, Uses: int32(r.Uses),
+		Reusable: r.Reusable, Name: r.Name, State: state, CreatedMs: r.Created,
+	}
+}
+
+// ListInvites returns our invites, oldest first.
+func (n *Node) ListInvites(ctx context.Context, _ *apiv1.ListInvitesRequest) (*apiv1.ListInvitesResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	out := &apiv1.ListInvitesResponse{}
+	err := n.view(ctx, func(tx *store.Tx) error {
+		rows, err := tx.Invites()
+		for _, r := range rows {
+			out.Invites = append(out.Invites, showInvite(r, n.now()))
+		}
+		return err
+	})
+	return out, explain(err)
+}
+
+// RevokeInvite ends an invite: nobody can answer it any more.
+func (n *Node) RevokeInvite(ctx context.Context, req *apiv1.RevokeInviteRequest) (*apiv1.RevokeInviteResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	err := n.update(ctx, func(w *work) error {
+		rows, err := w.tx.Invites()
+		if err != nil {
+			return err
+		}
+		var fits []store.InviteRow
+		for _, r := range rows {
+			if req.Id != "" && strings.HasPrefix(inviteText(r.ID), strings.ToLower(req.Id)) {
+				fits = append(fits, r)
+			}
+		}
+		switch {
+		case len(fits) == 0:
+			return refuse(CodeNotFound, "kith invites lists the ones you have", "there is no invite %q", req.Id)
+		case len(fits) > 1:
+			return refuse(CodeUsage, "give more of the id", "%q fits several invites", req.Id)
+		}
+		r := fits[0]
+		if r.State != store.InviteOpen {
+			return refuse(CodeRefused, "nothing needs to be done", "this invite is not open any more")
+		}
+		if err := w.tx.DeletePrekeys(r.ID); err != nil {
+			return err
+		}
+		w.names, w.publish = true, true
+		return w.tx.SetInvite(r.ID, store.InviteRevoked, r.Uses)
+	})
+	return &apiv1.RevokeInviteResponse{}, explain(err)
+}
+
+// AcceptInvite answers a link: its maker becomes a contact. It waits a moment
+// for the maker's keys, so that one can write at once; if they are not found
+// by then the search goes on by itself and the contact stays pending.
+func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest) (*apiv1.AcceptInviteResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	link, err := invite.Parse(req.Link)
+	if err != nil {
+		sentence, hint, _ := strings.Cut(err.Error(), ": ")
+		return nil, refuse(CodeUsage, hint, "%s", sentence)
+	}
+	if link.Expired(n.now()) {
+		return nil, refuse(CodeRefused, "ask for a new one", "the invite has expired")
+	}
+	if link.Device == n.self.device.Hash() {
+		return nil, refuse(CodeRefused, "send it to somebody else", "this is your own invite")
+	}
+	news := n.feed.subscribe()
+	defer n.feed.unsubscribe(news)
+	var id int64
+	err = n.update(ctx, func(w *work) error {
+		id = 0
+		d, err := w.tx.Device(link.Device[:])
+		switch {
+		case err == nil && bytes.Equal(d.Link, []byte(link.Link())):
+			id = d.Contact // accepted before, and still under way
+			return nil
+		case err == nil:
+			c, err := w.tx.Contact(d.Contact)
+			if err != nil {
+				return err
+			}
+			return refuse(CodeRefused, "write to them: kith send "+quoteName(c)+" TEXT", "%s is already a contact", quoteName(c))
+		case !errors.Is(err, store.ErrNotFound):
+			return err
+		}
+		c := store.ContactRow{State: store.ContactPending, Name: cleanName(req.Name), Added: w.ms()}
+		if err := w.addContact(&c); err != nil {
+			return err
+		}
+		id = c.ID
+		w.devices[link.Device] = true
+		w.publish = true
+		for _, h := range link.Hints {
+			if a, err := ma.NewMultiaddrBytes(h); err == nil {
+				if err := w.tx.RememberWay(a.String(), w.ms(), keepWays); err != nil {
+					return err
+				}
+			}
+		}
+		if err := w.tx.SaveDevice(store.DeviceRow{Hash: link.Device[:], Contact: c.ID, Link: []byte(link.Link())}); err != nil {
+			return err
+		}
+		return w.emitContact(c, "accepted")
+	})
+	if err != nil {
+		return nil, explain(err)
+	}
+	n.beacon.waysIn(link.Hints)
+	c, err := n.awaitKeys(ctx, id, link.Device, news)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return &apiv1.AcceptInviteResponse{Contact: c}, nil
+}
+
+// awaitKeys returns the contact as soon as the device's keys are known, or
+// when patience ends.
+func (n *Node) awaitKeys(ctx context.Context, id int64, device identity.DeviceHash, news <-chan struct{}) (*apiv1.Contact, error) {
+	patience := time.NewTimer(acceptPatience)
+	defer patience.Stop()
+	for over := false; ; {
+		var out *apiv1.Contact
+		var known bool
+		err := n.view(ctx, func(tx *store.Tx) error {
+			c, err := tx.Contact(id)
+			if err != nil {
+				return err
+			}
+			d, err := tx.Device(device[:])
+			if err != nil {
+				return err
+			}
+			known = d.Public != nil
+			out, err = n.showContact(tx, c)
+			return err
+		})
+		if err != nil || known || over {
+			return out, err
+		}
+		select {
+		case <-news:
+		case <-patience.C:
+			over = true
+		case <-ctx.Done():
+			over = true
+			ctx = context.WithoutCancel(ctx) // it is accepted either way: say so
+		}
+	}
+}

@@ -1,0 +1,518 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/message"
+)
+
+// A delivery's state only moves to the right:
+//
+//	queued ──► sent ──► delivered ──► read
+//	   │         │
+//	   ├─────────┴──► expired, failed
+//	   └──► cancelled
+//
+// queued: committed here. sent: the device's daemon has it; we still keep it.
+// delivered: the device's receipt is here. A sent message can still expire
+// without a receipt. moveDelivery is the only way to move.
+func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.DeliveryState, reason string) (bool, error) {
+	if !mayMove(d.State, to) {
+		return false, nil
+	}
+	d.State, d.Reason = to, reason
+	keep := to == store.DeliverySent || to == store.DeliveryHeld
+	if to == store.DeliveryDelivered {
+		d.Delivered = w.ms()
+	}
+	if err := w.tx.SaveDelivery(*d, keep); err != nil {
+		return false, err
+	}
+	return true, w.emit(eventLedger, ledgerEvent{
+		ID: messageText(d.Message), Conversation: c.Handle, State: stateName(to), Device: hex.EncodeToString(d.Device),
+		Time: w.ms(), Reason: reason,
+	})
+}
+
+func mayMove(from, to store.DeliveryState) bool {
+	switch to {
+	case store.DeliverySent, store.DeliveryHeld:
+		return from == store.DeliveryQueued
+	case store.DeliveryDelivered:
+		return from < store.DeliveryDelivered
+	case store.DeliveryRead:
+		return from < store.DeliveryRead
+	case store.DeliveryExpired, store.DeliveryFailed:
+		return from < store.DeliveryDelivered
+	case store.DeliveryCancelled:
+		return from == store.DeliveryQueued
+	case store.DeliveryQueued:
+	}
+	return false
+}
+
+func stateName(s store.DeliveryState) string {
+	switch s {
+	case store.DeliveryQueued:
+		return "queued"
+	case store.DeliverySent:
+		return "sent"
+	case store.DeliveryHeld:
+		return "held"
+	case store.DeliveryDelivered:
+		return "delivered"
+	case store.DeliveryRead:
+		return "read"
+	case store.DeliveryFailed:
+		return "failed"
+	case store.DeliveryExpired:
+		return "expired"
+	case store.DeliveryCancelled:
+		return "cancelled"
+	}
+	return "unknown"
+}
+
+// attempt is one try to bring an envelope to a device.
+type attempt struct {
+	Time   int64  `json:"t"`
+	Road   road   `json:"r"`
+	Result string `json:"s"`
+}
+
+// maxAttempts bounds what the ledger keeps of a message that is hard to
+// deliver: the newest.
+const maxAttempts = 16
+
+// addAttempt appends to a delivery's encoded attempts.
+func addAttempt(encoded []byte, a attempt) ([]byte, error) {
+	all, err := attempts(encoded)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, a)
+	if len(all) > maxAttempts {
+		all = all[len(all)-maxAttempts:]
+	}
+	return json.Marshal(all)
+}
+
+func attempts(encoded []byte) (all []attempt, err error) {
+	if len(encoded) == 0 {
+		return nil, nil
+	}
+	if err := json.Unmarshal(encoded, &all); err != nil {
+		return nil, errors.Join(store.ErrDamaged, err)
+	}
+	return all, nil
+}
+
+// show is a message as the API shows it: its state is that of the device it
+// has come least far to.
+func (n *Node) show(tx *store.Tx, row store.MessageRow, c store.ContactRow) (*apiv1.Message, error) {
+	if row.Gone != 0 {
+		return &apiv1.Message{
+			Id: messageText(row.ID), Conversation: c.Handle, FromMe: row.Mine, From: n.nameOf(row, c), Seq: row.Seq,
+			ReceivedMs: row.Received, State: message.Reason(row.Gone).String(), Kind: "gone",
+		}, nil
+	}
+	m, err := message.Decode(row.Wire)
+	if err != nil {
+		return nil, errors.Join(store.ErrDamaged, err)
+	}
+	out := showMessage(row, m, c, n.self.name)
+	if !row.Mine {
+		below, err := tx.SeqBefore(row.Contact, row.Author, row.Seq)
+		if err != nil {
+			return nil, err
+		}
+		out.MissingBefore = uint32(min(row.Seq-below-1, 1<<31))
+		return out, nil
+	}
+	deliveries, err := tx.Deliveries(row.ID)
+	if err != nil {
+		return nil, err
+	}
+	state, reason := overall(deliveries)
+	out.State, out.Reason = stateName(state), reason
+	return out, nil
+}
+
+func (n *Node) nameOf(row store.MessageRow, c store.ContactRow) string {
+	if row.Mine {
+		return n.self.name
+	}
+	return c.Name
+}
+
+// overall is the state of a message from those of its deliveries: the least
+// advanced one that is still on its way, or else the furthest.
+func overall(ds []store.DeliveryRow) (state store.DeliveryState, reason string) {
+	for _, d := range ds {
+		if state == 0 || d.State < state {
+			state, reason = d.State, d.Reason
+		}
+	}
+	return state, reason
+}
+
+// resolveMessage finds a message by its id or by a prefix of it that fits no
+// other.
+func resolveMessage(tx *store.Tx, word string) (store.MessageRow, error) {
+	const full = 2 * len(message.ID{})
+	missing := refuse(CodeNotFound, "kith read --json shows the ids", "there is no message %q", word)
+	word = strings.ToLower(word)
+	if len(word) < 4 || len(word) > full {
+		return store.MessageRow{}, missing
+	}
+	low, err1 := hex.DecodeString(word + strings.Repeat("0", full-len(word)))
+	high, err2 := hex.DecodeString(word + strings.Repeat("f", full-len(word)))
+	if err1 != nil || err2 != nil {
+		return store.MessageRow{}, missing
+	}
+	rows, err := tx.MessagesByPrefix(low, high, 2)
+	switch {
+	case err != nil:
+		return store.MessageRow{}, err
+	case len(rows) == 0:
+		return store.MessageRow{}, missing
+	case len(rows) > 1:
+		return store.MessageRow{}, refuse(CodeUsage, "give more of the id", "%q fits several messages", word)
+	}
+	return rows[0], nil
+}
+
+// ListMessages returns a page of a conversation, in its order.
+func (n *Node) ListMessages(ctx context.Context, req *apiv1.ListMessagesRequest) (*apiv1.ListMessagesResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	limit := int(req.Last)
+	if limit <= 0 {
+		limit = 50
+	}
+	limit = min(limit, 1000)
+	out := &apiv1.ListMessagesResponse{}
+	err := n.view(ctx, func(tx *store.Tx) error {
+		c, err := resolveContact(tx, req.Conversation)
+		if err != nil {
+			return err
+		}
+		var rows []store.MessageRow
+		switch {
+		case req.Since != "":
+			after, err := messageIn(tx, c, req.Since)
+			if err != nil {
+				return err
+			}
+			if rows, err = tx.NextMessages(c.ID, after, limit+1); err != nil {
+				return err
+			}
+			if out.More = len(rows) > limit; out.More {
+				rows = rows[:limit]
+			}
+		default:
+			var before *store.MessageRow
+			if req.Before != "" {
+				row, err := messageIn(tx, c, req.Before)
+				if err != nil {
+					return err
+				}
+				before = &row
+			}
+			if rows, err = tx.LastMessages(c.ID, before, limit+1); err != nil {
+				return err
+			}
+			if out.More = len(rows) > limit; out.More {
+				rows = rows[1:]
+			}
+		}
+		for _, row := range rows {
+			shown, err := n.show(tx, row, c)
+			if err != nil {
+				return err
+			}
+			out.Messages = append(out.Messages, shown)
+		}
+		return nil
+	})
+	return out, explain(err)
+}
+
+func messageIn(tx *store.Tx, c store.ContactRow, id string) (store.MessageRow, error) {
+	row, err := resolveMessage(tx, id)
+	if err == nil && row.Contact != c.ID {
+		return row, refuse(CodeNotFound, "kith read --json shows the ids", "that message is not in this conversation")
+	}
+	return row, err
+}
+
+// ListConversations returns the conversations, requests excepted, each with
+// its last message.
+func (n *Node) ListConversations(ctx context.Context, _ *apiv1.ListConversationsRequest) (*apiv1.ListConversationsResponse, error) {
+	out := &apiv1.ListConversationsResponse{}
+	err := n.listContacts(ctx, func(tx *store.Tx, c store.ContactRow) error {
+		if c.State == store.ContactRequest {
+			return nil
+		}
+		contact, err := n.showContact(tx, c)
+		if err != nil {
+			return err
+		}
+		conv := &apiv1.Conversation{Id: c.Handle, Name: c.Name, Kind: "contact", Contact: contact}
+		if conv.Messages, err = tx.CountMessages(c.ID); err != nil {
+			return err
+		}
+		last, err := tx.LastMessages(c.ID, nil, 1)
+		if err != nil {
+			return err
+		}
+		for _, row := range last {
+			if conv.Last, err = n.show(tx, row, c); err != nil {
+				return err
+			}
+		}
+		out.Conversations = append(out.Conversations, conv)
+		return nil
+	})
+	return out, err
+}
+
+// Trace returns a message's ledger: every device it goes to, and every attempt.
+func (n *Node) Trace(ctx context.Context, req *apiv1.TraceRequest) (*apiv1.TraceResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	out := &apiv1.TraceResponse{}
+	err := n.view(ctx, func(tx *store.Tx) error {
+		row, err := resolveMessage(tx, req.Id)
+		if err != nil {
+			return err
+		}
+		c, err := tx.Contact(row.Contact)
+		if err != nil {
+			return err
+		}
+		if out.Message, err = n.show(tx, row, c); err != nil {
+			return err
+		}
+		deliveries, err := tx.Deliveries(row.ID)
+		if err != nil {
+			return err
+		}
+		for _, d := range deliveries {
+			shown := &apiv1.Delivery{Device: hex.EncodeToString(d.Device), State: stateName(d.State), DeliveredMs: d.Delivered}
+			if d.Envelope != nil {
+				shown.NextMs = max(d.Due, n.outbox.nextTry(d.Device))
+			}
+			all, err := attempts(d.Attempts)
+			if err != nil {
+				return err
+			}
+			for _, a := range all {
+				shown.Attempts = append(shown.Attempts, &apiv1.Attempt{TimeMs: a.Time, Road: string(a.Road), Result: a.Result})
+			}
+			out.Devices = append(out.Devices, shown)
+		}
+		return nil
+	})
+	return out, explain(err)
+}
+
+// Cancel takes back a message that has not left for any device. Its place in
+// the conversation stays, and the recipient is told that nothing will come.
+func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.CancelResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	out := &apiv1.CancelResponse{}
+	err := n.update(ctx, func(w *work) error {
+		row, err := resolveMessage(w.tx, req.Id)
+		if err != nil {
+			return err
+		}
+		if !row.Mine {
+			return refuse(CodeRefused, "only messages of your own can be cancelled", "this message is not yours")
+		}
+		c, err := w.tx.Contact(row.Contact)
+		if err != nil {
+			return err
+		}
+		deliveries, err := w.tx.Deliveries(row.ID)
+		if err != nil {
+			return err
+		}
+		for _, d := range deliveries {
+			if d.State != store.DeliveryQueued || n.outbox.offering(d.Device, d.ID) {
+				return refuse(CodeRefused, "see: kith trace "+messageText(row.ID)[:12], "the message has already left and cannot be cancelled")
+			}
+		}
+		if err := w.giveUp(c, row, store.DeliveryCancelled, message.Cancelled, "cancelled"); err != nil {
+			return err
+		}
+		row.Gone = int(message.Cancelled)
+		out.Message, err = n.show(w.tx, row, c)
+		return err
+	})
+	return out, explain(err)
+}
+
+// giveUp ends a message of ours that was not delivered everywhere: its content
+// is erased, and the devices that wait for it are told.
+func (w *work) giveUp(c store.ContactRow, row store.MessageRow, to store.DeliveryState, why message.Reason, reason string) error {
+	deliveries, err := w.tx.Deliveries(row.ID)
+	if err != nil {
+		return err
+	}
+	for _, d := range deliveries {
+		if _, err := w.moveDelivery(c, &d, to, reason); err != nil {
+			return err
+		}
+	}
+	if why == message.Cancelled {
+		if err := w.tx.SetGone(row.ID, int(why)); err != nil {
+			return err
+		}
+	}
+	return w.say(c, &message.Gone{Seq: row.Seq, ID: message.ID(row.ID), Reason: why})
+}
+
+// askAgain is how long an unanswered request for missing messages is not
+// repeated.
+const askAgain = time.Minute
+
+// askForMissing asks the author of a chain for what is missing below its end,
+// if that was not done lately.
+func (w *work) askForMissing(c store.ContactRow, end *store.ChainRow) error {
+	if c.State == store.ContactRequest || w.ms()-end.Asked < askAgain.Milliseconds() {
+		return nil
+	}
+	gaps, err := w.tx.Gaps(c.ID, end.Author, protocol.MaxBatch)
+	if err != nil {
+		return err
+	}
+	if len(gaps) == 0 {
+		end.Asked = 0
+		return nil
+	}
+	ask := &message.Resend{}
+	for _, g := range gaps {
+		ask.Ranges = append(ask.Ranges, message.Range{First: g.First, Last: g.Last})
+	}
+	end.Asked = w.ms()
+	return w.say(c, ask)
+}
+
+// maxResend bounds what one request makes us send again.
+const maxResend = 256
+
+// takeResend sends messages of ours again: the same messages under the same
+// ids, newly sealed. What is gone is said to be gone.
+func (w *work) takeResend(c store.ContactRow, m *message.Resend) error {
+	hash := w.n.self.device.Hash()
+	budget := maxResend
+	for _, r := range m.Ranges {
+		for seq := r.First; seq <= r.Last && budget > 0; seq++ {
+			row, err := w.tx.MessageBySeq(c.ID, hash[:], seq)
+			if ok, err := found(err); !ok {
+				if err != nil {
+					return err
+				}
+				break // beyond what we ever wrote
+			}
+			budget--
+			if row.Gone != 0 {
+				if err := w.say(c, &message.Gone{Seq: seq, ID: message.ID(row.ID), Reason: message.Reason(row.Gone)}); err != nil {
+					return err
+				}
+				continue
+			}
+			if err := w.address(c, row.Wire, nil, messageLife); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// takeGone fills a gap with the word that nothing will come.
+func (w *work) takeGone(s *session, c store.ContactRow, m *message.Gone) error {
+	if _, err := w.tx.MessageBySeq(c.ID, s.device[:], m.Seq); !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if _, err := w.tx.Message(m.ID[:]); !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	chains, err := w.tx.Chains(c.ID)
+	if err != nil {
+		return err
+	}
+	end := store.ChainRow{Contact: c.ID, Author: s.device[:]}
+	for _, ch := range chains {
+		if bytes.Equal(ch.Author, s.device[:]) {
+			end = ch
+		}
+	}
+	if m.Seq > end.Seq+1 {
+		return nil // the gap before it is found with the next message
+	}
+	if m.Seq == end.Seq+1 {
+		end.Seq, end.ID = m.Seq, m.ID[:]
+		if end.Depth == 0 {
+			end.Depth = 1
+		}
+		if err := w.tx.SaveChain(end); err != nil {
+			return err
+		}
+	}
+	return w.tx.AddMessage(store.MessageRow{
+		ID: m.ID[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: end.Depth, Received: w.ms(),
+		Receipt: true, Gone: int(m.Reason),
+	})
+}
+
+// tidyBatch bounds how much one transaction of tidying does.
+const tidyBatch = 500
+
+// tidy ends what ends by itself.
+func (w *work) tidy() error {
+	expired, err := w.tx.ExpiredDeliveries(w.ms(), tidyBatch)
+	if err != nil {
+		return err
+	}
+	for _, d := range expired {
+		if d.Message == nil {
+			if err := w.tx.DeleteDelivery(d.ID); err != nil {
+				return err
+			}
+			continue
+		}
+		c, err := w.tx.Contact(d.Contact)
+		if err != nil {
+			return err
+		}
+		if _, err := w.moveDelivery(c, &d, store.DeliveryExpired, "not delivered in time"); err != nil {
+			return err
+		}
+	}
+	now := w.now
+	if _, err := w.tx.DeleteInvites(now.Add(-messageLife).UnixMilli()); err != nil {
+		return err
+	}
+	if err := w.tx.DeleteExpiredPrekeys(w.ms()); err != nil {
+		return err
+	}
+	if err := w.tx.ForgetIdempotent(now.Add(-messageLife).UnixMilli()); err != nil {
+		return err
+	}
+	return w.tx.PruneEvents(now.Add(-eventLife).UnixMilli(), now.Add(-cursorLife).UnixMilli())
+}

@@ -1,0 +1,182 @@
+// Package node is one person's running messenger: their account, their
+// contacts, what waits to be sent and what was received.
+//
+// The two straight paths are send.go with outbox.go, and receive.go; each
+// opens with the journey it describes. Two invariants shape both: commit, then
+// send; commit, then acknowledge. Everything that must be true together is
+// written in one store.Update, through a work (work.go).
+//
+// A Node is made of finished parts by its caller: an open store, a libp2p host
+// for conversations and a discovery. It starts nothing until Run.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/kith-im/kith/discovery"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
+)
+
+// Role is what a daemon is for.
+type Role int
+
+// The roles. A community node serves the DHT and talks to nobody; only a user
+// has an account.
+const (
+	RoleUser Role = iota
+	RoleCommunity
+)
+
+// String returns the word that the API and the command line use.
+func (r Role) String() string {
+	switch r {
+	case RoleUser:
+		return "user"
+	case RoleCommunity:
+		return "community"
+	}
+	return "unknown"
+}
+
+// Config holds the finished parts of a node. The caller keeps ownership of all
+// of them and closes them after Run has returned.
+type Config struct {
+	Store     *store.Store
+	Discovery *discovery.Discovery
+
+	// Host carries conversations. Its peer id is fresh for every run. On a
+	// community node it is the one persistent host.
+	Host *transport.Host
+
+	Role Role
+	// Name is what the account calls itself; used when it is created.
+	Name string
+	// Version of the program, for status.
+	Version string
+	// Reachable says whether an address that a contact published may be
+	// dialled; nil allows all.
+	Reachable func(ma.Multiaddr) bool
+	// Hints are the community nodes that new invites name as ways in, as
+	// multiaddrs with /p2p; at most three are used.
+	Hints []ma.Multiaddr
+	// Now is the clock; nil means time.Now. Only displayed times and expiry
+	// depend on it.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Node is a messenger. Its API methods may be called from any goroutine while
+// Run runs.
+type Node struct {
+	cfg     Config
+	store   *store.Store
+	self    *self // nil on a community node
+	now     func() time.Time
+	log     *slog.Logger
+	feed    *feed
+	outbox  *outbox
+	lobby   *lobby
+	beacon  *beacon
+	gate    *gate
+	started time.Time
+}
+
+// New prepares a node: it loads the account, or creates it in a store that has
+// none. It starts nothing.
+func New(ctx context.Context, cfg Config) (*Node, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	n := &Node{cfg: cfg, store: cfg.Store, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
+	n.feed = newFeed()
+	if cfg.Role == RoleCommunity {
+		return n, nil
+	}
+	var err error
+	if n.self, err = loadSelf(ctx, cfg); err != nil {
+		return nil, err
+	}
+	n.gate = newGate(cfg.Now())
+	n.outbox = newOutbox(n)
+	n.lobby = newLobby(n)
+	n.beacon = newBeacon(n)
+	return n, nil
+}
+
+// Run serves until ctx ends, then lets what is on its way finish, for at most
+// drainTime, and returns when every goroutine it started has ended. It returns
+// nil after ctx ended, and an error if the store failed.
+func (n *Node) Run(ctx context.Context) error {
+	if n.cfg.Role == RoleCommunity {
+		return n.keep(ctx)
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var parts sync.WaitGroup
+	if err := n.lobby.open(run); err != nil {
+		return fmt.Errorf("prepare for conversations: %w", err)
+	}
+	parts.Go(func() { n.beacon.run(run) })
+	parts.Go(func() { n.tidy(run) })
+	if err := n.outbox.open(run); err != nil {
+		cancel()
+		parts.Wait()
+		return fmt.Errorf("load the outbox: %w", err)
+	}
+	err := n.keep(ctx)
+	n.lobby.close()
+	n.outbox.drain(drainTime)
+	cancel()
+	n.lobby.wait()
+	n.outbox.wait()
+	parts.Wait()
+	return err
+}
+
+// drainTime bounds how long a stopping node waits for what it has offered to
+// be acknowledged. Nothing depends on it: what is cut off is offered again.
+const drainTime = 2 * time.Second
+
+// errStoreFailed ends a node whose disk failed: it must not acknowledge more.
+var errStoreFailed = errors.New("the disk failed while saving, so kith stopped: check the disk and restart kith")
+
+// keep waits for the end.
+func (n *Node) keep(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-n.store.Failed():
+		return errStoreFailed
+	}
+}
+
+// tidyEvery is how often expiry is looked after.
+const tidyEvery = time.Hour
+
+// tidy looks after everything that ends by itself: envelopes, invites, prekeys,
+// events.
+func (n *Node) tidy(ctx context.Context) {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		if err := n.update(ctx, (*work).tidy); err != nil && ctx.Err() == nil {
+			n.log.Warn("tidying up failed; it is tried again in an hour", "cause", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,734 @@
+package node
+
+// The second half of a message's way out (send.go has the first). Every device
+// has a courier, which
+//
+//  1. waits until something is due for the device, or the device calls,
+//  2. reaches it (reach.go): remembered addresses, then what is found in the
+//     table, with a growing pause between failures,
+//  3. offers the stored envelopes in their order, a window at a time,
+//  4. notes what the device's daemon took. That is not the end: until the
+//     end-to-end receipt an envelope is kept and offered again, after an hour,
+//     six hours, a day, and daily from then on.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/stream"
+)
+
+const (
+	// retryMin doubles with every failure to reach a device, up to retryMax; a
+	// contact we wait for to answer the first time is tried more often.
+	retryMin     = time.Second
+	retryMax     = 10 * time.Minute
+	retryPending = time.Minute
+
+	// greetWithin spreads the first calls after a start, which tell contacts
+	// that we are back.
+	greetWithin = time.Second
+
+	// maxDials bounds the devices that are being reached at one time, and
+	// dialPause how fast one place is given out after another.
+	maxDials  = 8
+	dialPause = time.Second
+)
+
+// offerAgain is when an envelope that was taken but not receipted is offered
+// again, by how often it has been offered.
+var offerAgain = []time.Duration{time.Hour, 6 * time.Hour, 24 * time.Hour}
+
+// outbox is the set of couriers.
+type outbox struct {
+	n        *Node
+	changes  chan struct{}
+	draining chan struct{}
+	dials    chan struct{} // a place for each device being reached
+	done     sync.WaitGroup
+
+	mu       sync.Mutex
+	couriers map[identity.DeviceHash]*courier
+	added    []identity.DeviceHash
+}
+
+func newOutbox(n *Node) *outbox {
+	return &outbox{
+		n: n, changes: make(chan struct{}, 1), draining: make(chan struct{}),
+		dials:    make(chan struct{}, maxDials),
+		couriers: make(map[identity.DeviceHash]*courier),
+	}
+}
+
+// open starts a courier for every known device.
+func (o *outbox) open(ctx context.Context) error {
+	err := o.n.view(ctx, func(tx *store.Tx) error {
+		devices, err := tx.Devices(0)
+		for _, d := range devices {
+			o.add(identity.DeviceHash(d.Hash))
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	o.done.Go(func() { o.supervise(ctx) })
+	return nil
+}
+
+// supervise starts couriers as devices become known.
+func (o *outbox) supervise(ctx context.Context) {
+	for {
+		select {
+		case <-o.changes:
+		case <-ctx.Done():
+			return
+		}
+		o.mu.Lock()
+		added := o.added
+		o.added = nil
+		for _, d := range added {
+			if c := o.couriers[d]; c != nil {
+				poke(c.changed)
+				continue
+			}
+			c := &courier{
+				o: o, n: o.n, device: d,
+				news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
+			}
+			o.couriers[d] = c
+			o.done.Go(func() {
+				c.run(ctx)
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				delete(o.couriers, d)
+			})
+		}
+		o.mu.Unlock()
+	}
+}
+
+// add makes sure that a device has a courier, and has it look at the device again.
+func (o *outbox) add(d identity.DeviceHash) {
+	o.mu.Lock()
+	o.added = append(o.added, d)
+	o.mu.Unlock()
+	poke(o.changes)
+}
+
+func (o *outbox) courier(d identity.DeviceHash) *courier {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.couriers[d]
+}
+
+// wake tells a device's courier that there is something new to send.
+func (o *outbox) wake(d identity.DeviceHash) {
+	if c := o.courier(d); c != nil {
+		poke(c.news)
+	} else {
+		o.add(d)
+	}
+}
+
+// attach hands a conversation that a device opened to its courier.
+func (o *outbox) attach(d identity.DeviceHash, conv *conversation) {
+	c := o.courier(d)
+	if c == nil {
+		return // it is found again when we call, or they
+	}
+	select {
+	case c.calls <- conv:
+	default:
+		conv.close(stream.ReasonSuperseded)
+	}
+}
+
+// drain waits until what was offered is acknowledged, or for d.
+func (o *outbox) drain(d time.Duration) {
+	close(o.draining)
+	over := make(chan struct{})
+	go func() {
+		o.mu.Lock()
+		couriers := make([]*courier, 0, len(o.couriers))
+		for _, c := range o.couriers {
+			couriers = append(couriers, c)
+		}
+		o.mu.Unlock()
+		for _, c := range couriers {
+			c.idle()
+		}
+		close(over)
+	}()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-over:
+	case <-timer.C:
+		o.mu.Lock()
+		for _, c := range o.couriers {
+			c.setFlight(nil)
+		}
+		o.mu.Unlock()
+		<-over
+	}
+}
+
+// wait returns when every courier has ended.
+func (o *outbox) wait() { o.done.Wait() }
+
+// nextTry is when a device is called next, in Unix milliseconds; 0 if nothing
+// holds the call back.
+func (o *outbox) nextTry(device []byte) int64 {
+	c := o.courier(identity.DeviceHash(device))
+	if c == nil {
+		return 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conv != nil || c.retry.IsZero() {
+		return 0
+	}
+	return c.retry.UnixMilli()
+}
+
+// offering says whether an envelope is on its way right now.
+func (o *outbox) offering(device []byte, id int64) bool {
+	c := o.courier(identity.DeviceHash(device))
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.flight, func(f inFlight) bool { return f.id == id })
+}
+
+// conversation returns the live conversation with a device, or nil.
+func (o *outbox) conversation(d identity.DeviceHash) *conversation {
+	c := o.courier(d)
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conv
+}
+
+// errSummoned means that a device was called and did not answer.
+var errSummoned = errors.New("the device does not answer")
+
+// summon returns the live conversation with a device; without one it has the
+// device called at once and waits.
+func (o *outbox) summon(ctx context.Context, device []byte) (*conversation, error) {
+	c := o.courier(identity.DeviceHash(device))
+	if c == nil {
+		return nil, errSummoned
+	}
+	reply := make(chan *conversation, 1)
+	c.mu.Lock()
+	if c.conv != nil {
+		defer c.mu.Unlock()
+		return c.conv, nil
+	}
+	c.summons = append(c.summons, reply)
+	c.retry = time.Time{}
+	c.mu.Unlock()
+	poke(c.changed)
+	select {
+	case conv := <-reply:
+		if conv == nil {
+			return nil, errSummoned
+		}
+		return conv, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// answerSummons tells those who wait for a conversation how it went.
+func (c *courier) answerSummons(conv *conversation) {
+	c.mu.Lock()
+	waiting := c.summons
+	c.summons = nil
+	c.mu.Unlock()
+	for _, w := range waiting {
+		w <- conv
+	}
+}
+
+// courier brings a device what is meant for it. One goroutine runs it.
+type courier struct {
+	o       *outbox
+	n       *Node
+	device  identity.DeviceHash
+	news    chan struct{}      // the outbox has grown
+	changed chan struct{}      // the device's row changed
+	calls   chan *conversation // the device called
+
+	mu     sync.Mutex
+	conv   *conversation // live; nil between conversations
+	flight []inFlight    // offered and not acknowledged, in order
+	empty  chan struct{} // closed when flight becomes empty, if somebody waits
+	retry  time.Time     // not called before
+
+	summons []chan *conversation // who waits for a conversation
+
+	failures int
+}
+
+// inFlight is an envelope that was offered on the live conversation.
+type inFlight struct {
+	id      int64
+	control bool
+	offers  int // how often it was offered before
+	size    int
+	at      time.Time
+	acked   bool
+}
+
+func (c *courier) setFlight(f []inFlight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flight = f
+	if len(f) == 0 && c.empty != nil {
+		close(c.empty)
+		c.empty = nil
+	}
+}
+
+// idle returns when nothing is in flight.
+func (c *courier) idle() {
+	c.mu.Lock()
+	if len(c.flight) == 0 {
+		c.mu.Unlock()
+		return
+	}
+	if c.empty == nil {
+		c.empty = make(chan struct{})
+	}
+	empty := c.empty
+	c.mu.Unlock()
+	<-empty
+}
+
+func (c *courier) setConv(conv *conversation) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conv = conv
+	if conv != nil {
+		c.retry, c.failures = time.Time{}, 0
+	}
+}
+
+// run is the courier's life: one conversation after another.
+func (c *courier) run(ctx context.Context) {
+	greet := true // tell the device once that we are back
+	for {
+		conv, gone := c.await(ctx, greet)
+		if gone {
+			return
+		}
+		greet = false
+		if conv == nil {
+			continue
+		}
+		c.setConv(conv)
+		c.answerSummons(conv)
+		c.converse(ctx, conv)
+		c.setConv(nil)
+		c.setFlight(nil)
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// outlook is what a courier knows of its device before it acts.
+type outlook struct {
+	known   bool // there is such a device, and we talk to it
+	blocked bool
+	pending bool // it has never answered
+	needed  bool // something waits, or its keys are missing
+	due     time.Time
+}
+
+func (c *courier) outlook(ctx context.Context) (o outlook, err error) {
+	err = c.n.view(ctx, func(tx *store.Tx) error {
+		o = outlook{}
+		d, err := tx.Device(c.device[:])
+		if ok, err := found(err); !ok {
+			return err
+		}
+		contact, err := tx.Contact(d.Contact)
+		if err != nil {
+			return err
+		}
+		o.known = true
+		if o.blocked = contact.Blocked; o.blocked {
+			return nil
+		}
+		o.pending = contact.State == store.ContactPending
+		if d.Public == nil {
+			o.needed = true
+			return nil
+		}
+		due, ok, err := tx.NextDue(c.device[:])
+		o.needed, o.due = ok, time.UnixMilli(due)
+		return err
+	})
+	return o, err
+}
+
+// await returns the next conversation: one the device opened, or one we opened
+// because something is due. gone says that the courier's work is over.
+func (c *courier) await(ctx context.Context, greet bool) (conv *conversation, gone bool) {
+	o, err := c.outlook(ctx)
+	if ctx.Err() != nil || err == nil && !o.known {
+		return nil, true
+	}
+	c.mu.Lock()
+	held, summoned := time.Until(c.retry), len(c.summons) > 0
+	c.mu.Unlock()
+	var timer <-chan time.Time // when to call
+	after := func(d time.Duration) {
+		t := time.NewTimer(max(0, d))
+		timer = t.C
+	}
+	switch {
+	case err != nil:
+		after(retryMin)
+	case summoned && !o.blocked:
+		after(0)
+	case o.needed:
+		after(max(held, o.due.Sub(c.n.now())))
+	case greet && o.known && !o.pending && !o.blocked:
+		after(rand.N(greetWithin))
+	}
+	select {
+	case conv := <-c.calls:
+		return conv, false
+	case <-c.news:
+		return nil, false
+	case <-c.changed:
+		return nil, false
+	case <-c.o.draining:
+		<-ctx.Done()
+		return nil, true
+	case <-ctx.Done():
+		return nil, true
+	case <-timer:
+	}
+	return c.call(ctx, o), false
+}
+
+// call reaches the device, or notes the failure and when to try again.
+func (c *courier) call(ctx context.Context, o outlook) *conversation {
+	select {
+	case c.o.dials <- struct{}{}:
+	case conv := <-c.calls:
+		return conv
+	case <-ctx.Done():
+		return nil
+	}
+	// A place comes free a moment after it was used, so that a long list of
+	// absent contacts does not become a storm.
+	defer time.AfterFunc(dialPause, func() { <-c.o.dials })
+	conv, err := c.n.reach(ctx, c.device, c.calls)
+	if err == nil {
+		if conv.opened && !c.n.lobby.host(ctx, conv) {
+			conv.close(stream.ReasonShutdown)
+			return nil
+		}
+		return conv
+	}
+	c.answerSummons(nil)
+	if ctx.Err() != nil {
+		return nil
+	}
+	limit := retryMax
+	if o.pending {
+		limit = retryPending
+	}
+	c.mu.Lock()
+	pause := min(retryMin<<min(c.failures, 20), limit)
+	c.failures++
+	pause = pause/2 + rand.N(pause)
+	c.retry = time.Now().Add(pause)
+	c.mu.Unlock()
+	if err := c.noteFailure(ctx, err); err != nil && ctx.Err() == nil {
+		c.n.log.Warn("the ledger could not be kept", "cause", err)
+	}
+	return nil
+}
+
+// noteFailure writes a failed call into the ledger of what waits.
+func (c *courier) noteFailure(ctx context.Context, cause error) error {
+	return c.n.update(ctx, func(w *work) error {
+		rows, err := w.tx.Outbox(c.device[:], 0, w.ms(), maxInFlight)
+		if err != nil {
+			return err
+		}
+		for _, d := range rows {
+			if d.Message == nil {
+				continue
+			}
+			if d.Attempts, err = addAttempt(d.Attempts, attempt{w.ms(), roadDirect, reasonOf(cause)}); err != nil {
+				return err
+			}
+			if err := w.tx.SaveDelivery(d, true); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// converse offers what is due on a conversation until it ends.
+func (c *courier) converse(ctx context.Context, conv *conversation) {
+	defer conv.reset()
+	last := int64(0)     // the newest envelope offered
+	taken := uint64(0)   // how many the device has acknowledged
+	offered := uint64(0) // of how many
+	moved := time.Now()
+	draining := c.o.draining
+	for {
+		if draining != nil {
+			n, err := c.offer(ctx, conv, &last)
+			if err != nil {
+				return
+			}
+			if offered += uint64(n); n > 0 {
+				moved = time.Now()
+				continue
+			}
+		}
+		wait, ok := c.patience(ctx, moved)
+		if !ok {
+			conv.close(stream.ReasonIdle)
+			return
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-c.news:
+		case <-timer.C:
+			last = 0 // what was taken long ago may be due again
+		case count := <-conv.acked:
+			if count < taken || count > offered {
+				return // it counts what was never sent
+			}
+			done := c.acknowledged(int(count - taken))
+			taken, moved = count, time.Now()
+			// Refill the window before the disk is waited for.
+			if draining != nil {
+				n, err := c.offer(ctx, conv, &last)
+				if err != nil {
+					return
+				}
+				offered += uint64(n)
+			}
+			if !c.settle(ctx, conv, done) {
+				return
+			}
+		case other := <-c.calls:
+			if !better(other, conv) {
+				other.close(stream.ReasonSuperseded)
+				break
+			}
+			timer.Stop()
+			c.calls <- other
+			conv.close(stream.ReasonSuperseded)
+			return
+		case <-conv.ended:
+			timer.Stop()
+			return
+		case <-c.changed:
+			if o, err := c.outlook(ctx); err != nil || !o.known || o.blocked {
+				timer.Stop()
+				return
+			}
+		case <-draining:
+			draining = nil
+		case <-ctx.Done():
+			timer.Stop()
+			conv.close(stream.ReasonShutdown)
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// patience is how long to wait before something has to happen by itself; ok is
+// false when the conversation is to end: nothing was said for long, or what
+// was offered is not acknowledged.
+func (c *courier) patience(ctx context.Context, moved time.Time) (wait time.Duration, ok bool) {
+	c.mu.Lock()
+	flight := c.flight
+	c.mu.Unlock()
+	if len(flight) > 0 {
+		wait = ackTime - time.Since(flight[0].at)
+		return wait, wait > 0
+	}
+	wait = idleTime - time.Since(moved)
+	if wait <= 0 {
+		return 0, false
+	}
+	// An error shows up again when offering.
+	_ = c.n.view(ctx, func(tx *store.Tx) error {
+		due, ok, err := tx.NextDue(c.device[:])
+		if at := time.UnixMilli(due).Sub(c.n.now()); ok && at > 0 {
+			wait = min(wait, at)
+		}
+		return err
+	})
+	return wait, true
+}
+
+// offer writes what is due and fits the window, and says how many envelopes
+// that were.
+func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (int, error) {
+	c.mu.Lock()
+	flight := slices.Clone(c.flight)
+	c.mu.Unlock()
+	room, size := maxInFlight, 0
+	for _, f := range flight {
+		if !f.acked {
+			room--
+			size += f.size
+		}
+	}
+	if room <= 0 || size >= maxInFlightBytes {
+		return 0, nil
+	}
+	var rows []store.DeliveryRow
+	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
+		rows, err = tx.Outbox(c.device[:], *last, c.n.now().UnixMilli(), room)
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	var frames []byte
+	count := 0
+	for _, d := range rows {
+		if slices.ContainsFunc(flight, func(f inFlight) bool { return f.id == d.ID }) {
+			*last = d.ID
+			continue
+		}
+		if size > 0 && size+len(d.Envelope) > maxInFlightBytes {
+			break
+		}
+		frames = stream.AppendFrame(frames, stream.Frame{Type: stream.TypeEnvelope, Envelope: d.Envelope})
+		size += len(d.Envelope)
+		all, err := attempts(d.Attempts)
+		if err != nil {
+			return 0, err
+		}
+		flight = append(flight, inFlight{
+			id: d.ID, control: d.Message == nil, offers: len(all), size: len(d.Envelope), at: time.Now(),
+		})
+		*last = d.ID
+		count++
+	}
+	if count == 0 {
+		return 0, nil
+	}
+	c.setFlight(flight)
+	return count, conv.writeBytes(frames)
+}
+
+// acknowledged marks the next n envelopes in flight: they leave the window, and
+// stay until settle has noted them.
+func (c *courier) acknowledged(n int) []inFlight {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	flight := slices.Clone(c.flight)
+	var done []inFlight
+	for i := range flight {
+		if len(done) < n && !flight[i].acked {
+			flight[i].acked = true
+			done = append(done, flight[i])
+		}
+	}
+	c.flight = flight
+	return done
+}
+
+// settle notes what the device's daemon has taken.
+func (c *courier) settle(ctx context.Context, conv *conversation, done []inFlight) bool {
+	if len(done) == 0 {
+		return true
+	}
+	err := c.n.update(ctx, func(w *work) error {
+		for _, f := range done {
+			if err := w.taken(f, conv.road); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	c.mu.Lock()
+	rest := slices.DeleteFunc(slices.Clone(c.flight), func(f inFlight) bool { return f.acked })
+	c.mu.Unlock()
+	c.setFlight(rest)
+	if err != nil && ctx.Err() == nil {
+		c.n.log.Warn("what a contact took could not be noted; it is offered again", "cause", err)
+	}
+	return err == nil
+}
+
+// taken moves one envelope that the device's daemon has: a control message is
+// done with, a message waits for its receipt.
+func (w *work) taken(f inFlight, by road) error {
+	if f.control {
+		return w.tx.DeleteDelivery(f.id)
+	}
+	d, err := w.tx.DeliveryByID(f.id)
+	if ok, err := found(err); !ok {
+		return err
+	}
+	if d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), by, "taken"}); err != nil {
+		return err
+	}
+	d.Due = w.now.Add(offerAgain[min(f.offers, len(offerAgain)-1)]).UnixMilli()
+	if d.State != store.DeliveryQueued {
+		return w.tx.SaveDelivery(d, d.Envelope != nil)
+	}
+	c, err := w.tx.Contact(d.Contact)
+	if err != nil {
+		return err
+	}
+	_, err = w.moveDelivery(c, &d, store.DeliverySent, "")
+	return err
+}
+
+// better says which of two conversations with one device to keep: a device
+// that was restarted has a new name, and its old conversation is dead; of two
+// that were opened at the same time, that of the smaller name; else the newer.
+func better(other, current *conversation) bool {
+	if other.remote() != current.remote() || other.opener() == current.opener() {
+		return true
+	}
+	return bytes.Compare([]byte(other.opener()), []byte(current.opener())) < 0
+}
+
+// reasonOf is a cause in words for the ledger, without anything that came from
+// the network.
+func reasonOf(err error) string {
+	switch {
+	case errors.Is(err, errNoRecord):
+		return "not found: the contact has not announced itself"
+	case errors.Is(err, errNoWayIn):
+		return "no community node answers"
+	case errors.Is(err, stream.ErrHello):
+		return "somebody else answered"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "no answer in time"
+	}
+	return "unreachable"
+}

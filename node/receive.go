@@ -1,0 +1,326 @@
+package node
+
+// A message's way in (docs/architecture.md; the functions stand in this order):
+//
+//  1. listen takes the envelopes that a conversation's reader handed over, as
+//     many as have arrived, and receives them in one transaction.
+//  2. receive refuses cheaply first: size, then tag. Only an envelope whose tag
+//     names a session or an invite costs public-key work, and an invite's only
+//     after its gate (handshake.go).
+//  3. The session opens it, or stays exactly what it was.
+//  4. take looks up who sent it and whether they may, then switches on the
+//     content: keep stores what belongs to the history.
+//  5. The sessions, messages, events and owed receipts are committed and
+//     synced together. Any error takes all of it back.
+//  6. listen acknowledges; the receipts leave by the outbox.
+//
+// Invariant: commit, then acknowledge. What does not open is acknowledged like
+// what does: nobody learns the difference, and the sender keeps everything
+// until the end-to-end receipt.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/envelope"
+	"github.com/kith-im/kith/protocol/handshake"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/message"
+	"github.com/kith-im/kith/protocol/ratchet"
+)
+
+// listen receives what arrives on a conversation until it ends.
+func (n *Node) listen(ctx context.Context, c *conversation) {
+	defer c.reset()
+	for first := range c.arrived {
+		batch := append(make([][]byte, 0, maxBatch), first)
+	gather:
+		for len(batch) < maxBatch {
+			select {
+			case e, ok := <-c.arrived:
+				if !ok {
+					break gather
+				}
+				batch = append(batch, e)
+			default:
+				break gather
+			}
+		}
+		device, err := n.receiveAll(ctx, batch)
+		if err != nil {
+			if ctx.Err() == nil {
+				n.log.Warn("receiving failed; the sender will offer it again", "cause", err)
+			}
+			return
+		}
+		if _, known := c.peerDevice(); !known && device != (identity.DeviceHash{}) {
+			c.name(device)
+			n.outbox.attach(device, c)
+		}
+		if c.acknowledge(len(batch)) != nil {
+			return
+		}
+	}
+}
+
+// receiveAll receives envelopes in one transaction and returns the device of
+// the last one that opened. An envelope that makes the program panic is taken
+// out of the way alone: it must neither stop its neighbours nor come back.
+func (n *Node) receiveAll(ctx context.Context, batch [][]byte) (device identity.DeviceHash, err error) {
+	err = n.update(ctx, func(w *work) error {
+		device = identity.DeviceHash{}
+		for _, raw := range batch {
+			d, err := w.receive(raw)
+			if err != nil {
+				return err
+			}
+			if d != (identity.DeviceHash{}) {
+				device = d
+			}
+		}
+		return nil
+	})
+	var crash *store.PanicError
+	if !errors.As(err, &crash) {
+		return device, err
+	}
+	if len(batch) > 1 {
+		for _, raw := range batch {
+			d, err := n.receiveAll(ctx, [][]byte{raw})
+			if err != nil {
+				return device, err
+			}
+			if d != (identity.DeviceHash{}) {
+				device = d
+			}
+		}
+		return device, nil
+	}
+	n.log.Error("an envelope was set aside because the program failed on it", "stack", string(crash.Stack))
+	return device, n.update(ctx, func(w *work) error {
+		return w.emit(eventHealth, healthEvent{Text: "a message could not be processed and was set aside"})
+	})
+}
+
+// receive takes one envelope and returns the device it came from, or zero if
+// it did not open. An error is a fault of the store.
+func (w *work) receive(raw []byte) (identity.DeviceHash, error) {
+	var nobody identity.DeviceHash
+	tag, payload, err := envelope.Parse(raw)
+	if err != nil {
+		return nobody, nil
+	}
+	owner, err := w.tx.TagOwner(tag[:])
+	if ok, err := found(err); !ok {
+		return nobody, err
+	}
+	var s *session
+	var plaintext []byte
+	if owner.Invite != nil {
+		if s, payload, plaintext, err = w.respond(owner.Invite, payload); s == nil || err != nil {
+			return nobody, err
+		}
+		if plaintext != nil {
+			return s.device, w.take(s, plaintext)
+		}
+	} else if s, err = w.session(handshake.SessionID(owner.Session)); err != nil {
+		return nobody, err
+	}
+	plaintext, err = w.open(s, owner.Index, payload)
+	switch {
+	case errors.Is(err, ratchet.ErrPeerCopied), errors.Is(err, ratchet.ErrOwnCopied):
+		return nobody, w.alarm(s, err)
+	case errors.Is(err, ratchet.ErrDecrypt):
+		return nobody, nil
+	case err != nil:
+		return nobody, err
+	}
+	return s.device, w.take(s, plaintext)
+}
+
+// take acts on a message that a session authenticated.
+func (w *work) take(s *session, plaintext []byte) error {
+	d, err := w.tx.Device(s.device[:])
+	if err != nil {
+		return err
+	}
+	c, err := w.tx.Contact(d.Contact)
+	if err != nil {
+		return err
+	}
+	if c.Blocked {
+		return nil
+	}
+	if err := w.tx.SeenContact(c.ID, w.ms()); err != nil {
+		return err
+	}
+	if err := w.confirm(s, &d); err != nil {
+		return err
+	}
+	m, err := message.Decode(plaintext)
+	if err != nil {
+		return nil // authentic nonsense: only a broken program sends it
+	}
+	account, err := w.accountOf(c)
+	if err != nil {
+		return err
+	}
+	if m.Conversation != message.ConversationOf(w.n.self.account.Public(), account) || !m.Kind().AllowedFrom(senderClass(c)) {
+		return nil
+	}
+	if m.Seq > 0 {
+		return w.keep(s, c, m, plaintext)
+	}
+	switch content := m.Content.(type) {
+	case *message.DeviceList:
+		return w.takeDeviceList(s, c, content)
+	case *message.Profile:
+		return w.takeProfile(c, content)
+	case *message.Delivered:
+		return w.takeReceipt(s, c, content.IDs, store.DeliveryDelivered)
+	case *message.Read:
+		return w.takeReceipt(s, c, content.IDs, store.DeliveryRead)
+	case *message.Resend:
+		return w.takeResend(c, content)
+	case *message.Gone:
+		return w.takeGone(s, c, content)
+	default:
+		// Typing, prekey stashes and rendezvous updates, and what later
+		// versions add: nothing here acts on them yet.
+		return nil
+	}
+}
+
+// senderClass is what a contact is to the allow-table (docs/spec/message.md,
+// section 5).
+func senderClass(c store.ContactRow) message.Sender {
+	if c.State == store.ContactRequest {
+		return message.Stranger
+	}
+	return message.Contact
+}
+
+// keep stores a message of the history, once, at its place in its author's
+// chain, and asks for what is missing before it.
+func (w *work) keep(s *session, c store.ContactRow, m *message.Message, wire []byte) error {
+	id := message.NewID(s.device, wire)
+	if _, err := w.tx.Message(id[:]); !errors.Is(err, store.ErrNotFound) {
+		return err // the same message by another road, or a fault
+	}
+	switch twin, err := w.tx.MessageBySeq(c.ID, s.device[:], m.Seq); {
+	case err == nil && twin.Gone != 0 && bytes.Equal(twin.ID, id[:]):
+		return nil
+	case err == nil:
+		return w.conflict(c)
+	case !errors.Is(err, store.ErrNotFound):
+		return err
+	}
+	chains, err := w.tx.Chains(c.ID)
+	if err != nil {
+		return err
+	}
+	end := store.ChainRow{Contact: c.ID, Author: s.device[:]}
+	highest := uint64(0)
+	for _, ch := range chains {
+		highest = max(highest, ch.Depth)
+		if bytes.Equal(ch.Author, s.device[:]) {
+			end = ch
+		}
+	}
+	// A claim that no honest history reaches would push every later message
+	// of the conversation behind it.
+	if m.Depth > highest+maxDepthAhead || m.Seq > end.Seq+maxSeqAhead {
+		return w.conflict(c)
+	}
+	if m.Seq == end.Seq+1 && end.Seq > 0 && !bytes.Equal(m.Prev[:], end.ID) {
+		if err := w.conflict(c); err != nil {
+			return err
+		}
+	}
+	row := store.MessageRow{
+		ID: id[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: m.Depth, Received: w.ms(), Wire: wire,
+	}
+	if err := w.tx.AddMessage(row); err != nil {
+		return err
+	}
+	w.owed[c.ID] = true
+	if m.Seq > end.Seq {
+		gap := m.Seq > end.Seq+1
+		end.Seq, end.ID, end.Cited = m.Seq, id[:], false
+		end.Depth = max(end.Depth, m.Depth)
+		if gap || end.Asked > 0 {
+			if err := w.askForMissing(c, &end); err != nil {
+				return err
+			}
+		}
+		if err := w.tx.SaveChain(end); err != nil {
+			return err
+		}
+	}
+	shown, err := w.n.show(w.tx, row, c)
+	if err != nil {
+		return err
+	}
+	return w.emit(eventMessage, newMessageEvent(shown))
+}
+
+const (
+	// maxDepthAhead bounds how far a message's claimed depth may lie beyond
+	// all we know: more messages than two people exchange unseen.
+	maxDepthAhead = 1 << 20
+	// maxSeqAhead bounds the same for one author's count.
+	maxSeqAhead = 1 << 20
+)
+
+// queueReceipts owes the authors of new messages their receipts, in the
+// transaction that stored the messages. A stranger gets none.
+func (w *work) queueReceipts(contact int64) error {
+	c, err := w.tx.Contact(contact)
+	if ok, err := found(err); !ok {
+		return err // the contact was removed in this very transaction
+	}
+	if c.State == store.ContactRequest || c.Blocked {
+		return nil
+	}
+	for {
+		ids, err := w.tx.OwedReceipts(contact, protocol.MaxBatch)
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		receipt := &message.Delivered{}
+		for _, id := range ids {
+			if err := w.tx.ReceiptQueued(id); err != nil {
+				return err
+			}
+			receipt.IDs = append(receipt.IDs, message.ID(id))
+		}
+		slices.SortFunc(receipt.IDs, func(a, b message.ID) int { return bytes.Compare(a[:], b[:]) })
+		if err := w.say(c, receipt); err != nil {
+			return err
+		}
+	}
+}
+
+// takeReceipt moves the ledger of our messages on.
+func (w *work) takeReceipt(s *session, c store.ContactRow, ids []message.ID, to store.DeliveryState) error {
+	for _, id := range ids {
+		d, err := w.tx.Delivery(id[:], s.device[:])
+		if ok, err := found(err); !ok {
+			if err != nil {
+				return err
+			}
+			continue // not a message of ours, or not to them
+		}
+		if _, err := w.moveDelivery(c, &d, to, ""); err != nil {
+			return err
+		}
+		if next := s.send.Confirm(d.TagIndex); next != s.send {
+			s.send, s.dirty = next, true
+		}
+	}
+	return nil
+}

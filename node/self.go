@@ -1,0 +1,154 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/identity"
+)
+
+// self is who this node is: the account, this device, and their randomness.
+type self struct {
+	account *identity.Account
+	device  *identity.DeviceKey
+	name    string
+	list    []byte // our signed device list
+	created int64
+	rand    io.Reader
+}
+
+// Rows of store's meta table.
+const (
+	metaBoots = "boots" // how often this store was opened: the hedge's counter
+	metaEpoch = "epoch" // how often prekey bundles were published
+	metaHedge = "hedge" // secret of the hedged generator
+)
+
+// loadSelf loads the account, or creates it where there never was one: a store
+// that has contacts but no account is damaged, and gets no fresh identity.
+func loadSelf(ctx context.Context, cfg Config) (*self, error) {
+	var row store.AccountRow
+	var hedge protocol.HedgeSecret
+	var boots uint64
+	err := cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		secret, err := tx.SecretMeta(metaHedge)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			if _, err := io.ReadFull(rand.Reader, hedge[:]); err != nil {
+				return err
+			}
+			if err := tx.SetSecretMeta(metaHedge, hedge[:]); err != nil {
+				return err
+			}
+		case err != nil:
+			return err
+		default:
+			copy(hedge[:], secret)
+		}
+		if boots, err = counter(tx, metaBoots, 1); err != nil {
+			return err
+		}
+		row, err = tx.Account()
+		if errors.Is(err, store.ErrNotFound) {
+			row, err = createSelf(tx, cfg, protocol.NewHedge(rand.Reader, hedge, boots))
+			// The generator that made the keys is spent; the next one counts on.
+			if err == nil {
+				boots, err = counter(tx, metaBoots, 1)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the account: %w", err)
+	}
+	s := &self{name: row.Name, list: row.List, created: row.Created, rand: &lockedReader{r: protocol.NewHedge(rand.Reader, hedge, boots)}}
+	if s.account, s.device, err = decodeSelf(row.Secret); err != nil {
+		return nil, fmt.Errorf("load the account: %w", err)
+	}
+	return s, nil
+}
+
+func createSelf(tx *store.Tx, cfg Config, rng io.Reader) (store.AccountRow, error) {
+	contacts, err := tx.Contacts()
+	if err != nil {
+		return store.AccountRow{}, err
+	}
+	if len(contacts) > 0 {
+		return store.AccountRow{}, fmt.Errorf("the account is missing from the store: %w", store.ErrDamaged)
+	}
+	account, err := identity.NewAccount(rng)
+	if err != nil {
+		return store.AccountRow{}, err
+	}
+	device, err := identity.NewDeviceKey(rng, account.Public())
+	if err != nil {
+		return store.AccountRow{}, err
+	}
+	list, err := identity.NewDeviceList(account, 1, []identity.DeviceEntry{{ID: 1, Device: device.Hash(), Added: 1}})
+	if err != nil {
+		return store.AccountRow{}, err
+	}
+	row := store.AccountRow{
+		Name:    cfg.Name,
+		Secret:  append(account.Marshal(), device.Marshal()...),
+		List:    list.Marshal(),
+		Created: cfg.Now().UnixMilli(),
+	}
+	return row, tx.CreateAccount(row)
+}
+
+func decodeSelf(secret []byte) (*identity.Account, *identity.DeviceKey, error) {
+	const seed = 32
+	if len(secret) != seed+identity.DeviceKeySize {
+		return nil, nil, fmt.Errorf("the account's keys have a wrong size: %w", store.ErrDamaged)
+	}
+	account, err := identity.UnmarshalAccount(secret[:seed])
+	if err != nil {
+		return nil, nil, err
+	}
+	device, err := identity.UnmarshalDeviceKey(secret[seed:])
+	if err != nil {
+		return nil, nil, err
+	}
+	if device.Public().Account() != account.Public() {
+		return nil, nil, fmt.Errorf("the device belongs to another account: %w", store.ErrDamaged)
+	}
+	return account, device, nil
+}
+
+// counter raises a number kept in meta to at least atLeast and above its old
+// value, and returns it.
+func counter(tx *store.Tx, key string, atLeast uint64) (uint64, error) {
+	var n uint64
+	b, err := tx.Meta(key)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return 0, err
+	case len(b) != 8:
+		return 0, fmt.Errorf("a counter has a wrong size: %w", store.ErrDamaged)
+	default:
+		n = binary.BigEndian.Uint64(b)
+	}
+	n = max(n+1, atLeast)
+	return n, tx.SetMeta(key, binary.BigEndian.AppendUint64(nil, n))
+}
+
+// lockedReader lets several goroutines use one generator.
+type lockedReader struct {
+	mu sync.Mutex
+	r  io.Reader
+}
+
+func (l *lockedReader) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.r.Read(p)
+}

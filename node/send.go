@@ -1,0 +1,331 @@
+package node
+
+// A message's way out (docs/architecture.md; the functions stand in this
+// order, and outbox.go carries on):
+//
+//  1. Send checks the request and begins one transaction. In it,
+//  2. compose gives every text its place in the conversation,
+//  3. address seals it for each of the contact's devices, and for our others,
+//  4. and the sessions, the messages and the envelopes are committed and
+//     synced together. Only now the caller gets the ids: queued.
+//  5. The outbox of each device wakes and offers the stored bytes, by whatever
+//     road, as often as it takes: the same bytes each time.
+//  6. The recipient's receipt arrives (receive.go): delivered.
+//
+// Invariant: commit, then send.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/message"
+)
+
+const (
+	// messageLife is how long a message is offered before it expires: as long
+	// as the recipient keeps the key of a message that is late.
+	messageLife = 30 * 24 * time.Hour
+
+	// controlLife bounds the same for what only devices say to each other.
+	controlLife = messageLife
+)
+
+// Send queues texts for a conversation, all or none.
+func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	var reply message.ID
+	life := messageLife
+	if req.ExpireS > 0 {
+		life = min(time.Duration(req.ExpireS)*time.Second, messageLife)
+	}
+	var out *apiv1.SendResponse
+	err := n.update(ctx, func(w *work) error {
+		last, err := w.tx.LastEvent()
+		if err != nil {
+			return err
+		}
+		out = &apiv1.SendResponse{After: last}
+		c, err := w.resolve(req.Conversation)
+		if err != nil {
+			return err
+		}
+		if done, err := w.sentBefore(c, req, out); done || err != nil {
+			return err
+		}
+		if err := maySend(c); err != nil {
+			return err
+		}
+		if req.ReplyTo != "" {
+			m, err := resolveMessage(w.tx, req.ReplyTo)
+			if err != nil {
+				return err
+			}
+			if m.Contact != c.ID {
+				return refuse(CodeNotFound, "see kith read", "the message to reply to is not in this conversation")
+			}
+			reply = message.ID(m.ID)
+		}
+		var ids []byte
+		chain, err := w.chain(c)
+		if err != nil {
+			return err
+		}
+		for _, text := range req.Texts {
+			m := w.compose(chain, &message.Text{Body: text, ReplyTo: reply})
+			row, err := w.post(c, chain, m, life)
+			if err != nil {
+				return err
+			}
+			ids = append(ids, row.ID...)
+			shown := showMessage(row, m, c, n.self.name)
+			shown.State = stateName(store.DeliveryQueued)
+			out.Messages = append(out.Messages, shown)
+			if err := w.emit(eventMessage, newMessageEvent(shown)); err != nil {
+				return err
+			}
+		}
+		if err := chain.save(w.tx); err != nil {
+			return err
+		}
+		if req.IdempotencyKey == "" {
+			return nil
+		}
+		return w.tx.RememberIdempotent(req.IdempotencyKey, c.ID, ids, w.ms())
+	})
+	if err != nil {
+		return nil, explain(err)
+	}
+	return out, nil
+}
+
+// sentBefore answers a request that was made before, by its idempotency key.
+func (w *work) sentBefore(c store.ContactRow, req *apiv1.SendRequest, out *apiv1.SendResponse) (bool, error) {
+	if req.IdempotencyKey == "" {
+		return false, nil
+	}
+	contact, ids, ok, err := w.tx.Idempotent(req.IdempotencyKey)
+	if !ok || err != nil {
+		return false, err
+	}
+	if contact != c.ID {
+		return false, refuse(CodeUsage, "use a new key", "this idempotency key was used for another conversation")
+	}
+	for id := range slices.Chunk(ids, len(message.ID{})) {
+		row, err := w.tx.Message(id)
+		if err != nil {
+			return false, err
+		}
+		shown, err := w.n.show(w.tx, row, c)
+		if err != nil {
+			return false, err
+		}
+		out.Messages = append(out.Messages, shown)
+	}
+	return true, nil
+}
+
+// maySend says whether anything may be sent to the contact now.
+func maySend(c store.ContactRow) error {
+	switch {
+	case c.Blocked:
+		return refuse(CodeRefused, "unblock the contact first: kith unblock "+quoteName(c), "%s is blocked", quoteName(c))
+	case c.Alarm != "":
+		return refuse(CodeKeyUntrusted, "compare safety numbers, then: kith verify "+quoteName(c)+" --yes",
+			"sending to %s is paused because %s", quoteName(c), c.Alarm)
+	case c.State == store.ContactRequest:
+		return refuse(CodeRefused, "approve the request first: kith approve "+c.Handle, "%s is not a contact yet", quoteName(c))
+	}
+	return nil
+}
+
+// chain is our own place in a conversation while messages are composed.
+type chain struct {
+	conversation message.ConversationID
+	mine         store.ChainRow
+	others       []store.ChainRow
+}
+
+// chain loads where a conversation stands.
+func (w *work) chain(c store.ContactRow) (*chain, error) {
+	account, err := w.accountOf(c)
+	if err != nil {
+		return nil, err
+	}
+	hash := w.n.self.device.Hash()
+	ch := &chain{
+		conversation: message.ConversationOf(w.n.self.account.Public(), account),
+		mine:         store.ChainRow{Contact: c.ID, Author: hash[:]},
+	}
+	rows, err := w.tx.Chains(c.ID)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rows {
+		if bytes.Equal(r.Author, hash[:]) {
+			ch.mine = r
+		} else {
+			ch.others = append(ch.others, r)
+		}
+	}
+	return ch, nil
+}
+
+func (ch *chain) save(tx *store.Tx) error {
+	for _, o := range ch.others {
+		if err := tx.SaveChain(o); err != nil {
+			return err
+		}
+	}
+	return tx.SaveChain(ch.mine)
+}
+
+// compose gives content its place at the end of our chain: after our last
+// message, and after what we have seen of others (docs/spec/message.md, section 2).
+func (w *work) compose(ch *chain, content message.Content) *message.Message {
+	m := &message.Message{
+		Conversation: ch.conversation,
+		Seq:          ch.mine.Seq + 1,
+		Time:         uint64(max(0, w.ms())),
+		Content:      content,
+	}
+	if ch.mine.Seq > 0 {
+		m.Prev = message.ID(ch.mine.ID)
+	}
+	depths := []uint64{ch.mine.Depth}
+	for i := range ch.others {
+		o := &ch.others[i]
+		depths = append(depths, o.Depth)
+		if !o.Cited && len(m.Parents) < protocol.MaxParents {
+			m.Parents = append(m.Parents, message.ID(o.ID))
+			o.Cited = true
+		}
+	}
+	slices.SortFunc(m.Parents, func(a, b message.ID) int { return bytes.Compare(a[:], b[:]) })
+	m.Depth = message.NextDepth(depths...)
+	return m
+}
+
+// post stores a message of ours and addresses it.
+func (w *work) post(c store.ContactRow, ch *chain, m *message.Message, life time.Duration) (store.MessageRow, error) {
+	wire, err := m.Encode()
+	if err != nil {
+		return store.MessageRow{}, err
+	}
+	hash := w.n.self.device.Hash()
+	id := message.NewID(hash, wire)
+	row := store.MessageRow{
+		ID: id[:], Contact: c.ID, Author: hash[:], Mine: true, Seq: m.Seq, Depth: m.Depth,
+		Received: w.ms(), Receipt: true, Wire: wire,
+	}
+	if err := w.tx.AddMessage(row); err != nil {
+		return row, err
+	}
+	ch.mine.Seq, ch.mine.ID, ch.mine.Depth = m.Seq, id[:], m.Depth
+	return row, w.address(c, wire, id[:], life)
+}
+
+// address seals an encoded message for every device it is meant for and puts
+// the envelopes into their outboxes. message is nil for a control message,
+// which has no ledger.
+func (w *work) address(c store.ContactRow, wire, message []byte, life time.Duration) error {
+	devices, err := w.recipients(c)
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		s, err := w.liveSession(d)
+		switch {
+		case err != nil:
+			return err
+		case s == nil:
+			return refuse(CodeNetwork, "try again when kith contacts shows the contact's keys were found, or run: kith doctor",
+				"the keys of %s have not been found yet", quoteName(c))
+		}
+		sealed, index, err := w.seal(s, wire)
+		if err != nil {
+			return err
+		}
+		if err := w.tx.AddDelivery(store.DeliveryRow{
+			Device: d[:], Contact: c.ID, Message: message, Envelope: sealed, TagIndex: index,
+			State: store.DeliveryQueued, Expires: w.now.Add(life).UnixMilli(),
+		}); err != nil {
+			return err
+		}
+		w.wake[d] = true
+	}
+	return nil
+}
+
+// recipients are the devices that a message to a contact goes to: all of
+// theirs, and our own others.
+func (w *work) recipients(c store.ContactRow) ([]identity.DeviceHash, error) {
+	rows, err := w.tx.Devices(c.ID)
+	if err != nil {
+		return nil, err
+	}
+	var out []identity.DeviceHash
+	for _, r := range rows {
+		out = append(out, identity.DeviceHash(r.Hash))
+	}
+	own, err := identity.ParseDeviceList(w.n.self.list, w.n.self.account.Public())
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range own.Live() {
+		if d != w.n.self.device.Hash() {
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
+// say sends a control message: one that devices exchange and no history keeps.
+func (w *work) say(c store.ContactRow, content message.Content) error {
+	account, err := w.accountOf(c)
+	if err != nil {
+		return err
+	}
+	m := &message.Message{
+		Conversation: message.ConversationOf(w.n.self.account.Public(), account),
+		Time:         uint64(max(0, w.ms())),
+		Content:      content,
+	}
+	wire, err := m.Encode()
+	if err != nil {
+		return err
+	}
+	return w.address(c, wire, nil, controlLife)
+}
+
+// accountOf is the account that a contact's devices name. Until their signed
+// device list arrived it is a claim; messages are bound to it either way.
+func (w *work) accountOf(c store.ContactRow) (identity.AccountPublic, error) {
+	if len(c.Account) == len(identity.AccountPublic{}) {
+		return identity.AccountPublic(c.Account), nil
+	}
+	devices, err := w.tx.Devices(c.ID)
+	if err != nil {
+		return identity.AccountPublic{}, err
+	}
+	for _, d := range devices {
+		if d.Public == nil {
+			continue
+		}
+		dev, err := identity.ParseDevice(d.Public)
+		if err != nil {
+			return identity.AccountPublic{}, errors.Join(store.ErrDamaged, err)
+		}
+		return dev.Account(), nil
+	}
+	return identity.AccountPublic{}, refuse(CodeNetwork,
+		"keep kith running and try again in a moment; kith contacts shows when it is done", "the keys of %s have not been found yet", quoteName(c))
+}

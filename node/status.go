@@ -1,0 +1,204 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/store"
+)
+
+// p2p is our transport's name as the last part of an address.
+func (n *Node) p2p() ma.Multiaddr {
+	a, err := ma.NewComponent("p2p", n.cfg.Host.ID().String())
+	if err != nil {
+		panic("node: " + err.Error()) // a peer id is always one
+	}
+	return a.Multiaddr()
+}
+
+// sortAddresses puts those first that most people can use: public before
+// private before loopback, and of each kind QUIC before TCP.
+func sortAddresses(addrs []ma.Multiaddr) []ma.Multiaddr {
+	rank := func(a ma.Multiaddr) int {
+		r := 0
+		switch {
+		case manet.IsIPLoopback(a):
+			r = 4
+		case !manet.IsPublicAddr(a):
+			r = 2
+		}
+		if _, err := a.ValueForProtocol(ma.P_QUIC_V1); err != nil {
+			r++
+		}
+		return r
+	}
+	return slices.SortedStableFunc(slices.Values(addrs), func(a, b ma.Multiaddr) int { return cmp.Compare(rank(a), rank(b)) })
+}
+
+// Listen returns the addresses that lead to us, each with our transport's name.
+func (n *Node) Listen() ([]string, error) {
+	addrs, err := n.cfg.Host.ListenAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, a := range sortAddresses(addrs) {
+		out = append(out, a.Encapsulate(n.p2p()).String())
+	}
+	return out, nil
+}
+
+// Status says how the daemon is.
+func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.StatusResponse, error) {
+	listen, err := n.Listen()
+	if err != nil {
+		return nil, err
+	}
+	d := n.cfg.Discovery.Status()
+	out := &apiv1.StatusResponse{
+		Ready: true, Role: n.cfg.Role.String(), Version: n.cfg.Version,
+		UptimeS: int64(n.now().Sub(n.started).Seconds()), Listen: listen,
+		Peers: int32(len(n.cfg.Host.Network().Peers())),
+		Dht:   &apiv1.Dht{Mode: d.Mode.String(), Table: int32(d.Table)},
+		Store: n.store.Protection(), RssBytes: residentMemory(), Goroutines: int32(runtime.NumGoroutine()),
+	}
+	select {
+	case <-n.store.Failed():
+		out.ReadOnly = true
+	default:
+	}
+	if n.self == nil {
+		return out, nil
+	}
+	out.Peers += int32(d.Peers)
+	out.Account = n.self.account.Public().Fingerprint().Text()
+	p := n.beacon.status()
+	out.Published, out.PublishGoal = int32(p.kept), int32(p.goal)
+	out.Roads = map[string]string{string(roadDirect): "ok"}
+	if len(listen) == 0 {
+		out.Roads[string(roadDirect)] = "outgoing only: nothing is listened on"
+	}
+	return out, n.view(ctx, func(tx *store.Tx) (err error) {
+		out.Outbox, err = tx.CountOutbox()
+		return err
+	})
+}
+
+// residentMemory is the process's resident set in bytes, or what the runtime
+// holds where the system does not say.
+func residentMemory() int64 {
+	if b, err := os.ReadFile("/proc/self/statm"); err == nil {
+		if f := strings.Fields(string(b)); len(f) > 1 {
+			if pages, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				return pages * int64(os.Getpagesize())
+			}
+		}
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.Sys)
+}
+
+// Doctor looks at everything that messages depend on and says, for each, what
+// it found and what to do.
+func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error) {
+	s, err := n.Status(ctx, &apiv1.StatusRequest{})
+	if err != nil {
+		return nil, err
+	}
+	out := &apiv1.DoctorResponse{}
+	add := func(name string, ok bool, text, hint string) {
+		if ok {
+			hint = ""
+		}
+		out.Checks = append(out.Checks, &apiv1.Check{Name: name, Ok: ok, Text: text, Hint: hint})
+	}
+	if err := n.store.Check(ctx); err != nil {
+		add("store", false, "The database is damaged.", "stop kith and restore the data directory from a backup")
+	} else {
+		add("store", !s.ReadOnly, map[bool]string{
+			false: "The database is whole.", true: "The disk failed while saving, so kith only reads.",
+		}[s.ReadOnly], "check the disk and restart kith")
+	}
+	if n.self != nil {
+		add("protection", s.Store == "passphrase", map[bool]string{
+			true:  "A passphrase protects the data at rest.",
+			false: "Whoever can read the data directory can read your messages.",
+		}[s.Store == "passphrase"], "protect it with a passphrase: kith up --passphrase-file FILE")
+	}
+	add("listen", len(s.Listen) > 0, fmt.Sprintf("Contacts can reach %d addresses here.", len(s.Listen)),
+		"nothing is listened on: start with --listen, or let contacts be reachable instead")
+	add("directory", s.Dht.Table > 0, fmt.Sprintf("%d community nodes are known, %d connected.", s.Dht.Table, n.cfg.Discovery.Status().Peers),
+		"no community node answers: check the network, or name one with --bootstrap")
+	if n.self != nil {
+		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("%d of %d records were read back from other nodes.", s.Published, s.PublishGoal),
+			"contacts may not find you yet; this is tried again by itself")
+		add("outbox", s.Outbox == 0, fmt.Sprintf("%d envelopes wait to be taken or receipted.", s.Outbox),
+			"this is normal while contacts are offline; see kith trace for a message")
+	}
+	return out, nil
+}
+
+// pingTime bounds a ping, with reaching the contact.
+const pingTime = 30 * time.Second
+
+// Ping measures one round trip to a contact's daemon on the live conversation,
+// and opens one if there is none.
+func (n *Node) Ping(ctx context.Context, req *apiv1.PingRequest) (*apiv1.PingResponse, error) {
+	if err := n.needUser(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTime)
+	defer cancel()
+	var c store.ContactRow
+	var devices []store.DeviceRow
+	if err := n.view(ctx, func(tx *store.Tx) (err error) {
+		if c, err = resolveContact(tx, req.Contact); err != nil {
+			return err
+		}
+		devices, err = tx.Devices(c.ID)
+		return err
+	}); err != nil {
+		return nil, explain(err)
+	}
+	if c.Blocked || c.State == store.ContactRequest {
+		return nil, refuse(CodeRefused, "see kith contacts", "%s is not reached while it is %s", quoteName(c), contactStateName(c))
+	}
+	var failure error = errDial
+	for _, d := range devices {
+		conv, err := n.outbox.summon(ctx, d.Hash)
+		if err != nil {
+			failure = err
+			continue
+		}
+		var token [8]byte
+		if _, err := rand.Read(token[:]); err != nil {
+			return nil, err
+		}
+		took, err := conv.ping(ctx, token)
+		if err != nil {
+			failure = err
+			continue
+		}
+		return &apiv1.PingResponse{
+			Ms: float64(took.Microseconds()) / 1000, Road: string(conv.road), Address: transportAddress(conv.stream.Conn()),
+		}, nil
+	}
+	if errors.Is(failure, errSummoned) || errors.Is(failure, context.DeadlineExceeded) {
+		return nil, refuse(CodeNetwork, "see kith doctor", "%s could not be reached", quoteName(c))
+	}
+	return nil, refuse(CodeNetwork, "see kith doctor", "%s could not be reached: %s", quoteName(c), reasonOf(failure))
+}

@@ -1,0 +1,225 @@
+package store
+
+// MessageRow is a message of a conversation, sent or received.
+type MessageRow struct {
+	ID       []byte
+	Contact  int64
+	Author   []byte // device hash
+	Mine     bool
+	Seq      uint64 // the author's count in the conversation
+	Depth    uint64
+	Received int64
+	Receipt  bool // of a received message: its receipt is queued, or none is due
+	Gone     int  // why it will never come or was taken back; 0: it is here
+	Wire     []byte
+}
+
+const messageColumns = `id, contact, author, mine, seq, depth, received, receipt, gone, wire`
+
+func (tx *Tx) messages(sql string, args ...any) ([]MessageRow, error) {
+	var out []MessageRow
+	for r, err := range tx.query(sql, args...) {
+		if err != nil {
+			return nil, err
+		}
+		var m MessageRow
+		if err := r.scan(&m.ID, &m.Contact, &m.Author, &m.Mine, &m.Seq, &m.Depth, &m.Received, &m.Receipt, &m.Gone, &m.Wire); err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func (tx *Tx) message(sql string, args ...any) (MessageRow, error) {
+	ms, err := tx.messages(sql, args...)
+	switch {
+	case err != nil:
+		return MessageRow{}, err
+	case len(ms) == 0:
+		return MessageRow{}, ErrNotFound
+	}
+	return ms[0], nil
+}
+
+// Message returns one message, or ErrNotFound.
+func (tx *Tx) Message(id []byte) (MessageRow, error) {
+	return tx.message(`SELECT `+messageColumns+` FROM messages WHERE id = ?`, id)
+}
+
+// MessageBySeq returns the message with that place in its author's chain, or
+// ErrNotFound.
+func (tx *Tx) MessageBySeq(contact int64, author []byte, seq uint64) (MessageRow, error) {
+	return tx.message(`SELECT `+messageColumns+` FROM messages WHERE contact = ? AND author = ? AND seq = ?`, contact, author, seq)
+}
+
+// SeqBefore returns the highest place below seq that is filled in an author's
+// chain; 0 if none is.
+func (tx *Tx) SeqBefore(contact int64, author []byte, seq uint64) (uint64, error) {
+	var n uint64
+	err := tx.queryRow(`SELECT coalesce(max(seq), 0) FROM messages WHERE contact = ? AND author = ? AND seq < ?`, contact, author, seq).scan(&n)
+	return n, err
+}
+
+// A Gap is a run of places in a chain that no message fills.
+type Gap struct {
+	First, Last uint64
+}
+
+// gapHorizon is how many of an author's newest messages Gaps looks at.
+const gapHorizon = 4096
+
+// Gaps returns up to limit gaps among an author's newest messages, ascending.
+func (tx *Tx) Gaps(contact int64, author []byte, limit int) ([]Gap, error) {
+	var out []Gap
+	for r, err := range tx.query(`SELECT below + 1, seq - 1 FROM (
+			SELECT seq, lag(seq, 1, CASE WHEN full THEN seq - 1 ELSE 0 END) OVER (ORDER BY seq) AS below FROM (
+				SELECT seq, count(*) OVER () = ?3 AS full FROM (
+					SELECT seq FROM messages WHERE contact = ?1 AND author = ?2 ORDER BY seq DESC LIMIT ?3)))
+		WHERE below + 1 < seq ORDER BY seq LIMIT ?4`, contact, author, gapHorizon, limit) {
+		if err != nil {
+			return nil, err
+		}
+		var g Gap
+		if err := r.scan(&g.First, &g.Last); err != nil {
+			return nil, err
+		}
+		out = append(out, g)
+	}
+	return out, nil
+}
+
+// MessagesByPrefix returns up to limit messages with ids from low to high.
+func (tx *Tx) MessagesByPrefix(low, high []byte, limit int) ([]MessageRow, error) {
+	return tx.messages(`SELECT `+messageColumns+` FROM messages WHERE id >= ? AND id <= ? LIMIT ?`, low, high, limit)
+}
+
+// LastMessages returns the last limit messages of a conversation that stand
+// before a message, in conversation order; with before nil, the very last.
+func (tx *Tx) LastMessages(contact int64, before *MessageRow, limit int) ([]MessageRow, error) {
+	var ms []MessageRow
+	var err error
+	if before == nil {
+		ms, err = tx.messages(`SELECT `+messageColumns+` FROM messages WHERE contact = ? AND gone = 0
+			ORDER BY depth DESC, author DESC, seq DESC LIMIT ?`, contact, limit)
+	} else {
+		ms, err = tx.messages(`SELECT `+messageColumns+` FROM messages WHERE contact = ? AND gone = 0
+			AND (depth, author, seq) < (?, ?, ?) ORDER BY depth DESC, author DESC, seq DESC LIMIT ?`,
+			contact, before.Depth, before.Author, before.Seq, limit)
+	}
+	for i, j := 0, len(ms)-1; i < j; i, j = i+1, j-1 {
+		ms[i], ms[j] = ms[j], ms[i]
+	}
+	return ms, err
+}
+
+// NextMessages returns the first limit messages of a conversation that stand
+// after a message, in conversation order.
+func (tx *Tx) NextMessages(contact int64, after MessageRow, limit int) ([]MessageRow, error) {
+	return tx.messages(`SELECT `+messageColumns+` FROM messages WHERE contact = ? AND gone = 0
+		AND (depth, author, seq) > (?, ?, ?) ORDER BY depth, author, seq LIMIT ?`,
+		contact, after.Depth, after.Author, after.Seq, limit)
+}
+
+// CountMessages returns how many messages a conversation shows.
+func (tx *Tx) CountMessages(contact int64) (int64, error) {
+	var n int64
+	err := tx.queryRow(`SELECT count(*) FROM messages WHERE contact = ? AND gone = 0`, contact).scan(&n)
+	return n, err
+}
+
+// AddMessage adds a message. Both its id and its place in its author's chain
+// must be free.
+func (tx *Tx) AddMessage(m MessageRow) error {
+	if m.Wire == nil {
+		m.Wire = []byte{}
+	}
+	_, err := tx.exec(`INSERT INTO messages (id, contact, author, mine, seq, depth, received, receipt, gone, wire)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		m.ID, m.Contact, m.Author, m.Mine, m.Seq, m.Depth, m.Received, m.Receipt, m.Gone, m.Wire)
+	return err
+}
+
+// SetGone erases the content of a message and keeps its place.
+func (tx *Tx) SetGone(id []byte, reason int) error {
+	tx.Erased()
+	_, err := tx.exec(`UPDATE messages SET gone = ?, wire = x'' WHERE id = ?`, reason, id)
+	return err
+}
+
+// OwedReceipts returns the ids of up to limit received messages of a
+// conversation whose receipt is not queued yet, oldest first.
+func (tx *Tx) OwedReceipts(contact int64, limit int) ([][]byte, error) {
+	var ids [][]byte
+	for r, err := range tx.query(`SELECT id FROM messages WHERE contact = ? AND receipt = 0 LIMIT ?`, contact, limit) {
+		if err != nil {
+			return nil, err
+		}
+		var id []byte
+		if err := r.scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// ReceiptQueued notes that the receipt of a message is in the outbox.
+func (tx *Tx) ReceiptQueued(id []byte) error {
+	_, err := tx.exec(`UPDATE messages SET receipt = 1 WHERE id = ?`, id)
+	return err
+}
+
+// ChainRow is the end of one author's chain in a conversation.
+type ChainRow struct {
+	Contact int64
+	Author  []byte
+	Seq     uint64
+	ID      []byte
+	Depth   uint64
+	Cited   bool  // our own newest message names it as a parent
+	Asked   int64 // when a gap below it was last asked for
+}
+
+// Chains returns the chains of a conversation.
+func (tx *Tx) Chains(contact int64) ([]ChainRow, error) {
+	var out []ChainRow
+	for r, err := range tx.query(`SELECT contact, author, seq, id, depth, cited, asked FROM chains WHERE contact = ? ORDER BY author`, contact) {
+		if err != nil {
+			return nil, err
+		}
+		var c ChainRow
+		if err := r.scan(&c.Contact, &c.Author, &c.Seq, &c.ID, &c.Depth, &c.Cited, &c.Asked); err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// SaveChain adds a chain or stores its new end.
+func (tx *Tx) SaveChain(c ChainRow) error {
+	_, err := tx.exec(`INSERT INTO chains (contact, author, seq, id, depth, cited, asked) VALUES (?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (contact, author) DO UPDATE SET seq = excluded.seq, id = excluded.id, depth = excluded.depth,
+			cited = excluded.cited, asked = excluded.asked`, c.Contact, c.Author, c.Seq, c.ID, c.Depth, c.Cited, c.Asked)
+	return err
+}
+
+// Idempotent returns the messages that an earlier request with the same key
+// made in a conversation; ok is false if there was none.
+func (tx *Tx) Idempotent(key string) (contact int64, messages []byte, ok bool, err error) {
+	ok, err = missing(tx.queryRow(`SELECT contact, messages FROM idempotency WHERE key = ?`, key).scan(&contact, &messages))
+	return contact, messages, ok, err
+}
+
+// RememberIdempotent keeps which messages a request with that key made.
+func (tx *Tx) RememberIdempotent(key string, contact int64, messages []byte, now int64) error {
+	_, err := tx.exec(`INSERT INTO idempotency (key, contact, messages, time) VALUES (?, ?, ?, ?)`, key, contact, messages, now)
+	return err
+}
+
+// ForgetIdempotent drops keys from before a time.
+func (tx *Tx) ForgetIdempotent(before int64) error {
+	_, err := tx.exec(`DELETE FROM idempotency WHERE time < ?`, before)
+	return err
+}

@@ -1,0 +1,109 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol/handshake"
+	"github.com/kith-im/kith/protocol/identity"
+)
+
+// work is one transaction's view of the node: the sessions it has advanced,
+// and what is to be woken once it is durable. It lives inside one
+// store.Update.
+type work struct {
+	n   *Node
+	tx  *store.Tx
+	now time.Time
+
+	sessions map[handshake.SessionID]*session // loaded, and saved once at the end
+	owed     map[int64]bool                   // contacts with receipts to queue
+	wake     map[identity.DeviceHash]bool     // outboxes with something new
+	devices  map[identity.DeviceHash]bool     // devices that need an outbox
+	names    bool                             // who may open a stream has changed
+	publish  bool                             // what we publish has changed
+	event    bool                             // the event log has grown
+}
+
+// update runs fn in one transaction. When it returns nil everything fn did is
+// on disk, and only then does anything leave or get acknowledged.
+func (n *Node) update(ctx context.Context, fn func(*work) error) error {
+	return n.store.Update(ctx, func(tx *store.Tx) error {
+		w := &work{
+			n: n, tx: tx, now: n.now(),
+			sessions: make(map[handshake.SessionID]*session),
+			owed:     make(map[int64]bool),
+			wake:     make(map[identity.DeviceHash]bool),
+			devices:  make(map[identity.DeviceHash]bool),
+		}
+		if err := fn(w); err != nil {
+			return err
+		}
+		return w.finish()
+	})
+}
+
+// finish queues the receipts that are owed, saves the sessions and arranges
+// what happens after the commit.
+func (w *work) finish() error {
+	for contact := range w.owed {
+		if err := w.queueReceipts(contact); err != nil {
+			return err
+		}
+	}
+	for _, s := range w.sessions {
+		if err := w.saveSession(s); err != nil {
+			return err
+		}
+	}
+	w.tx.OnCommit(w.committed)
+	return nil
+}
+
+// committed runs after the commit, on the store's writer: it only wakes others.
+func (w *work) committed() {
+	if w.event {
+		w.n.feed.wake()
+	}
+	if w.names {
+		w.n.lobby.refresh()
+	}
+	if w.publish {
+		w.n.beacon.wake()
+	}
+	for d := range w.devices {
+		w.n.outbox.add(d)
+	}
+	for d := range w.wake {
+		w.n.outbox.wake(d)
+	}
+}
+
+// ms is the transaction's time as the store keeps times.
+func (w *work) ms() int64 { return w.now.UnixMilli() }
+
+// emit appends to the event log.
+func (w *work) emit(typ string, data any) error {
+	b, err := json.Marshal(data)
+	if err != nil {
+		return err
+	}
+	w.event = true
+	return w.tx.AddEvent(typ, w.ms(), b)
+}
+
+// view runs fn on a snapshot.
+func (n *Node) view(ctx context.Context, fn func(*store.Tx) error) error {
+	return n.store.View(ctx, fn)
+}
+
+// found turns store.ErrNotFound into ok == false.
+func found(err error) (ok bool, _ error) {
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
