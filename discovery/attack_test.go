@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -140,20 +141,22 @@ func randomID(t testing.TB) peer.ID {
 // name only one another, and people nobody has ever met. Any of three points
 // finds each of ten records.
 func TestE01_PassiveSybils(t *testing.T) {
-	sybils(t, func(infos *[]peer.AddrInfo) func(peer.ID, *pb.Message) *pb.Message {
+	sybils(t, func(infos *atomic.Pointer[[]peer.AddrInfo]) func(peer.ID, *pb.Message) *pb.Message {
 		return func(_ peer.ID, req *pb.Message) *pb.Message { return pb.NewMessage(req.GetType(), req.Key, 0) }
 	})
 }
 
 func TestE02_ActiveSybils(t *testing.T) {
-	sybils(t, func(infos *[]peer.AddrInfo) func(peer.ID, *pb.Message) *pb.Message {
+	sybils(t, func(infos *atomic.Pointer[[]peer.AddrInfo]) func(peer.ID, *pb.Message) *pb.Message {
 		return func(_ peer.ID, req *pb.Message) *pb.Message {
 			if req.GetType() == pb.Message_PUT_VALUE {
 				return req // "stored"
 			}
 			resp := pb.NewMessage(req.GetType(), req.Key, 0)
-			for _, info := range *infos {
-				resp.CloserPeers = append(resp.CloserPeers, pbPeer(info))
+			if known := infos.Load(); known != nil {
+				for _, info := range *known {
+					resp.CloserPeers = append(resp.CloserPeers, pbPeer(info))
+				}
 			}
 			for range 10 {
 				resp.CloserPeers = append(resp.CloserPeers, pbPeer(peer.AddrInfo{
@@ -165,7 +168,7 @@ func TestE02_ActiveSybils(t *testing.T) {
 	})
 }
 
-func sybils(t *testing.T, answer func(*[]peer.AddrInfo) func(peer.ID, *pb.Message) *pb.Message) {
+func sybils(t *testing.T, answer func(*atomic.Pointer[[]peer.AddrInfo]) func(peer.ID, *pb.Message) *pb.Message) {
 	honest, bad, readers := 24, 8, 4
 	if testing.Short() {
 		honest, bad, readers = 12, 4, 2
@@ -173,8 +176,9 @@ func sybils(t *testing.T, answer func(*[]peer.AddrInfo) func(peer.ID, *pb.Messag
 	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
 		n.SetLatency(20 * time.Millisecond)
 		w := newWorld(t, n, honest)
-		var infos []peer.AddrInfo
-		infos = w.evilHosts(bad, answer(&infos))
+		var infos atomic.Pointer[[]peer.AddrInfo]
+		liars := w.evilHosts(bad, answer(&infos))
+		infos.Store(&liars)
 		w.settle()
 		writer := w.member(discovery.Config{})
 		const records = 10

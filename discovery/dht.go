@@ -251,8 +251,8 @@ func (t *table) validate(key [32]byte, record []byte) error {
 }
 
 // find walks to the nodes nearest to a key: first masked, then by asking with
-// the key. ask is called for every node that is shown the key.
-func (t *table) find(ctx context.Context, key [32]byte, ask func(context.Context, peer.ID) ([]peer.ID, error)) []peer.ID {
+// the key, for as long as limit. ask is called for every node that is shown the key.
+func (t *table) find(ctx context.Context, key [32]byte, limit time.Duration, ask func(context.Context, peer.ID) ([]peer.ID, error)) []peer.ID {
 	place := hashOf(tableKey(key))
 	mask := maskedTarget(place)
 	masked := walk{
@@ -260,7 +260,9 @@ func (t *table) find(ctx context.Context, key [32]byte, ask func(context.Context
 		enough: enoughMasked, abreast: 2,
 		ask: func(ctx context.Context, p peer.ID) ([]peer.ID, error) { return t.askCloser(ctx, p, mask) },
 	}
-	seeds := masked.run(ctx)
+	maskedCtx, cancel := context.WithTimeout(ctx, maskTime)
+	seeds := masked.run(maskedCtx)
+	cancel()
 	// What the table knows near the key is no secret to us; it only costs rank.
 	for _, p := range t.nearest(tableKey(key)) {
 		if !slices.Contains(seeds, p) {
@@ -275,6 +277,8 @@ func (t *table) find(ctx context.Context, key [32]byte, ask func(context.Context
 		self: t.host.ID(), target: place, seeds: seeds,
 		enough: enoughKey, abreast: 1, patient: true, ask: ask,
 	}
+	ctx, cancel = context.WithTimeout(ctx, limit)
+	defer cancel()
 	return shown.run(ctx)
 }
 
@@ -362,7 +366,7 @@ func (t *table) learn(infos []*peer.AddrInfo) []peer.ID {
 // search shows the key to the nodes nearest to it and calls got for every
 // answer, with a record or without (nil), until ctx ends or all have answered.
 func (t *table) search(ctx context.Context, key [32]byte, got func(from peer.ID, record []byte)) {
-	t.find(ctx, key, func(ctx context.Context, p peer.ID) ([]peer.ID, error) {
+	t.find(ctx, key, findTime, func(ctx context.Context, p peer.ID) ([]peer.ID, error) {
 		record, closer, err := t.askRecord(ctx, p, key)
 		if err != nil {
 			return nil, err
@@ -375,9 +379,7 @@ func (t *table) search(ctx context.Context, key [32]byte, got func(from peer.ID,
 // publish leaves a record with the copies nearest nodes that take it, and reads
 // it back from each of them.
 func (t *table) publish(ctx context.Context, key [32]byte, record []byte) Published {
-	near, cancel := context.WithTimeout(ctx, nearTime)
-	defer cancel()
-	nearest := t.find(near, key, func(ctx context.Context, p peer.ID) ([]peer.ID, error) {
+	nearest := t.find(ctx, key, nearTime, func(ctx context.Context, p peer.ID) ([]peer.ID, error) {
 		return t.askCloser(ctx, p, peer.ID(tableKey(key)))
 	})
 	nearest = nearest[:min(len(nearest), closest)]

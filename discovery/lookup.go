@@ -151,7 +151,7 @@ func (w *walk) run(ctx context.Context) []peer.ID {
 	}
 
 	events := make(chan walkEvent, 2*maxAsked)
-	asked := 0
+	asked, some := 0, false // questions, and whether anyone answered
 	start := func(n *walkNode) {
 		n.state = stateAsked
 		asked++
@@ -165,7 +165,8 @@ func (w *walk) run(ctx context.Context) []peer.ID {
 		})
 	}
 	for {
-		waiting := false
+		// Slow nodes hold up a walk only if nobody else answered, or it is patient.
+		fast, slow := false, false
 		for _, path := range inPath {
 			inFlight := 0
 			for _, n := range path {
@@ -173,9 +174,7 @@ func (w *walk) run(ctx context.Context) []peer.ID {
 					inFlight++
 				}
 			}
-			// Of the nearest that have not failed, some may be slow. They hold up
-			// the path only if nobody else answered, or it is patient.
-			rank, fast, slow, some := 0, false, false, false
+			rank := 0
 			for _, n := range path {
 				if n.state == stateFailed {
 					continue
@@ -189,11 +188,9 @@ func (w *walk) run(ctx context.Context) []peer.ID {
 				}
 				fast = fast || n.state == stateAsked && !n.slow
 				slow = slow || n.state == stateAsked && n.slow
-				some = some || n.state == stateAnswered
 			}
-			waiting = waiting || fast || slow && (w.patient || !some)
 		}
-		if !waiting {
+		if !fast && (!slow || some && !w.patient) {
 			break
 		}
 		select {
@@ -207,7 +204,7 @@ func (w *walk) run(ctx context.Context) []peer.ID {
 			case e.err != nil:
 				n.state = stateFailed
 			default:
-				n.state = stateAnswered
+				n.state, some = stateAnswered, true
 				for _, id := range e.closer[:min(len(e.closer), closest)] {
 					if w.useful(id, n, inPath[n.path]) {
 						add(id, n.path)
@@ -294,8 +291,10 @@ const (
 	findTime = 10 * time.Second
 	// readyTime bounds the wait for a first community node.
 	readyTime = 5 * time.Second
-	// nearTime bounds the search for the nodes that will keep a record.
-	nearTime = 2500 * time.Millisecond
+	// maskTime bounds the first walk of a look-up, and nearTime the second of
+	// a publication.
+	maskTime = 1500 * time.Millisecond
+	nearTime = 2 * time.Second
 	// grace is how long a look-up waits for a newer record after the first.
 	grace = 300 * time.Millisecond
 	// maxFoundAddrs bounds the dials that one record can make us do.
