@@ -48,7 +48,7 @@ func TestFigures(t *testing.T) {
 				warm = append(warm, took)
 			}
 			median := func(d []time.Duration) time.Duration { return slices.Sorted(slices.Values(d))[len(d)/2] }
-			t.Logf("%d nodes: publish %v, find %v from nothing, %v when connected (300ms of it grace)",
+			t.Logf("%d nodes: publish %v, find %v from nothing, %v when connected (at most 300ms of it grace)",
 				count, median(published), median(cold), median(warm))
 			if median(warm) > time.Second {
 				t.Errorf("a look-up takes %v", median(warm))
@@ -83,8 +83,8 @@ func BenchmarkAnnounce(b *testing.B) {
 	}
 }
 
-// BenchmarkFind looks up three points among 20 servers on loopback; 300 ms of it
-// are the grace for a newer record.
+// BenchmarkFind looks up three points among 20 servers on loopback, which all
+// answer before the grace for a newer record is over.
 func BenchmarkFind(b *testing.B) {
 	client := benchNetwork(b, 20)
 	points := person(b, time.Now())

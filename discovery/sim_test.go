@@ -57,11 +57,11 @@ func (w *world) ways(count int) (infos []peer.AddrInfo) {
 // member makes a host on a machine of its own and runs a discovery there.
 func (w *world) member(cfg discovery.Config) *member {
 	w.t.Helper()
-	role := transport.Errands
+	role, memory := transport.Errands, int64(transport.UserMemory)
 	if cfg.Server {
-		role = transport.Community
+		role, memory = transport.Community, transport.CommunityMemory
 	}
-	h := w.net.Host(w.t, transport.Config{Role: role, Memory: 64 << 20}, nodetest.IP(w.next))
+	h := w.net.Host(w.t, transport.Config{Role: role, Memory: memory}, nodetest.IP(w.next))
 	w.next++
 	if cfg.Bootstrap == nil {
 		cfg.Bootstrap = w.ways(2)
