@@ -17,7 +17,7 @@ var sound = map[string]string{
 		"node:\n    protocol\n" +
 		"```\n",
 	"docs/dependencies.md": "| `golang.org/x/crypto` | ciphers that the standard library lacks |\n",
-	"docs/spec/wire.md":    "# Wire\n\n## 1. Bytes\n\n### 1.2 Order\n",
+	"docs/spec/wire.md":    "# Wire\n\n## 1. Bytes\n\nThey MUST be bytes.\n\n### 1.2 Order\n",
 	"protocol/labels.go":   "package protocol\n\nconst labelA = \"kith a\"\n",
 	"protocol/wire.go": `// Package protocol is shared.
 package protocol
@@ -53,8 +53,9 @@ import (
 	_ "example.org/b/sub"
 )
 
-func FuzzParse(f *testing.F) { parse(nil) }
+	func FuzzParse(f *testing.F) { parse(nil) }
 
+// docs/spec/wire.md, section 1.
 func parse(b []byte) { Parse(b); new(T).UnmarshalBinary(b) }
 `,
 	"node/node.go": "// Package node lives.\npackage node\n\nimport _ \"github.com/kith-im/kith/protocol\"\n",
@@ -141,6 +142,7 @@ func TestChecksCatch(t *testing.T) {
 		{"document missing", node("", "// See docs/spec/none.md, section 1.\n"), "docs/spec/none.md, which does not exist"},
 		{"section missing", node("", "// See docs/spec/wire.md, section\n// 1.3.\n"), "section 1.3, which does not exist"},
 		{"second section missing", node("", "// See docs/spec/wire.md, sections 1 and 9.\n"), "section 9, which does not exist"},
+		{"MUST without a test", replaced("docs/spec/wire.md", "Order\n", "Order\n\nIt MUST NOT be another.\n"), "section 1.2 says MUST, and no test cites it"},
 		{"parser without fuzz target", protocol("", "// ParseMore parses.\nfunc ParseMore() {}"), "no fuzz target of protocol calls ParseMore"},
 		{"method without fuzz target", protocol("", "// U is one.\ntype U int\n\n// UnmarshalBinary parses.\nfunc (*U) UnmarshalBinary([]byte) {}"), "no fuzz target of protocol calls UnmarshalBinary"},
 		{"label elsewhere", protocol("", "const l = \"kith b\""), `label "kith b" belongs in protocol/labels.go`},

@@ -195,7 +195,6 @@ var bannedNames = []struct {
 		within: "protocol", why: "time is an argument",
 	},
 	{pkg: "bytes", names: "Equal", within: "protocol", why: "compare with crypto/subtle, whatever is secret (threats B16)"},
-	{pkg: "slices", names: "Equal EqualFunc", within: "protocol", why: "compare with crypto/subtle, whatever is secret (threats B16)"},
 	{pkg: "crypto/ed25519", names: "GenerateKey", within: "protocol", why: "it ignores its reader; make the key from a seed that was read (threats A20)"},
 	{
 		pkg:   "log/slog",
@@ -374,40 +373,55 @@ var (
 )
 
 // checkCitations wants every document and section of docs/spec that a comment
-// cites to exist.
+// cites to exist, and every section that says MUST to be cited by a test.
 func checkCitations(t *tree) (problems []string) {
-	sections := map[string]map[string]bool{}
+	sections := map[string]map[string]bool{} // by document and number: is a test of it missing?
 	for name, text := range t.texts {
 		if dir, base := path.Split(name); dir == "docs/spec/" {
-			nums := map[string]bool{}
-			for _, m := range heading.FindAllStringSubmatch(text, -1) {
-				nums[m[1]] = true
+			doc := map[string]bool{}
+			at := heading.FindAllStringSubmatchIndex(text, -1)
+			for i, m := range at {
+				end := len(text)
+				if i+1 < len(at) {
+					end = at[i+1][0]
+				}
+				doc[text[m[2]:m[3]]] = strings.Contains(text[m[0]:end], "MUST")
 			}
-			sections[strings.TrimSuffix(base, ".md")] = nums
+			sections[strings.TrimSuffix(base, ".md")] = doc
 		}
 	}
 	for _, p := range t.packages {
 		for _, f := range p.files {
-			if f.path == "architecture_test.go" { // its own examples
+			if p.dir == "." { // examples
 				continue
 			}
 			for _, group := range f.ast.Comments {
 				text := strings.Join(strings.Fields(group.Text()), " ")
 				for _, m := range citation.FindAllStringSubmatch(text, -1) {
-					nums, ok := sections[m[1]]
+					doc, ok := sections[m[1]]
 					if !ok {
 						problems = append(problems, fmt.Sprintf("%s: cites docs/spec/%s.md, which does not exist", t.at(group), m[1]))
 						continue
 					}
 					for _, n := range section.FindAllString(m[2], -1) {
-						if !nums[n] {
+						if _, ok := doc[n]; !ok {
 							problems = append(problems, fmt.Sprintf("%s: cites docs/spec/%s.md, section %s, which does not exist", t.at(group), m[1], n))
+						} else if f.test {
+							doc[n] = false
 						}
 					}
 				}
 			}
 		}
 	}
+	for name, doc := range sections {
+		for n, untested := range doc {
+			if untested {
+				problems = append(problems, fmt.Sprintf("docs/spec/%s.md: section %s says MUST, and no test cites it", name, n))
+			}
+		}
+	}
+	slices.Sort(problems)
 	return problems
 }
 
@@ -556,7 +570,7 @@ type tree struct {
 	packages []*pkg // ordered by folder
 	texts    map[string]string
 	paths    map[string]bool // every file and folder
-	modules  []string // of go.mod, longest path first
+	modules  []string        // of go.mod, longest path first
 }
 
 type pkg struct {
