@@ -206,19 +206,21 @@ func (w *work) announcements() ([]announcement, error) {
 		return nil, err
 	}
 	for _, i := range invites {
-		if i.State != store.InviteOpen || i.Expires <= w.ms() {
+		if i.State != store.InviteOpen || !answerable(i, w.now) {
 			continue
 		}
 		link, err := invite.Parse(string(i.Link))
 		if err != nil {
 			return nil, errors.Join(store.ErrDamaged, err)
 		}
-		bundle, err := w.bundle(i, link, epoch)
-		if err != nil {
-			return nil, err
-		}
 		with := body
-		with.Bundle = bundle.Marshal()
+		if i.Expires > w.ms() { // after that only who has answered finds us
+			bundle, err := w.bundle(i, link, epoch)
+			if err != nil {
+				return nil, err
+			}
+			with.Bundle = bundle.Marshal()
+		}
 		if err := publish(link.Keys().Rendezvous, with); err != nil {
 			return nil, err
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/message"
+	"github.com/kith-im/kith/protocol/ratchet"
 )
 
 // A contact's state moves forward only:
@@ -166,6 +167,15 @@ func resolveContact(tx *store.Tx, word string) (store.ContactRow, error) {
 }
 
 func (w *work) resolve(word string) (store.ContactRow, error) { return resolveContact(w.tx, word) }
+
+// lookAgain has the outbox look again at what it may do for a contact.
+func (w *work) lookAgain(c store.ContactRow) error {
+	devices, err := w.tx.Devices(c.ID)
+	for _, d := range devices {
+		w.devices[identity.DeviceHash(d.Hash)] = true
+	}
+	return err
+}
 
 // removeContact forgets a contact and all that was exchanged with it.
 func (w *work) removeContact(c store.ContactRow) error {
@@ -375,14 +385,10 @@ func (n *Node) SetBlocked(ctx context.Context, req *apiv1.SetBlockedRequest) (*a
 		if err := w.tx.SaveContact(*c); err != nil {
 			return err
 		}
-		devices, err := w.tx.Devices(c.ID)
-		if err != nil {
+		if err := w.lookAgain(*c); err != nil {
 			return err
 		}
-		for _, d := range devices {
-			w.devices[identity.DeviceHash(d.Hash)] = true
-		}
-		w.names, w.publish = true, true
+		w.names, w.publish, w.owed[c.ID] = true, true, true
 		what := "blocked"
 		if !c.Blocked {
 			what = "unblocked"
@@ -432,8 +438,12 @@ func (n *Node) SetVerified(ctx context.Context, req *apiv1.SetVerifiedRequest) (
 		if req.Verified && c.Account == nil {
 			return refuse(CodeRefused, "wait until kith contacts shows it as established", "%s has not introduced itself yet", quoteName(*c))
 		}
-		if req.Verified {
+		if req.Verified && c.Alarm != "" {
 			c.Alarm = ""
+			w.owed[c.ID] = true
+			if err := w.lookAgain(*c); err != nil {
+				return err
+			}
 		}
 		c.Verified = req.Verified
 		if err := w.tx.SaveContact(*c); err != nil {
@@ -483,6 +493,8 @@ func explain(err error) error {
 		return refuse(CodeRefused, "check the disk and restart kith", "kith can only read because saving failed")
 	case errors.Is(err, errTooLong), errors.Is(err, message.ErrTextTooLong):
 		return refuse(CodeUsage, "send it as several messages", "a text has at most %d bytes", protocol.MaxText)
+	case errors.Is(err, ratchet.ErrExhausted):
+		return refuse(CodeRefused, "exchange a new invite", "this conversation has used up its keys")
 	case errors.Is(err, message.ErrTextInvalid):
 		return refuse(CodeUsage, "send some text", "a text must not be empty and must be valid UTF-8")
 	}

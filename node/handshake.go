@@ -109,7 +109,7 @@ func (w *work) respond(inviteID, payload []byte) (s *session, rest, plaintext []
 			return nil, nil, nil, err
 		}
 		return nil, nil, nil, w.usedTwice(inv)
-	case inv.State != store.InviteOpen || inv.Expires <= w.ms():
+	case inv.State != store.InviteOpen || !answerable(inv, w.now):
 		return nil, nil, nil, nil
 	}
 	row, err := w.tx.Prekey(prekeyID[:])
@@ -354,6 +354,9 @@ func (w *work) raise(c *store.ContactRow, why string) error {
 	}
 	c.Alarm, c.Verified = why, false
 	if err := w.tx.SaveContact(*c); err != nil {
+		return err
+	}
+	if err := w.lookAgain(*c); err != nil {
 		return err
 	}
 	return w.emitContact(*c, "alarm: "+why)

@@ -29,10 +29,13 @@ const (
 	// table every few hours.
 	maxInvites = 100
 
-	// A reusable invite shows a new prekey every prekeyLife, and answers to
-	// the old one for prekeyGrace: who answered it may have been offline.
-	prekeyLife  = 48 * time.Hour
-	prekeyGrace = 7 * 24 * time.Hour
+	// A reusable invite shows a new prekey every prekeyLife.
+	prekeyLife = 48 * time.Hour
+
+	// answerGrace is how long after its expiry, or after a new prekey took its
+	// place, an invite's prekey still opens answers: they were given in time,
+	// and one of the two was offline.
+	answerGrace = 7 * 24 * time.Hour
 
 	// acceptPatience is how long accepting waits for the inviter's keys before
 	// it leaves the search to the background.
@@ -118,10 +121,17 @@ func (w *work) newPrekey(inv store.InviteRow) error {
 	}
 	expires := inv.Expires
 	if inv.Reusable {
-		expires = min(expires, w.now.Add(prekeyLife+prekeyGrace).UnixMilli())
+		expires = min(expires, w.now.Add(prekeyLife).UnixMilli())
 	}
+	expires += answerGrace.Milliseconds()
 	id := p.ID()
 	return w.tx.CreatePrekey(store.PrekeyRow{ID: id[:], Invite: inv.ID, Secret: p.Marshal(), Created: w.ms(), Expires: expires})
+}
+
+// answerable says whether answers to an invite are still taken, though it may
+// no longer be shown to anybody new.
+func answerable(inv store.InviteRow, now time.Time) bool {
+	return now.UnixMilli() < inv.Expires+answerGrace.Milliseconds()
 }
 
 // bundle is what an invite shows: its newest prekey, rotated when it is due.
@@ -142,7 +152,7 @@ func (w *work) bundle(inv store.InviteRow, link *invite.Invite, epoch uint64) (*
 	if err != nil {
 		return nil, errors.Join(store.ErrDamaged, err)
 	}
-	return handshake.NewBundle(w.n.self.device, p, epoch, time.UnixMilli(row.Expires), link.Keys().Bundle), nil
+	return handshake.NewBundle(w.n.self.device, p, epoch, time.UnixMilli(min(row.Expires, inv.Expires)), link.Keys().Bundle), nil
 }
 
 func inviteText(id []byte) string { return hex.EncodeToString(id) }

@@ -134,7 +134,7 @@ func (l *lobby) load(ctx context.Context, today int64) (map[string]visitor, erro
 		for _, i := range invites {
 			// A used invite stays open to those who hold it: a second answer is
 			// what its maker must hear of.
-			if i.State == store.InviteRevoked || i.Expires <= l.n.now().UnixMilli() {
+			if i.State == store.InviteRevoked || !answerable(i, l.n.now()) {
 				continue
 			}
 			link, err := invite.Parse(string(i.Link))

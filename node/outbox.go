@@ -57,6 +57,7 @@ type outbox struct {
 	mu       sync.Mutex
 	couriers map[identity.DeviceHash]*courier
 	added    []identity.DeviceHash
+	early    map[identity.DeviceHash]*conversation // of devices whose courier has not started yet
 }
 
 func newOutbox(n *Node) *outbox {
@@ -64,6 +65,7 @@ func newOutbox(n *Node) *outbox {
 		n: n, changes: make(chan struct{}, 1), draining: make(chan struct{}),
 		dials:    make(chan struct{}, maxDials),
 		couriers: make(map[identity.DeviceHash]*courier),
+		early:    make(map[identity.DeviceHash]*conversation),
 	}
 }
 
@@ -103,6 +105,10 @@ func (o *outbox) supervise(ctx context.Context) {
 				o: o, n: o.n, device: d,
 				news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
 			}
+			if conv := o.early[d]; conv != nil {
+				c.calls <- conv
+				delete(o.early, d)
+			}
 			o.couriers[d] = c
 			o.done.Go(func() {
 				c.run(ctx)
@@ -140,14 +146,23 @@ func (o *outbox) wake(d identity.DeviceHash) {
 
 // attach hands a conversation that a device opened to its courier.
 func (o *outbox) attach(d identity.DeviceHash, conv *conversation) {
-	c := o.courier(d)
+	o.mu.Lock()
+	c, superseded := o.couriers[d], (*conversation)(nil)
 	if c == nil {
-		return // it is found again when we call, or they
+		superseded, o.early[d] = o.early[d], conv
+	} else {
+		select {
+		case c.calls <- conv:
+		default:
+			superseded = conv
+		}
 	}
-	select {
-	case c.calls <- conv:
-	default:
-		conv.close(stream.ReasonSuperseded)
+	o.mu.Unlock()
+	if c == nil {
+		o.add(d)
+	}
+	if superseded != nil {
+		superseded.close(stream.ReasonSuperseded)
 	}
 }
 
@@ -353,7 +368,7 @@ func (c *courier) run(ctx context.Context) {
 // outlook is what a courier knows of its device before it acts.
 type outlook struct {
 	known   bool // there is such a device, and we talk to it
-	blocked bool
+	blocked bool // by the user, or by an alarm
 	pending bool // it has never answered
 	needed  bool // something waits, or its keys are missing
 	due     time.Time
@@ -371,7 +386,7 @@ func (c *courier) outlook(ctx context.Context) (o outlook, err error) {
 			return err
 		}
 		o.known = true
-		if o.blocked = contact.Blocked; o.blocked {
+		if o.blocked = contact.Blocked || contact.Alarm != ""; o.blocked {
 			return nil
 		}
 		o.pending = contact.State == store.ContactPending
@@ -608,6 +623,10 @@ func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (i
 	}
 	var rows []store.DeliveryRow
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
+		rows = nil
+		if paused, err := isPaused(tx, c.device); paused || err != nil {
+			return err
+		}
 		rows, err = tx.Outbox(c.device[:], *last, c.n.now().UnixMilli(), room)
 		return err
 	}); err != nil {
@@ -640,6 +659,17 @@ func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (i
 	}
 	c.setFlight(flight)
 	return count, conv.writeBytes(frames)
+}
+
+// isPaused says whether nothing is to leave for a device: its contact is
+// blocked, or an alarm waits for the user.
+func isPaused(tx *store.Tx, device identity.DeviceHash) (bool, error) {
+	d, err := tx.Device(device[:])
+	if err != nil {
+		return false, err
+	}
+	c, err := tx.Contact(d.Contact)
+	return c.Blocked || c.Alarm != "", err
 }
 
 // acknowledged marks the next n envelopes in flight: they leave the window, and

@@ -283,8 +283,8 @@ func (w *work) queueReceipts(contact int64) error {
 	if ok, err := found(err); !ok {
 		return err // the contact was removed in this very transaction
 	}
-	if c.State == store.ContactRequest || c.Blocked {
-		return nil
+	if c.State == store.ContactRequest || c.Blocked || c.Alarm != "" {
+		return nil // owed until that changes
 	}
 	for {
 		ids, err := w.tx.OwedReceipts(contact, protocol.MaxBatch)

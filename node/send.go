@@ -289,7 +289,11 @@ func (w *work) recipients(c store.ContactRow) ([]identity.DeviceHash, error) {
 }
 
 // say sends a control message: one that devices exchange and no history keeps.
+// An alarm silences it too.
 func (w *work) say(c store.ContactRow, content message.Content) error {
+	if c.Alarm != "" {
+		return nil
+	}
 	account, err := w.accountOf(c)
 	if err != nil {
 		return err
