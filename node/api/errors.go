@@ -13,17 +13,28 @@ import (
 // each into its exit code.
 type Code string
 
+// The codes, and what the command line exits with.
 const (
-	CodeRefused      Code = "refused" // not possible as things stand; the hint says what to change
-	CodeUsage        Code = "usage"   // the request itself is malformed
-	CodeNotRunning   Code = "not_running"
-	CodeNetwork      Code = "network"
-	CodeQuota        Code = "quota"
+	// CodeRefused: not possible as things stand; the hint says what to change. 1.
+	CodeRefused Code = "refused"
+	// CodeUsage: the request itself is malformed. 2.
+	CodeUsage Code = "usage"
+	// CodeNotRunning: nobody serves the socket. 3.
+	CodeNotRunning Code = "not_running"
+	// CodeNetwork: no road leads there now. 4.
+	CodeNetwork Code = "network"
+	// CodeQuota: a limit or the disk is full. 5.
+	CodeQuota Code = "quota"
+	// CodeKeyUntrusted: a contact's key changed or is not trusted. 6.
 	CodeKeyUntrusted Code = "key_untrusted"
-	CodeTimeout      Code = "timeout"
-	CodeLocked       Code = "locked"
-	CodeNotFound     Code = "not_found"
-	CodeInternal     Code = "internal" // a fault inside the daemon
+	// CodeTimeout: it did not happen in time. 7.
+	CodeTimeout Code = "timeout"
+	// CodeLocked: the store needs a passphrase. 8.
+	CodeLocked Code = "locked"
+	// CodeNotFound: there is no such contact, message, invite or cursor. 9.
+	CodeNotFound Code = "not_found"
+	// CodeInternal: a fault inside the daemon. 1.
+	CodeInternal Code = "internal"
 )
 
 // connectCodes gives each code its place in the Connect protocol, which is
@@ -49,8 +60,13 @@ type Error struct {
 	Hint    string
 }
 
-func (e *Error) Error() string     { return e.Message }
+// Error returns the sentence, without the hint.
+func (e *Error) Error() string { return e.Message }
+
+// ErrorCode returns the code.
 func (e *Error) ErrorCode() string { return string(e.Code) }
+
+// ErrorHint returns the next step.
 func (e *Error) ErrorHint() string { return e.Hint }
 
 // Coded is implemented by errors of a Backend that a person may read.

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// daemonProcess is a kith up in a process of its own.
+type daemonProcess struct {
+	*exec.Cmd
+	home, stderr string
+	ready        struct {
+		Account, API string
+		Web          *string
+		Listen       []string
+	}
+	exited chan error
+}
+
+// up starts kith up and returns when it is ready. The test's end kills it.
+func up(t *testing.T, home string, args ...string) *daemonProcess {
+	t.Helper()
+	d := &daemonProcess{home: home, exited: make(chan error, 1)}
+	d.Cmd = exec.Command(os.Args[0], append([]string{"up", "--json", "--home", home, "--listen", "/ip4/127.0.0.1/tcp/0"}, args...)...)
+	d.Env = append(os.Environ(), "KITH_TEST_MAIN=1")
+	var errs tail
+	d.Stderr = &errs
+	out, err := d.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Process.Kill() })
+	lines := bufio.NewScanner(out)
+	events := []string{}
+	for lines.Scan() {
+		var stage struct{ Event string }
+		if err := json.Unmarshal(lines.Bytes(), &stage); err != nil {
+			t.Fatalf("kith up --json prints %q", lines.Text())
+		}
+		if events = append(events, stage.Event); stage.Event == "ready" {
+			if err := json.Unmarshal(lines.Bytes(), &d.ready); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				_, _ = io.Copy(io.Discard, out)
+				d.exited <- d.Wait()
+			}()
+			return d
+		}
+	}
+	t.Fatalf("kith up ended after %v: %v, %s", events, d.Wait(), errs.String())
+	return nil
+}
+
+// wait returns how the process ended.
+func (d *daemonProcess) wait(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-d.exited:
+		return err
+	case <-time.After(2 * stopTime):
+		t.Fatal("the daemon does not stop")
+		return nil
+	}
+}
+
+func TestUp(t *testing.T) {
+	home := shortDir(t)
+	notified := make(chan string, 8)
+	socket := filepath.Join(shortDir(t), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	go func() {
+		for buf := make([]byte, 64); ; {
+			n, err := conn.Read(buf)
+			if err != nil {
+				return
+			}
+			notified <- string(buf[:n])
+		}
+	}()
+	t.Setenv("NOTIFY_SOCKET", socket)
+	d := up(t, home, "--name", "alice")
+	if got := <-notified; got != "READY=1" {
+		t.Errorf("systemd is told %q", got)
+	}
+	if d.ready.Account == "" || d.ready.API != filepath.Join(home, "run", "api.sock") || d.ready.Web != nil || len(d.ready.Listen) != 1 || !strings.Contains(d.ready.Listen[0], "/p2p/") {
+		t.Errorf("ready is %+v", d.ready)
+	}
+	_, stdout, stderr := cli(t, "", "--home", home, "--json", "id")
+	var id struct{ Name, Fingerprint string }
+	if err := json.Unmarshal([]byte(stdout), &id); err != nil || id.Fingerprint != d.ready.Account || id.Name != "alice" {
+		t.Errorf("kith id: %q, %s", stdout, stderr)
+	}
+	if code, _, stderr := cli(t, "", "--home", home, "wait"); code != 0 {
+		t.Errorf("kith wait: exit %d, %s", code, stderr)
+	}
+	for _, path := range []string{home, filepath.Join(home, "run"), filepath.Join(home, "store")} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s is %v, %v: open to others", path, info.Mode(), err)
+		}
+	}
+
+	t.Run("I08_a_second_daemon", func(t *testing.T) {
+		code, _, stderr := cli(t, "", "--home", home, "up")
+		if code != exitRefused || !strings.Contains(stderr, "kith down") || !strings.Contains(stderr, "process") || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("exit %d, stderr %q", code, stderr)
+		}
+		if code, _, stderr := cli(t, "", "--home", home, "status"); code != 0 {
+			t.Errorf("the first one is gone: %s", stderr)
+		}
+	})
+
+	start := time.Now()
+	if err := d.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.wait(t); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	if took := time.Since(start); took > stopTime {
+		t.Errorf("stopping took %v", took)
+	}
+	if got := <-notified; got != "STOPPING=1" {
+		t.Errorf("systemd is told %q", got)
+	}
+	if _, err := os.Lstat(d.ready.API); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+
+	again := up(t, home)
+	if again.ready.Account != d.ready.Account {
+		t.Errorf("the account is %q after a restart, want %q", again.ready.Account, d.ready.Account)
+	}
+	if err := again.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	again.wait(t)
+	if code, _, _ := cli(t, "", "--home", home, "status"); code != exitNotRunning {
+		t.Errorf("after kill -9: exit %d, want %d", code, exitNotRunning)
+	}
+	third := up(t, home)
+	if code, _, stderr := cli(t, "", "--home", home, "down"); code != 0 {
+		t.Errorf("kith down: exit %d, %s", code, stderr)
+	}
+	if err := third.wait(t); err != nil || third.ready.Account != d.ready.Account {
+		t.Errorf("after kith down: %v, account %q", err, third.ready.Account)
+	}
+}
+
+// TestUpElsewhere serves its API at a socket of its own choice; clients of the
+// home find it all the same.
+func TestUpElsewhere(t *testing.T) {
+	home, elsewhere := shortDir(t), filepath.Join(shortDir(t), "k.sock")
+	d := up(t, home, "--api", elsewhere)
+	for _, args := range [][]string{{"--home", home}, {"--home", home, "--api", elsewhere}} {
+		if code, _, stderr := cli(t, "", append(args, "status")...); code != 0 {
+			t.Errorf("%v: exit %d, %s", args, code, stderr)
+		}
+	}
+	if code, _, stderr := cli(t, "", "--home", home, "down"); code != 0 {
+		t.Errorf("kith down: exit %d, %s", code, stderr)
+	}
+	if err := d.wait(t); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{elsewhere, filepath.Join(home, "run", "api.sock")} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left behind: %v", path, err)
+		}
+	}
+}
+
+func TestCommunityNode(t *testing.T) {
+	home := shortDir(t)
+	d := up(t, home, "--role", "community")
+	if d.ready.Account != "" || len(d.ready.Listen) == 0 {
+		t.Errorf("ready is %+v", d.ready)
+	}
+	_, id, _ := strings.Cut(d.ready.Listen[0], "/p2p/")
+	_, stdout, _ := cli(t, "", "--home", home, "--json", "status")
+	var s statusJSON
+	if err := json.Unmarshal([]byte(stdout), &s); err != nil || s.Role != "community" || s.DHT.Mode != "server" || !s.Ready {
+		t.Errorf("kith status: %s", stdout)
+	}
+	if code, _, stderr := cli(t, "", "--home", home, "send", "bob", "hi"); code != exitRefused && code != exitNotFound {
+		t.Errorf("kith send: exit %d, %s", code, stderr)
+	}
+	if code, _, stderr := cli(t, "", "--home", home, "down"); code != 0 {
+		t.Errorf("kith down: exit %d, %s", code, stderr)
+	}
+	d.wait(t)
+	again := up(t, home, "--role", "community")
+	if _, got, _ := strings.Cut(again.ready.Listen[0], "/p2p/"); got != id {
+		t.Errorf("the peer id changed from %s to %s", id, got)
+	}
+}
+
+func TestPassphrase(t *testing.T) {
+	home, right, wrong := shortDir(t), filepath.Join(shortDir(t), "right"), filepath.Join(shortDir(t), "wrong")
+	writeFile(t, right, "correct horse\n")
+	writeFile(t, wrong, "battery staple\n")
+	d := up(t, home, "--passphrase-file", right)
+	_, stdout, _ := cli(t, "", "--home", home, "--json", "status")
+	var s statusJSON
+	if err := json.Unmarshal([]byte(stdout), &s); err != nil || s.Store != "passphrase" {
+		t.Errorf("kith status: %s", stdout)
+	}
+	if code, _, stderr := cli(t, "", "--home", home, "down"); code != 0 {
+		t.Fatal(stderr)
+	}
+	d.wait(t)
+	for _, args := range [][]string{{"up"}, {"up", "--passphrase-file", wrong}} {
+		code, _, stderr := cli(t, "", append([]string{"--home", home}, args...)...)
+		if code != exitLocked || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("kith %v: exit %d, stderr %q, want exit %d", args, code, stderr, exitLocked)
+		}
+	}
+	if again := up(t, home, "--passphrase-file", right); again.ready.Account != d.ready.Account {
+		t.Error("the account changed")
+	}
+}
+
+func TestUpStopsWithItsParent(t *testing.T) {
+	home := shortDir(t)
+	cmd := exec.Command(os.Args[0], "up", "--until-eof", "--json", "--home", home, "--listen", "/ip4/127.0.0.1/tcp/0")
+	cmd.Env = append(os.Environ(), "KITH_TEST_MAIN=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := cli(t, "", "--home", home, "wait"); code != 0 {
+		t.Error(stderr)
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
