@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -169,9 +170,9 @@ func TestE02_ActiveSybils(t *testing.T) {
 }
 
 func sybils(t *testing.T, answer func(*atomic.Pointer[[]peer.AddrInfo]) func(peer.ID, *pb.Message) *pb.Message) {
-	honest, bad, readers := 24, 8, 4
-	if testing.Short() {
-		honest, bad, readers = 12, 4, 2
+	honest, bad, readers := 12, 4, 2
+	if os.Getenv("KITH_SOAK") != "" {
+		honest, bad, readers = 60, 20, 10
 	}
 	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
 		n.SetLatency(20 * time.Millisecond)
@@ -336,6 +337,7 @@ func TestE10_AddressCaps(t *testing.T) {
 }
 
 // TestE11_Crawl: who asks every node for every other finds community nodes only.
+// People are clients (docs/spec/discovery.md, section 1).
 func TestE11_Crawl(t *testing.T) {
 	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
 		w := newWorld(t, n, 8)
@@ -483,6 +485,7 @@ func TestNoWayIn(t *testing.T) {
 // TestE03_Remembered: a node that ran before comes back through those it
 // remembers, whatever the bootstrap list has become, and strangers don't take
 // their places.
+// This is docs/spec/discovery.md, section 8.
 func TestE03_Remembered(t *testing.T) {
 	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
 		w := newWorld(t, n, 8)

@@ -31,6 +31,7 @@ func peers(t testing.TB, count, addrs int) []byte {
 	return body
 }
 
+// The rules of docs/spec/discovery.md, section 3, in both directions.
 func TestGuardFrames(t *testing.T) {
 	large := frame(make([]byte, maxFrame))
 	for _, tc := range []struct {

@@ -42,6 +42,7 @@ func sealed(t testing.TB, p rendezvous.Point, seq uint64, expiry time.Time) (key
 // asKad is the store as kad-dht wraps it.
 func asKad(v *valueStore) *records.ValueStore { return records.NewValueStore(v, v.validator(), 0) }
 
+// What docs/spec/discovery.md, section 4, lets into the store, and what not.
 func TestStoreAdmits(t *testing.T) {
 	v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
 	kad := asKad(v)
