@@ -6,8 +6,10 @@ package node
 // its name (introduce); with the list the account behind the device is known.
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -55,6 +57,45 @@ func newSession(k *handshake.Keys, device identity.DeviceHash, r ratchet.Session
 
 func ratchetKeys(k *handshake.Keys) ratchet.Keys {
 	return ratchet.Keys{RK: k.Root, HKA: k.HeaderA, HKB: k.HeaderB, AD: k.AD[:]}
+}
+
+// beginAgain replaces a session that nobody has answered for so long that the
+// prekey it used is gone, and seals what waits anew.
+func (w *work) beginAgain(c store.ContactRow, d store.DeviceRow, link *invite.Invite, bundle *handshake.Bundle) error {
+	old, err := w.liveSession(bundle.Device.Hash())
+	if err != nil || old == nil || old.confirmed() || old.created+answerGrace.Milliseconds() > w.ms() ||
+		bytes.HasPrefix(old.prefix[1:], bundle.PrekeyID[:]) {
+		return err
+	}
+	delete(w.sessions, old.id)
+	if err := w.tx.DeleteSession(old.id[:]); err != nil {
+		return err
+	}
+	waiting, err := w.tx.Outbox(d.Hash, 0, math.MaxInt64, math.MaxInt32)
+	if err != nil {
+		return err
+	}
+	for _, row := range waiting {
+		if err := w.tx.DeleteDelivery(row.ID); err != nil {
+			return err
+		}
+	}
+	if err := w.begin(c, d, link, bundle); err != nil {
+		return err
+	}
+	for _, row := range waiting {
+		if row.Message == nil {
+			continue // begin has introduced us anew
+		}
+		m, err := w.tx.Message(row.Message)
+		if err != nil {
+			return err
+		}
+		if err := w.address(c, m.Wire, m.ID, time.Duration(row.Expires-w.ms())*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // introduce sends the first words of a session.

@@ -107,8 +107,11 @@ func (n *Node) seek(ctx context.Context, device identity.DeviceHash, d store.Dev
 	if err != nil {
 		return nil, err
 	}
-	if d.Public == nil {
-		if err := n.learn(ctx, device, found, at); err != nil {
+	if d.Public == nil && found.Body.Bundle == nil {
+		return nil, errNoRecord // the invite has ended
+	}
+	if d.Link != nil && found.Body.Bundle != nil {
+		if err := n.learn(ctx, device, found, at); err != nil && d.Public == nil {
 			return nil, err
 		}
 		if err := n.view(ctx, func(tx *store.Tx) (err error) {
@@ -155,7 +158,8 @@ func (n *Node) find(ctx context.Context, device identity.DeviceHash, keys []prot
 }
 
 // learn begins the session with a device whose invite we accepted, from the
-// prekey bundle it announced.
+// prekey bundle it announced; or begins it again, if the first bundle is out of
+// use and was never answered.
 func (n *Node) learn(ctx context.Context, device identity.DeviceHash, f discovery.Found, at protocol.Shared) error {
 	bundle, err := handshake.ParseBundle(f.Body.Bundle, device, at.Bundle, 0, n.now())
 	if err != nil {
@@ -166,8 +170,8 @@ func (n *Node) learn(ctx context.Context, device identity.DeviceHash, f discover
 		if err != nil {
 			return err
 		}
-		if d.Public != nil {
-			return nil // learnt in the meantime
+		if d.Link == nil {
+			return nil // answered in the meantime
 		}
 		link, err := invite.Parse(string(d.Link))
 		if err != nil {
@@ -176,6 +180,9 @@ func (n *Node) learn(ctx context.Context, device identity.DeviceHash, f discover
 		c, err := w.tx.Contact(d.Contact)
 		if err != nil {
 			return err
+		}
+		if d.Public != nil {
+			return w.beginAgain(c, d, link, bundle)
 		}
 		return w.begin(c, d, link, bundle)
 	})

@@ -253,6 +253,13 @@ func (tx *Tx) SaveSession(s SessionRow) error {
 	return err
 }
 
+// DeleteSession erases a session and its tags.
+func (tx *Tx) DeleteSession(id []byte) error {
+	tx.Erased()
+	_, err := tx.exec(`DELETE FROM sessions WHERE id = ?`, id)
+	return err
+}
+
 // TagOwner is what a tag names: a session and the tag's place in its chain, or
 // an invite.
 type TagOwner struct {
