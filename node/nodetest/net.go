@@ -46,6 +46,7 @@ type Network struct {
 	hosts     map[netip.Addr][]*transport.Host
 	ports     uint16
 	changed   chan struct{} // closed and replaced when a link comes or goes
+	tap       Tap
 }
 
 // NewNetwork makes an empty network without latency or loss. What chance it
@@ -85,6 +86,16 @@ func (n *Network) Partition(groups ...[]netip.Addr) {
 
 // Blackhole makes everything from and to ip vanish until Heal.
 func (n *Network) Blackhole(ip netip.Addr) { n.update(func() { n.hole[ip] = true }) }
+
+// A Tap sees what one machine writes to a stream with another, in clear, one
+// write at a time, and returns what travels in its place; nothing travels in
+// place of an empty answer. It is called from many goroutines, and must not
+// keep b.
+type Tap func(from, to netip.Addr, b []byte) []byte
+
+// Tap puts f into every stream, present and future; nil ends that. It stands
+// where a broken or hostile peer does: above TLS, which nobody on the wire can.
+func (n *Network) Tap(f Tap) { n.update(func() { n.tap = f }) }
 
 // Heal ends all partitions and black holes. What stalled connections had
 // sent arrives.

@@ -3,6 +3,7 @@ package nodetest
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -143,7 +144,11 @@ func (s *simTransport) dial(ctx context.Context, addr ma.Multiaddr, p peer.ID, s
 		raw.abort()
 		return nil, err
 	}
-	return s.upgrader.Upgrade(ctx, s, c, network.DirOutbound, p, scope)
+	up, err := s.upgrader.Upgrade(ctx, s, c, network.DirOutbound, p, scope)
+	if err != nil {
+		return nil, err
+	}
+	return &tappedConn{up, s.network, s.ip, to.Addr()}, nil
 }
 
 func (s *simTransport) Listen(addr ma.Multiaddr) (libp2p.Listener, error) {
@@ -162,7 +167,7 @@ func (s *simTransport) Listen(addr ma.Multiaddr) (libp2p.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.upgrader.UpgradeListener(s, l), nil
+	return &tappedListener{s.upgrader.UpgradeListener(s, l), s.network, s.ip}, nil
 }
 
 func addrPort(addr ma.Multiaddr) (netip.AddrPort, error) {
@@ -184,3 +189,67 @@ func (s *simTransport) CanDial(addr ma.Multiaddr) bool {
 func (s *simTransport) Protocols() []int { return []int{ma.P_TCP} }
 func (s *simTransport) Proxy() bool      { return false }
 func (s *simTransport) String() string   { return "simulated TCP" }
+
+// tappedListener, tappedConn and tappedStream bring what is written to streams
+// to Network.Tap.
+type tappedListener struct {
+	libp2p.Listener
+	network *Network
+	ip      netip.Addr
+}
+
+func (l *tappedListener) Accept() (libp2p.CapableConn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	from, err := addrPort(c.RemoteMultiaddr())
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return &tappedConn{c, l.network, l.ip, from.Addr()}, nil
+}
+
+type tappedConn struct {
+	libp2p.CapableConn
+	network       *Network
+	local, remote netip.Addr
+}
+
+func (c *tappedConn) OpenStream(ctx context.Context) (network.MuxedStream, error) {
+	s, err := c.CapableConn.OpenStream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &tappedStream{s, c}, nil
+}
+
+func (c *tappedConn) AcceptStream() (network.MuxedStream, error) {
+	s, err := c.CapableConn.AcceptStream()
+	if err != nil {
+		return nil, err
+	}
+	return &tappedStream{s, c}, nil
+}
+
+type tappedStream struct {
+	network.MuxedStream
+	conn *tappedConn
+}
+
+func (s *tappedStream) Write(b []byte) (int, error) {
+	n := s.conn.network
+	n.mu.Lock()
+	tap := n.tap
+	n.mu.Unlock()
+	out := b
+	if tap != nil {
+		if out = tap(s.conn.local, s.conn.remote, b); len(out) == 0 {
+			return len(b), nil
+		}
+	}
+	if _, err := s.MuxedStream.Write(out); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
