@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -242,7 +243,7 @@ func (k *kith) doctorCmd() *cobra.Command {
 				if !c.OK {
 					state = "WRONG"
 				}
-				rows = append(rows, []string{state, c.Name, c.Text + prefixed("; ", c.Hint)})
+				rows = append(rows, []string{state, c.Name, strings.TrimSuffix(c.Text, ".") + prefixed("; ", c.Hint)})
 			}
 			table(w, rows...)
 		})

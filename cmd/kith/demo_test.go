@@ -9,6 +9,9 @@ import (
 // TestDemoOnce is the demo as a newcomer runs it: five processes on real
 // sockets, with one killed in the middle.
 func TestDemoOnce(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	t.Setenv("KITH_TEST_MAIN", "1") // the demo starts this binary again
 	t.Setenv("TMPDIR", shortDir(t))
 	code, stdout, stderr := cli(t, "", "demo", "--once", "--json")

@@ -638,6 +638,7 @@ func bootstrapExample(listen []string) string {
 			n = 2
 		case transport.Private:
 			n = 1
+		case transport.Loopback:
 		}
 		if n > score {
 			best, score = s, n

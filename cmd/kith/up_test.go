@@ -213,6 +213,9 @@ func TestCommunityNode(t *testing.T) {
 }
 
 func TestPassphrase(t *testing.T) {
+	if testing.Short() {
+		t.Skip("stretches a passphrase four times")
+	}
 	home, right, wrong := shortDir(t), filepath.Join(shortDir(t), "right"), filepath.Join(shortDir(t), "wrong")
 	writeFile(t, right, "correct horse\n")
 	writeFile(t, wrong, "battery staple\n")
