@@ -357,6 +357,7 @@ func TestA03_Reflection(t *testing.T) {
 
 // A04: the signature covers kind and length of each key, the suite and the
 // epoch; a signature over one arrangement of the bytes holds for no other.
+// See docs/spec/handshake.md, section 2.
 func TestA04_SignatureContext(t *testing.T) {
 	p := newPair(t, 40)
 	b := p.bundle
@@ -481,6 +482,7 @@ func TestA08_StaleBundle(t *testing.T) {
 
 // A09: version and suite are in the transcript, under the signature, and have
 // no other value that is accepted.
+// See docs/spec/overview.md, section 2.
 func TestA09_Downgrade(t *testing.T) {
 	p := newPair(t, 90)
 	hx1, ka := p.initiate(t, random(91))
@@ -660,6 +662,25 @@ func TestA22_Deniable(t *testing.T) {
 	hx2, s3 := MakeHX2(kTruth, p.a.Public())
 	if got, err := OpenHX2(p.a, kTruth, hx2); err != nil || got != s3 {
 		t.Errorf("A's forgery of HX2: %v", err)
+	}
+}
+
+// A state that was set back could seal another ciphertext under a nonce it has
+// used. Only the nonce that follows from the ciphertext opens
+// (docs/spec/handshake.md, section 5).
+func TestHX2Nonce(t *testing.T) {
+	p := newPair(t, 225)
+	_, keys := p.initiate(t, random(226))
+	hx2, _ := MakeHX2(keys, p.a.Public())
+	aead := newAEAD(keys.HX2[:])
+	ct3, err := aead.Open(nil, hx2[:aead.NonceSize()], hx2[aead.NonceSize():], keys.AD[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := bytes.Clone(hx2[:aead.NonceSize()])
+	nonce[0] ^= 1
+	if _, err := OpenHX2(p.a, keys, aead.Seal(nonce, nonce, ct3, keys.AD[:])); !errors.Is(err, ErrRefused) {
+		t.Errorf("another nonce: got %v", err)
 	}
 }
 

@@ -205,10 +205,18 @@ func run(t *testing.T, n uint64, x25519 func(k, u []byte) []byte) (refInput, ref
 		name      string
 		got, want []byte
 	}{
-		{"HX1", got.HX1, want.HX1}, {"RK", got.Root, want.Root}, {"HK_A", got.HeaderA, want.HeaderA},
-		{"HK_B", got.HeaderB, want.HeaderB}, {"k2", got.HX2Key, want.HX2Key}, {"sid", got.SID, want.SID},
-		{"tag_A", got.TagA, want.TagA}, {"tag_B", got.TagB, want.TagB}, {"pair", got.Pair, want.Pair},
-		{"AD", got.AD, want.AD}, {"HX2", got.HX2, want.HX2}, {"s3", got.S3, want.S3},
+		{"HX1", got.HX1, want.HX1},
+		{"RK", got.Root, want.Root},
+		{"HK_A", got.HeaderA, want.HeaderA},
+		{"HK_B", got.HeaderB, want.HeaderB},
+		{"k2", got.HX2Key, want.HX2Key},
+		{"sid", got.SID, want.SID},
+		{"tag_A", got.TagA, want.TagA},
+		{"tag_B", got.TagB, want.TagB},
+		{"pair", got.Pair, want.Pair},
+		{"AD", got.AD, want.AD},
+		{"HX2", got.HX2, want.HX2},
+		{"s3", got.S3, want.S3},
 	} {
 		if !bytes.Equal(f.got, f.want) {
 			t.Fatalf("seed %d: %s differs from the reference", n, f.name)

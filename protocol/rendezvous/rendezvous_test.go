@@ -173,6 +173,27 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// Only the nonce that follows from the content opens
+// (docs/spec/rendezvous.md, section 3).
+func TestRecordNonce(t *testing.T) {
+	p := Derive(secret, device, Day(now))[0]
+	record := sealed(t, p, 1, Body{Addresses: [][]byte{{1}}})
+	plain, err := p.aead().Open(nil, record[nonceAt:sealedAt], record[sealedAt:signatureAt], record[:nonceAt])
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := slices.Clone(record)
+	other[nonceAt] ^= 1
+	p.aead().Seal(other[:sealedAt], other[nonceAt:sealedAt], plain, other[:nonceAt])
+	key := p.Key()
+	if err := Validate(key[:], resign(p, other), now); err != nil {
+		t.Fatalf("a stranger can tell: %v", err)
+	}
+	if _, _, err := p.Open(resign(p, other), now); err == nil {
+		t.Error("a record with another nonce opened")
+	}
+}
+
 func TestSelect(t *testing.T) {
 	p := Derive(secret, device, 5)[0]
 	one, two, two2 := sealed(t, p, 1, Body{}), sealed(t, p, 2, Body{}), sealed(t, p, 2, Body{Bundle: []byte{1}})
