@@ -125,6 +125,7 @@ func (c constant) Read(p []byte) (int, error) {
 // A generator that always returns the same never makes a Hedge repeat, within
 // one and across restarts, each of which has its own counter; and two devices
 // with the same counter and generator do not meet.
+// See docs/spec/overview.md, section 7.
 func TestA20_HedgeNeverRepeats(t *testing.T) {
 	reads, restarts := 2000, 50
 	if testing.Short() {

@@ -2,13 +2,12 @@ package envelope_test
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
-
-	"crypto/ecdh"
 
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/envelope"

@@ -138,6 +138,8 @@ func TestRedaction(t *testing.T) {
 	}
 }
 
+// Which lists hold, and which may follow which (docs/spec/identity.md, section
+// 5).
 func TestDeviceList(t *testing.T) {
 	account := newAccount(t, random(6))
 	h := func(n byte) DeviceHash { return DeviceHash{n} }
@@ -351,6 +353,7 @@ func FuzzParseEncapsulationKey(f *testing.F) {
 	})
 }
 
+// One spelling and no other (docs/spec/identity.md, section 2).
 func FuzzParseFingerprint(f *testing.F) {
 	f.Add(Fingerprint{1, 2, 3}.Text())
 	f.Fuzz(func(t *testing.T, s string) {

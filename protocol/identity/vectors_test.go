@@ -99,6 +99,7 @@ type a16 struct{ Kind, Comment, Key, Message, Signature string }
 
 // TestA16_NegativeVectors refuses every bad key we know of, through the same
 // functions the protocol uses. The file is frozen, for other implementations.
+// See docs/spec/identity.md, sections 3 and 4.
 func TestA16_NegativeVectors(t *testing.T) {
 	vectors := negativeVectors(t)
 	golden(t, "negative.json", vectors)

@@ -110,6 +110,7 @@ func ReadFrame(r *bufio.Reader) (Frame, error) {
 		if f.Reason = Reason(body[0]); !f.Reason.known() {
 			return Frame{}, ErrFrame
 		}
+	case TypeEnvelope: // returned above
 	}
 	return f, nil
 }

@@ -91,6 +91,7 @@ func TestHello(t *testing.T) {
 	}
 }
 
+// Every step of docs/spec/stream.md, section 3, with something wrong in it.
 func TestHelloRefuses(t *testing.T) {
 	a, hello1, err := Initiate(random(3), key, peerI, peerR)
 	if err != nil {
@@ -149,9 +150,13 @@ func TestHelloRefuses(t *testing.T) {
 
 func frames() []Frame {
 	f := []Frame{
-		{Type: TypeAck}, {Type: TypeAck, Count: 1<<64 - 1},
-		{Type: TypePing, Token: [8]byte{1, 2}}, {Type: TypePong, Token: [8]byte{3}},
-		{Type: TypeClose, Reason: ReasonSuperseded}, {Type: TypeClose, Reason: ReasonIdle}, {Type: TypeClose, Reason: ReasonShutdown},
+		{Type: TypeAck},
+		{Type: TypeAck, Count: 1<<64 - 1},
+		{Type: TypePing, Token: [8]byte{1, 2}},
+		{Type: TypePong, Token: [8]byte{3}},
+		{Type: TypeClose, Reason: ReasonSuperseded},
+		{Type: TypeClose, Reason: ReasonIdle},
+		{Type: TypeClose, Reason: ReasonShutdown},
 	}
 	for n := protocol.MinEnvelope; n <= protocol.MaxEnvelope; n *= 2 {
 		f = append(f, Frame{Type: TypeEnvelope, Envelope: randomBytes(random(byte(n>>10)), n)})
@@ -212,6 +217,7 @@ func TestAppendFramePanics(t *testing.T) {
 	}
 }
 
+// One encoding of one frame, as docs/spec/overview.md, section 1, wants.
 func TestF07_CanonicalFrames(t *testing.T) {
 	ack := make([]byte, 8)
 	for name, wire := range map[string][]byte{
