@@ -205,7 +205,7 @@ func open(o Options, e engine) (_ *Store, err error) {
 	}
 	defer func() {
 		if err != nil {
-			s.release()
+			_ = s.release() // the first error is the one to tell
 		}
 	}()
 	if !Exists(o.Dir) {

@@ -215,8 +215,8 @@ func (st *stmt) release() {
 		st.Close()
 		return
 	}
-	st.Reset() // repeats the error of the step before, which has been reported
-	st.ClearBindings()
+	_ = st.Reset() // repeats the error of the step before, which has been reported
+	_ = st.ClearBindings()
 	st.busy = false
 }
 

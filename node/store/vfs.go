@@ -241,11 +241,10 @@ func (f *cryptFile) writeBlock(p []byte, at int64) (n int, err error) {
 	lock.Lock()
 	defer lock.Unlock()
 	if at > start || len(p) < blockSize {
-		switch err := f.readBlock(f.block[:], start); err {
-		case nil:
-		case io.EOF:
+		err := f.readBlock(f.block[:], start)
+		if errors.Is(err, io.EOF) {
 			clear(f.block[:])
-		default:
+		} else if err != nil {
 			return 0, err
 		}
 	}
