@@ -601,7 +601,7 @@ func readTree(fsys fs.FS) (*tree, error) {
 			}
 			return nil
 		}
-		if name == "deps_tmp.go" || name != "go.mod" && path.Ext(name) != ".go" && path.Ext(name) != ".md" {
+		if name != "go.mod" && path.Ext(name) != ".go" && path.Ext(name) != ".md" {
 			return nil
 		}
 		text, err := fs.ReadFile(fsys, name)
