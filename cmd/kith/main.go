@@ -19,8 +19,9 @@ import (
 	"github.com/kith-im/kith/node/api"
 )
 
-// version of the program; kith status shows the daemon's.
-const version = "0.1.0-dev"
+// version of the program, which `make build` sets; kith status shows the
+// daemon's.
+var version = "0.1.0-dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
