@@ -34,7 +34,7 @@ func (w *work) moveContact(c *store.ContactRow, to store.ContactState) error {
 		return fmt.Errorf("node: a contact cannot move from state %d to %d", c.State, to)
 	}
 	c.State = to
-	if err := w.tx.SaveContact(*c); err != nil {
+	if err := w.saveContact(*c); err != nil {
 		return err
 	}
 	return w.emitContact(*c, "established")
@@ -168,6 +168,16 @@ func resolveContact(tx *store.Tx, word string) (store.ContactRow, error) {
 
 func (w *work) resolve(word string) (store.ContactRow, error) { return resolveContact(w.tx, word) }
 
+// saveContact stores a contact that has changed.
+func (w *work) saveContact(c store.ContactRow) error {
+	for _, p := range w.parties {
+		if p.contact.ID == c.ID {
+			p.contact = c
+		}
+	}
+	return w.tx.SaveContact(c)
+}
+
 // lookAgain has the outbox look again at what it may do for a contact.
 func (w *work) lookAgain(c store.ContactRow) error {
 	devices, err := w.tx.Devices(c.ID)
@@ -189,8 +199,11 @@ func (w *work) removeContact(c store.ContactRow) error {
 	for id, s := range w.sessions {
 		if slices.ContainsFunc(devices, func(d store.DeviceRow) bool { return identity.DeviceHash(d.Hash) == s.device }) {
 			delete(w.sessions, id)
+			delete(w.live, s.device)
+			delete(w.parties, s.device)
 		}
 	}
+	delete(w.chains, c.ID)
 	w.names, w.publish = true, true
 	return w.tx.DeleteContact(c.ID)
 }
@@ -326,8 +339,7 @@ func (n *Node) ApproveRequest(ctx context.Context, req *apiv1.ApproveRequestRequ
 		if err := w.moveContact(c, store.ContactEstablished); err != nil {
 			return err
 		}
-		w.owed[c.ID] = true
-		w.publish = true
+		w.released[c.ID], w.publish = true, true
 		return w.introduce(*c)
 	})
 	return &apiv1.ApproveRequestResponse{Contact: c}, err
@@ -366,7 +378,7 @@ func (n *Node) RenameContact(ctx context.Context, req *apiv1.RenameContactReques
 			return refuse(CodeRefused, "choose another name", "another contact is already called %q", name)
 		}
 		c.Name = name
-		if err := w.tx.SaveContact(*c); err != nil {
+		if err := w.saveContact(*c); err != nil {
 			return err
 		}
 		return w.emitContact(*c, "renamed")
@@ -382,13 +394,13 @@ func (n *Node) SetBlocked(ctx context.Context, req *apiv1.SetBlockedRequest) (*a
 			return nil
 		}
 		c.Blocked = req.Blocked
-		if err := w.tx.SaveContact(*c); err != nil {
+		if err := w.saveContact(*c); err != nil {
 			return err
 		}
 		if err := w.lookAgain(*c); err != nil {
 			return err
 		}
-		w.names, w.publish, w.owed[c.ID] = true, true, true
+		w.names, w.publish, w.released[c.ID] = true, true, receipted(*c)
 		what := "blocked"
 		if !c.Blocked {
 			what = "unblocked"
@@ -440,13 +452,13 @@ func (n *Node) SetVerified(ctx context.Context, req *apiv1.SetVerifiedRequest) (
 		}
 		if req.Verified && c.Alarm != "" {
 			c.Alarm = ""
-			w.owed[c.ID] = true
+			w.released[c.ID] = true
 			if err := w.lookAgain(*c); err != nil {
 				return err
 			}
 		}
 		c.Verified = req.Verified
-		if err := w.tx.SaveContact(*c); err != nil {
+		if err := w.saveContact(*c); err != nil {
 			return err
 		}
 		what := "verified"

@@ -68,6 +68,7 @@ func (w *work) beginAgain(c store.ContactRow, d store.DeviceRow, link *invite.In
 		return err
 	}
 	delete(w.sessions, old.id)
+	delete(w.live, old.device)
 	if err := w.tx.DeleteSession(old.id[:]); err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func (w *work) beginAgain(c store.ContactRow, d store.DeviceRow, link *invite.In
 		if err != nil {
 			return err
 		}
-		if err := w.address(c, m.Wire, m.ID, time.Duration(row.Expires-w.ms())*time.Millisecond); err != nil {
+		if err := w.address(c, m.Wire, m.N, time.Duration(row.Expires-w.ms())*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -293,7 +294,7 @@ func (w *work) confirm(s *session, d *store.DeviceRow) error {
 	if d.Link == nil || !s.initiator || !s.confirmed() {
 		return nil
 	}
-	d.Link = nil
+	d.Link = nil // d is the transaction's own copy, so it stays true
 	w.names = true
 	return w.tx.SaveDevice(*d)
 }
@@ -330,7 +331,7 @@ func (w *work) takeDeviceList(s *session, c store.ContactRow, m *message.DeviceL
 	changed := !slices.Equal(c.List, m.Signed)
 	first := c.Account == nil
 	c.List, c.Account = m.Signed, account[:]
-	if err := w.tx.SaveContact(c); err != nil {
+	if err := w.saveContact(c); err != nil {
 		return err
 	}
 	switch {
@@ -360,7 +361,7 @@ func (w *work) takeProfile(c store.ContactRow, m *message.Profile) error {
 		}
 		c.Name = free
 	}
-	if err := w.tx.SaveContact(c); err != nil {
+	if err := w.saveContact(c); err != nil {
 		return err
 	}
 	return w.emitContact(c, "profile")
@@ -394,7 +395,7 @@ func (w *work) raise(c *store.ContactRow, why string) error {
 		return nil
 	}
 	c.Alarm, c.Verified = why, false
-	if err := w.tx.SaveContact(*c); err != nil {
+	if err := w.saveContact(*c); err != nil {
 		return err
 	}
 	if err := w.lookAgain(*c); err != nil {

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -30,11 +29,11 @@ func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.D
 		return false, nil
 	}
 	d.State, d.Reason = to, reason
-	keep := to == store.DeliverySent || to == store.DeliveryHeld
+	d.Open = to == store.DeliverySent || to == store.DeliveryHeld
 	if to == store.DeliveryDelivered {
 		d.Delivered = w.ms()
 	}
-	if err := w.tx.SaveDelivery(*d, keep); err != nil {
+	if err := w.tx.SaveDelivery(*d); err != nil {
 		return false, err
 	}
 	return true, w.emit(eventLedger, ledgerEvent{
@@ -138,7 +137,7 @@ func (n *Node) show(tx *store.Tx, row store.MessageRow, c store.ContactRow) (*ap
 		out.MissingBefore = uint32(min(row.Seq-below-1, 1<<31))
 		return out, nil
 	}
-	deliveries, err := tx.Deliveries(row.ID)
+	deliveries, err := tx.Deliveries(row)
 	if err != nil {
 		return nil, err
 	}
@@ -305,13 +304,13 @@ func (n *Node) Trace(ctx context.Context, req *apiv1.TraceRequest) (*apiv1.Trace
 		if out.Message, err = n.show(tx, row, c); err != nil {
 			return err
 		}
-		deliveries, err := tx.Deliveries(row.ID)
+		deliveries, err := tx.Deliveries(row)
 		if err != nil {
 			return err
 		}
 		for _, d := range deliveries {
 			shown := &apiv1.Delivery{Device: hex.EncodeToString(d.Device), State: stateName(d.State), DeliveredMs: d.Delivered}
-			if d.Envelope != nil {
+			if d.Open {
 				shown.NextMs = max(d.Due, n.outbox.nextTry(d.Device))
 			}
 			all, err := attempts(d.Attempts)
@@ -347,12 +346,12 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 		if err != nil {
 			return err
 		}
-		deliveries, err := w.tx.Deliveries(row.ID)
+		deliveries, err := w.tx.Deliveries(row)
 		if err != nil {
 			return err
 		}
 		for _, d := range deliveries {
-			if d.State != store.DeliveryQueued || n.outbox.offering(d.Device, d.ID) {
+			if _, _, left := n.outbox.inFlight(d.Device, d.ID); left || d.State != store.DeliveryQueued {
 				return refuse(CodeRefused, "see: kith trace "+messageText(row.ID)[:12], "the message has already left and cannot be cancelled")
 			}
 		}
@@ -369,7 +368,7 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 // giveUp ends a message of ours that was not delivered everywhere: its content
 // is erased, and the devices that wait for it are told.
 func (w *work) giveUp(c store.ContactRow, row store.MessageRow, to store.DeliveryState, why message.Reason, reason string) error {
-	deliveries, err := w.tx.Deliveries(row.ID)
+	deliveries, err := w.tx.Deliveries(row)
 	if err != nil {
 		return err
 	}
@@ -436,7 +435,7 @@ func (w *work) takeResend(c store.ContactRow, m *message.Resend) error {
 				}
 				continue
 			}
-			if err := w.address(c, row.Wire, nil, messageLife); err != nil {
+			if err := w.address(c, row.Wire, 0, messageLife); err != nil {
 				return err
 			}
 		}
@@ -445,38 +444,20 @@ func (w *work) takeResend(c store.ContactRow, m *message.Resend) error {
 }
 
 // takeGone fills a gap with the word that nothing will come.
-func (w *work) takeGone(s *session, c store.ContactRow, m *message.Gone) error {
-	if _, err := w.tx.MessageBySeq(c.ID, s.device[:], m.Seq); !errors.Is(err, store.ErrNotFound) {
-		return err
-	}
-	if _, err := w.tx.Message(m.ID[:]); !errors.Is(err, store.ErrNotFound) {
-		return err
-	}
-	chains, err := w.tx.Chains(c.ID)
-	if err != nil {
-		return err
-	}
-	end := store.ChainRow{Contact: c.ID, Author: s.device[:]}
-	for _, ch := range chains {
-		if bytes.Equal(ch.Author, s.device[:]) {
-			end = ch
-		}
-	}
+func (w *work) takeGone(s *session, c store.ContactRow, ch *chain, m *message.Gone) error {
+	end := ch.of(s.device)
 	if m.Seq > end.Seq+1 {
 		return nil // the gap before it is found with the next message
 	}
-	if m.Seq == end.Seq+1 {
-		end.Seq, end.ID = m.Seq, m.ID[:]
-		if end.Depth == 0 {
-			end.Depth = 1
-		}
-		if err := w.tx.SaveChain(end); err != nil {
-			return err
-		}
+	if known, err := w.known(c, s.device, m.Seq, m.ID); known || err != nil {
+		return err
 	}
-	return w.tx.AddMessage(store.MessageRow{
-		ID: m.ID[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: end.Depth, Received: w.ms(),
-		Receipt: true, Gone: int(m.Reason),
+	if m.Seq == end.Seq+1 {
+		end.Seq, end.ID, end.Depth = m.Seq, m.ID[:], max(end.Depth, 1)
+		ch.dirty = true
+	}
+	return w.tx.AddMessage(&store.MessageRow{
+		ID: m.ID[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: end.Depth, Received: w.ms(), Gone: int(m.Reason),
 	})
 }
 

@@ -36,6 +36,11 @@ const (
 	// that we are back.
 	greetWithin = time.Second
 
+	// settleDelay is how long after it was taken an envelope is noted as sent,
+	// and maxUnsettled how many wait for that.
+	settleDelay  = 100 * time.Millisecond
+	maxUnsettled = 512
+
 	// maxDials bounds the devices that are being reached at one time, and
 	// dialPause how fast one place is given out after another.
 	maxDials  = 8
@@ -214,15 +219,20 @@ func (o *outbox) nextTry(device []byte) int64 {
 	return c.retry.UnixMilli()
 }
 
-// offering says whether an envelope is on its way right now.
-func (o *outbox) offering(device []byte, id int64) bool {
+// inFlight returns an envelope that is on its way right now, or was taken and
+// is not noted yet, and by which road.
+func (o *outbox) inFlight(device []byte, id int64) (f inFlight, by road, ok bool) {
 	c := o.courier(identity.DeviceHash(device))
 	if c == nil {
-		return false
+		return f, by, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.ContainsFunc(c.flight, func(f inFlight) bool { return f.id == id })
+	i := slices.IndexFunc(c.flight, func(f inFlight) bool { return f.id == id })
+	if i < 0 || c.conv == nil {
+		return f, by, i >= 0
+	}
+	return c.flight[i], c.conv.road, true
 }
 
 // conversation returns the live conversation with a device, or nil.
@@ -497,7 +507,7 @@ func (c *courier) noteFailure(ctx context.Context, cause error) error {
 			if d.Attempts, err = addAttempt(d.Attempts, attempt{w.ms(), roadDirect, reasonOf(cause)}); err != nil {
 				return err
 			}
-			if err := w.tx.SaveDelivery(d, true); err != nil {
+			if err := w.tx.SaveDelivery(d); err != nil {
 				return err
 			}
 		}
@@ -513,7 +523,15 @@ func (c *courier) converse(ctx context.Context, conv *conversation) {
 	offered := uint64(0) // of how many
 	moved := time.Now()
 	draining := c.o.draining
+	var settleAt time.Time // when what was taken is noted; zero: nothing was
+	defer func() { c.settle(context.WithoutCancel(ctx), conv) }()
 	for {
+		if !settleAt.IsZero() && (draining == nil || time.Until(settleAt) <= 0 || c.unsettled() >= maxUnsettled) {
+			if !c.settle(ctx, conv) {
+				return
+			}
+			settleAt = time.Time{}
+		}
 		if draining != nil {
 			n, err := c.offer(ctx, conv, &last)
 			if err != nil {
@@ -529,27 +547,24 @@ func (c *courier) converse(ctx context.Context, conv *conversation) {
 			conv.close(stream.ReasonIdle)
 			return
 		}
+		if !settleAt.IsZero() {
+			wait = min(wait, time.Until(settleAt))
+		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-c.news:
 		case <-timer.C:
-			last = 0 // what was taken long ago may be due again
+			if settleAt.IsZero() {
+				last = 0 // what was taken long ago may be due again
+			}
 		case count := <-conv.acked:
 			if count < taken || count > offered {
 				return // it counts what was never sent
 			}
-			done := c.acknowledged(int(count - taken))
+			c.acknowledged(int(count - taken))
 			taken, moved = count, time.Now()
-			// Refill the window before the disk is waited for.
-			if draining != nil {
-				n, err := c.offer(ctx, conv, &last)
-				if err != nil {
-					return
-				}
-				offered += uint64(n)
-			}
-			if !c.settle(ctx, conv, done) {
-				return
+			if settleAt.IsZero() {
+				settleAt = time.Now().Add(settleDelay)
 			}
 		case other := <-c.calls:
 			if !better(other, conv) {
@@ -674,23 +689,38 @@ func isPaused(tx *store.Tx, device identity.DeviceHash) (bool, error) {
 
 // acknowledged marks the next n envelopes in flight: they leave the window, and
 // stay until settle has noted them.
-func (c *courier) acknowledged(n int) []inFlight {
+func (c *courier) acknowledged(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	flight := slices.Clone(c.flight)
-	var done []inFlight
 	for i := range flight {
-		if len(done) < n && !flight[i].acked {
+		if n > 0 && !flight[i].acked {
 			flight[i].acked = true
-			done = append(done, flight[i])
+			n--
 		}
 	}
 	c.flight = flight
-	return done
 }
 
-// settle notes what the device's daemon has taken.
-func (c *courier) settle(ctx context.Context, conv *conversation, done []inFlight) bool {
+// unsettled is how many envelopes were taken and are not noted yet.
+func (c *courier) unsettled() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.flight {
+		if f.acked {
+			n++
+		}
+	}
+	return n
+}
+
+// settle notes what the device's daemon has taken. That is done a moment after
+// it was taken, because by then the receipts of most are here, and those need
+// no note of their own.
+func (c *courier) settle(ctx context.Context, conv *conversation) bool {
+	c.mu.Lock()
+	done := slices.DeleteFunc(slices.Clone(c.flight), func(f inFlight) bool { return !f.acked })
+	c.mu.Unlock()
 	if len(done) == 0 {
 		return true
 	}
@@ -703,7 +733,9 @@ func (c *courier) settle(ctx context.Context, conv *conversation, done []inFligh
 		return nil
 	})
 	c.mu.Lock()
-	rest := slices.DeleteFunc(slices.Clone(c.flight), func(f inFlight) bool { return f.acked })
+	rest := slices.DeleteFunc(slices.Clone(c.flight), func(f inFlight) bool {
+		return slices.ContainsFunc(done, func(d inFlight) bool { return d.id == f.id })
+	})
 	c.mu.Unlock()
 	c.setFlight(rest)
 	if err != nil && ctx.Err() == nil {
@@ -722,18 +754,32 @@ func (w *work) taken(f inFlight, by road) error {
 	if ok, err := found(err); !ok {
 		return err
 	}
+	if d.State > store.DeliveryHeld {
+		return nil // its receipt was quicker, and noted this
+	}
 	if d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), by, "taken"}); err != nil {
 		return err
 	}
 	d.Due = w.now.Add(offerAgain[min(f.offers, len(offerAgain)-1)]).UnixMilli()
 	if d.State != store.DeliveryQueued {
-		return w.tx.SaveDelivery(d, d.Envelope != nil)
+		return w.tx.SaveDelivery(d)
 	}
 	c, err := w.tx.Contact(d.Contact)
 	if err != nil {
 		return err
 	}
 	_, err = w.moveDelivery(c, &d, store.DeliverySent, "")
+	return err
+}
+
+// noteTaken adds to a delivery, whose receipt is here, the attempt that
+// brought it, if that was not noted before.
+func (w *work) noteTaken(d *store.DeliveryRow) (err error) {
+	f, by, ok := w.n.outbox.inFlight(d.Device, d.ID)
+	if !ok {
+		return nil
+	}
+	d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), by, "taken"})
 	return err
 }
 

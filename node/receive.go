@@ -142,52 +142,72 @@ func (w *work) receive(raw []byte) (identity.DeviceHash, error) {
 	return s.device, w.take(s, plaintext)
 }
 
-// take acts on a message that a session authenticated.
-func (w *work) take(s *session, plaintext []byte) error {
-	d, err := w.tx.Device(s.device[:])
+// party is who is at the other end of a session.
+type party struct {
+	device  store.DeviceRow
+	contact store.ContactRow
+}
+
+// party looks up who a device is, and notes that it was heard from.
+func (w *work) party(device identity.DeviceHash) (*party, error) {
+	if p := w.parties[device]; p != nil {
+		return p, nil
+	}
+	d, err := w.tx.Device(device[:])
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c, err := w.tx.Contact(d.Contact)
 	if err != nil {
+		return nil, err
+	}
+	if err := w.tx.SeenContact(c.ID, w.ms()); err != nil {
+		return nil, err
+	}
+	w.parties[device] = &party{d, c}
+	return w.parties[device], nil
+}
+
+// take acts on a message that a session authenticated.
+func (w *work) take(s *session, plaintext []byte) error {
+	p, err := w.party(s.device)
+	if err != nil {
 		return err
 	}
+	c := p.contact
 	if c.Blocked {
 		return nil
 	}
-	if err := w.tx.SeenContact(c.ID, w.ms()); err != nil {
-		return err
-	}
-	if err := w.confirm(s, &d); err != nil {
+	if err := w.confirm(s, &p.device); err != nil {
 		return err
 	}
 	m, err := message.Decode(plaintext)
 	if err != nil {
 		return nil // authentic nonsense: only a broken program sends it
 	}
-	account, err := w.accountOf(c)
+	ch, err := w.chain(c)
 	if err != nil {
 		return err
 	}
-	if m.Conversation != message.ConversationOf(w.n.self.account.Public(), account) || !m.Kind().AllowedFrom(senderClass(c)) {
+	if m.Conversation != ch.conversation || !m.Kind().AllowedFrom(senderClass(c)) {
 		return nil
 	}
 	if m.Seq > 0 {
-		return w.keep(s, c, m, plaintext)
+		return w.keep(s, c, ch, m, plaintext)
 	}
 	switch content := m.Content.(type) {
-	case *message.DeviceList:
-		return w.takeDeviceList(s, c, content)
-	case *message.Profile:
-		return w.takeProfile(c, content)
 	case *message.Delivered:
 		return w.takeReceipt(s, c, content.IDs, store.DeliveryDelivered)
 	case *message.Read:
 		return w.takeReceipt(s, c, content.IDs, store.DeliveryRead)
+	case *message.DeviceList:
+		return w.takeDeviceList(s, c, content)
+	case *message.Profile:
+		return w.takeProfile(c, content)
 	case *message.Resend:
 		return w.takeResend(c, content)
 	case *message.Gone:
-		return w.takeGone(s, c, content)
+		return w.takeGone(s, c, ch, content)
 	default:
 		// Typing, prekey stashes and rendezvous updates, and what later
 		// versions add: nothing here acts on them yet.
@@ -206,66 +226,66 @@ func senderClass(c store.ContactRow) message.Sender {
 
 // keep stores a message of the history, once, at its place in its author's
 // chain, and asks for what is missing before it.
-func (w *work) keep(s *session, c store.ContactRow, m *message.Message, wire []byte) error {
+func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Message, wire []byte) error {
 	id := message.NewID(s.device, wire)
-	if _, err := w.tx.Message(id[:]); !errors.Is(err, store.ErrNotFound) {
-		return err // the same message by another road, or a fault
-	}
-	switch twin, err := w.tx.MessageBySeq(c.ID, s.device[:], m.Seq); {
-	case err == nil && twin.Gone != 0 && bytes.Equal(twin.ID, id[:]):
-		return nil
-	case err == nil:
-		return w.conflict(c)
-	case !errors.Is(err, store.ErrNotFound):
-		return err
-	}
-	chains, err := w.tx.Chains(c.ID)
-	if err != nil {
-		return err
-	}
-	end := store.ChainRow{Contact: c.ID, Author: s.device[:]}
-	highest := uint64(0)
-	for _, ch := range chains {
-		highest = max(highest, ch.Depth)
-		if bytes.Equal(ch.Author, s.device[:]) {
-			end = ch
+	end := ch.of(s.device)
+	switch {
+	case m.Seq <= end.Seq:
+		if known, err := w.known(c, s.device, m.Seq, id); known || err != nil {
+			return err
 		}
-	}
-	// A claim that no honest history reaches would push every later message
-	// of the conversation behind it.
-	if m.Depth > highest+maxDepthAhead || m.Seq > end.Seq+maxSeqAhead {
+	case m.Depth > ch.depth()+maxDepthAhead, m.Seq > end.Seq+maxSeqAhead:
+		// No honest history reaches there, and it would push all that follows
+		// behind it.
 		return w.conflict(c)
-	}
-	if m.Seq == end.Seq+1 && end.Seq > 0 && !bytes.Equal(m.Prev[:], end.ID) {
+	case m.Seq == end.Seq+1 && end.Seq > 0 && !bytes.Equal(m.Prev[:], end.ID):
 		if err := w.conflict(c); err != nil {
 			return err
 		}
 	}
 	row := store.MessageRow{
 		ID: id[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: m.Depth, Received: w.ms(), Wire: wire,
+		Owed: !receipted(c),
 	}
-	if err := w.tx.AddMessage(row); err != nil {
+	if err := w.tx.AddMessage(&row); err != nil {
 		return err
 	}
-	w.owed[c.ID] = true
+	if !row.Owed {
+		w.receipts[c.ID] = append(w.receipts[c.ID], id)
+	}
+	shown := showMessage(row, m, c, w.n.self.name)
 	if m.Seq > end.Seq {
-		gap := m.Seq > end.Seq+1
+		missing := m.Seq - end.Seq - 1
+		shown.MissingBefore = uint32(missing)
 		end.Seq, end.ID, end.Cited = m.Seq, id[:], false
 		end.Depth = max(end.Depth, m.Depth)
-		if gap || end.Asked > 0 {
-			if err := w.askForMissing(c, &end); err != nil {
+		ch.dirty = true
+		if missing > 0 || end.Asked > 0 {
+			if err := w.askForMissing(c, end); err != nil {
 				return err
 			}
 		}
-		if err := w.tx.SaveChain(end); err != nil {
-			return err
-		}
-	}
-	shown, err := w.n.show(w.tx, row, c)
-	if err != nil {
-		return err
 	}
 	return w.emit(eventMessage, newMessageEvent(shown))
+}
+
+// known says whether a place in a chain is already filled. Another message
+// there is a contradiction.
+func (w *work) known(c store.ContactRow, author identity.DeviceHash, seq uint64, id message.ID) (bool, error) {
+	there, err := w.tx.MessageBySeq(c.ID, author[:], seq)
+	if ok, err := found(err); !ok {
+		return false, err
+	}
+	if bytes.Equal(there.ID, id[:]) {
+		return true, nil // the same message by another road
+	}
+	return true, w.conflict(c)
+}
+
+// receipted says whether a contact gets receipts now: a stranger gets none, and
+// what is paused waits.
+func receipted(c store.ContactRow) bool {
+	return c.State != store.ContactRequest && !c.Blocked && c.Alarm == ""
 }
 
 const (
@@ -276,33 +296,47 @@ const (
 	maxSeqAhead = 1 << 20
 )
 
-// queueReceipts owes the authors of new messages their receipts, in the
-// transaction that stored the messages. A stranger gets none.
-func (w *work) queueReceipts(contact int64) error {
-	c, err := w.tx.Contact(contact)
-	if ok, err := found(err); !ok {
-		return err // the contact was removed in this very transaction
-	}
-	if c.State == store.ContactRequest || c.Blocked || c.Alarm != "" {
-		return nil // owed until that changes
-	}
-	for {
-		ids, err := w.tx.OwedReceipts(contact, protocol.MaxBatch)
-		if err != nil || len(ids) == 0 {
-			return err
-		}
-		receipt := &message.Delivered{}
-		for _, id := range ids {
-			if err := w.tx.ReceiptQueued(id); err != nil {
+// queueReceipts seals the receipts of this transaction's messages, and those
+// held back for contacts that were released in it.
+func (w *work) queueReceipts() error {
+	for contact := range w.released {
+		for {
+			ids, err := w.tx.TakeOwedReceipts(contact, protocol.MaxBatch)
+			if err != nil {
 				return err
 			}
-			receipt.IDs = append(receipt.IDs, message.ID(id))
-		}
-		slices.SortFunc(receipt.IDs, func(a, b message.ID) int { return bytes.Compare(a[:], b[:]) })
-		if err := w.say(c, receipt); err != nil {
-			return err
+			for _, id := range ids {
+				w.receipts[contact] = append(w.receipts[contact], message.ID(id))
+			}
+			if len(ids) < protocol.MaxBatch {
+				break
+			}
 		}
 	}
+	for contact, ids := range w.receipts {
+		c, err := w.tx.Contact(contact)
+		if ok, err := found(err); !ok {
+			if err != nil {
+				return err
+			}
+			continue // removed in this very transaction
+		}
+		if !receipted(c) { // an alarm was raised after they were stored
+			for _, id := range ids {
+				if err := w.tx.OweReceipt(id[:]); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		for batch := range slices.Chunk(ids, protocol.MaxBatch) {
+			slices.SortFunc(batch, func(a, b message.ID) int { return bytes.Compare(a[:], b[:]) })
+			if err := w.say(c, &message.Delivered{IDs: batch}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // takeReceipt moves the ledger of our messages on.
@@ -314,6 +348,9 @@ func (w *work) takeReceipt(s *session, c store.ContactRow, ids []message.ID, to 
 				return err
 			}
 			continue // not a message of ours, or not to them
+		}
+		if err := w.noteTaken(&d); err != nil {
+			return err
 		}
 		if _, err := w.moveDelivery(c, &d, to, ""); err != nil {
 			return err

@@ -19,7 +19,8 @@ type self struct {
 	account *identity.Account
 	device  *identity.DeviceKey
 	name    string
-	list    []byte // our signed device list
+	list    []byte                // our signed device list
+	others  []identity.DeviceHash // our other devices
 	created int64
 	rand    io.Reader
 }
@@ -71,6 +72,15 @@ func loadSelf(ctx context.Context, cfg Config) (*self, error) {
 	s := &self{name: row.Name, list: row.List, created: row.Created, rand: &lockedReader{r: protocol.NewHedge(rand.Reader, hedge, boots)}}
 	if s.account, s.device, err = decodeSelf(row.Secret); err != nil {
 		return nil, fmt.Errorf("load the account: %w", err)
+	}
+	list, err := identity.ParseDeviceList(s.list, s.account.Public())
+	if err != nil {
+		return nil, fmt.Errorf("load the account: %w", errors.Join(err, store.ErrDamaged))
+	}
+	for _, d := range list.Live() {
+		if d != s.device.Hash() {
+			s.others = append(s.others, d)
+		}
 	}
 	return s, nil
 }

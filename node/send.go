@@ -80,7 +80,7 @@ func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendRes
 			return err
 		}
 		for _, text := range req.Texts {
-			m := w.compose(chain, &message.Text{Body: text, ReplyTo: reply})
+			m := chain.compose(w.now, &message.Text{Body: text, ReplyTo: reply})
 			row, err := w.post(c, chain, m, life)
 			if err != nil {
 				return err
@@ -92,9 +92,6 @@ func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendRes
 			if err := w.emit(eventMessage, newMessageEvent(shown)); err != nil {
 				return err
 			}
-		}
-		if err := chain.save(w.tx); err != nil {
-			return err
 		}
 		if req.IdempotencyKey == "" {
 			return nil
@@ -147,15 +144,20 @@ func maySend(c store.ContactRow) error {
 	return nil
 }
 
-// chain is our own place in a conversation while messages are composed.
+// chain is a conversation's history while a transaction adds to it: who has
+// written how much, and what names what.
 type chain struct {
 	conversation message.ConversationID
-	mine         store.ChainRow
-	others       []store.ChainRow
+	mine         *store.ChainRow
+	others       []*store.ChainRow
+	dirty        bool
 }
 
-// chain loads where a conversation stands.
+// chain returns where a conversation stands.
 func (w *work) chain(c store.ContactRow) (*chain, error) {
+	if ch := w.chains[c.ID]; ch != nil {
+		return ch, nil
+	}
 	account, err := w.accountOf(c)
 	if err != nil {
 		return nil, err
@@ -163,7 +165,7 @@ func (w *work) chain(c store.ContactRow) (*chain, error) {
 	hash := w.n.self.device.Hash()
 	ch := &chain{
 		conversation: message.ConversationOf(w.n.self.account.Public(), account),
-		mine:         store.ChainRow{Contact: c.ID, Author: hash[:]},
+		mine:         &store.ChainRow{Contact: c.ID, Author: hash[:]},
 	}
 	rows, err := w.tx.Chains(c.ID)
 	if err != nil {
@@ -171,46 +173,71 @@ func (w *work) chain(c store.ContactRow) (*chain, error) {
 	}
 	for _, r := range rows {
 		if bytes.Equal(r.Author, hash[:]) {
-			ch.mine = r
+			ch.mine = &r
 		} else {
-			ch.others = append(ch.others, r)
+			ch.others = append(ch.others, &r)
 		}
 	}
+	w.chains[c.ID] = ch
 	return ch, nil
 }
 
-func (ch *chain) save(tx *store.Tx) error {
+// of returns another author's chain in the conversation.
+func (ch *chain) of(author identity.DeviceHash) *store.ChainRow {
 	for _, o := range ch.others {
-		if err := tx.SaveChain(o); err != nil {
+		if bytes.Equal(o.Author, author[:]) {
+			return o
+		}
+	}
+	o := &store.ChainRow{Contact: ch.mine.Contact, Author: author[:]}
+	ch.others = append(ch.others, o)
+	return o
+}
+
+// depth is the highest depth known in the conversation.
+func (ch *chain) depth() uint64 {
+	d := ch.mine.Depth
+	for _, o := range ch.others {
+		d = max(d, o.Depth)
+	}
+	return d
+}
+
+func (ch *chain) save(tx *store.Tx) error {
+	if !ch.dirty {
+		return nil
+	}
+	for _, o := range append([]*store.ChainRow{ch.mine}, ch.others...) {
+		if o.Seq == 0 {
+			continue
+		}
+		if err := tx.SaveChain(*o); err != nil {
 			return err
 		}
 	}
-	return tx.SaveChain(ch.mine)
+	return nil
 }
 
 // compose gives content its place at the end of our chain: after our last
 // message, and after what we have seen of others (docs/spec/message.md, section 2).
-func (w *work) compose(ch *chain, content message.Content) *message.Message {
+func (ch *chain) compose(now time.Time, content message.Content) *message.Message {
 	m := &message.Message{
 		Conversation: ch.conversation,
 		Seq:          ch.mine.Seq + 1,
-		Time:         uint64(max(0, w.ms())),
+		Time:         uint64(max(0, now.UnixMilli())),
+		Depth:        message.NextDepth(ch.depth()),
 		Content:      content,
 	}
 	if ch.mine.Seq > 0 {
 		m.Prev = message.ID(ch.mine.ID)
 	}
-	depths := []uint64{ch.mine.Depth}
-	for i := range ch.others {
-		o := &ch.others[i]
-		depths = append(depths, o.Depth)
-		if !o.Cited && len(m.Parents) < protocol.MaxParents {
+	for _, o := range ch.others {
+		if o.Seq > 0 && !o.Cited && len(m.Parents) < protocol.MaxParents {
 			m.Parents = append(m.Parents, message.ID(o.ID))
 			o.Cited = true
 		}
 	}
 	slices.SortFunc(m.Parents, func(a, b message.ID) int { return bytes.Compare(a[:], b[:]) })
-	m.Depth = message.NextDepth(depths...)
 	return m
 }
 
@@ -224,19 +251,20 @@ func (w *work) post(c store.ContactRow, ch *chain, m *message.Message, life time
 	id := message.NewID(hash, wire)
 	row := store.MessageRow{
 		ID: id[:], Contact: c.ID, Author: hash[:], Mine: true, Seq: m.Seq, Depth: m.Depth,
-		Received: w.ms(), Receipt: true, Wire: wire,
+		Received: w.ms(), Wire: wire,
 	}
-	if err := w.tx.AddMessage(row); err != nil {
+	if err := w.tx.AddMessage(&row); err != nil {
 		return row, err
 	}
 	ch.mine.Seq, ch.mine.ID, ch.mine.Depth = m.Seq, id[:], m.Depth
-	return row, w.address(c, wire, id[:], life)
+	ch.dirty = true
+	return row, w.address(c, wire, row.N, life)
 }
 
 // address seals an encoded message for every device it is meant for and puts
-// the envelopes into their outboxes. message is nil for a control message,
-// which has no ledger.
-func (w *work) address(c store.ContactRow, wire, message []byte, life time.Duration) error {
+// the envelopes into their outboxes. message is the N of its row; 0 for a
+// control message, which has no ledger.
+func (w *work) address(c store.ContactRow, wire []byte, message int64, life time.Duration) error {
 	devices, err := w.recipients(c)
 	if err != nil {
 		return err
@@ -255,9 +283,9 @@ func (w *work) address(c store.ContactRow, wire, message []byte, life time.Durat
 			return err
 		}
 		if err := w.tx.AddDelivery(store.DeliveryRow{
-			Device: d[:], Contact: c.ID, Message: message, Envelope: sealed, TagIndex: index,
+			Device: d[:], Contact: c.ID, Envelope: sealed, TagIndex: index,
 			State: store.DeliveryQueued, Expires: w.now.Add(life).UnixMilli(),
-		}); err != nil {
+		}, message); err != nil {
 			return err
 		}
 		w.wake[d] = true
@@ -276,16 +304,7 @@ func (w *work) recipients(c store.ContactRow) ([]identity.DeviceHash, error) {
 	for _, r := range rows {
 		out = append(out, identity.DeviceHash(r.Hash))
 	}
-	own, err := identity.ParseDeviceList(w.n.self.list, w.n.self.account.Public())
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range own.Live() {
-		if d != w.n.self.device.Hash() {
-			out = append(out, d)
-		}
-	}
-	return out, nil
+	return append(out, w.n.self.others...), nil
 }
 
 // say sends a control message: one that devices exchange and no history keeps.
@@ -307,7 +326,7 @@ func (w *work) say(c store.ContactRow, content message.Content) error {
 	if err != nil {
 		return err
 	}
-	return w.address(c, wire, nil, controlLife)
+	return w.address(c, wire, 0, controlLife)
 }
 
 // accountOf is the account that a contact's devices name. Until their signed

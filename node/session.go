@@ -131,6 +131,9 @@ func (w *work) adopt(row store.SessionRow) (*session, error) {
 // after a simultaneous start both sides settle on one
 // (docs/spec/handshake.md, section 7). It returns nil if there is none.
 func (w *work) liveSession(device identity.DeviceHash) (*session, error) {
+	if s := w.live[device]; s != nil {
+		return s, nil
+	}
 	rows, err := w.tx.Sessions(device[:])
 	if err != nil {
 		return nil, err
@@ -145,11 +148,13 @@ func (w *work) liveSession(device identity.DeviceHash) (*session, error) {
 		}
 		switch {
 		case s.confirmed():
+			w.live[device] = s
 			return s, nil
 		case live == nil || s.created > live.created:
 			live = s
 		}
 	}
+	w.live[device] = live
 	return live, nil
 }
 
@@ -159,6 +164,7 @@ func (w *work) newSession(s *session) error {
 	s.created = w.ms()
 	s.dirty = true
 	w.sessions[s.id] = s
+	delete(w.live, s.device)
 	if err := w.saveSession(s); err != nil {
 		return err
 	}
@@ -258,6 +264,9 @@ func (w *work) open(s *session, index uint32, payload []byte) (plaintext []byte,
 	next, plaintext, err := r.Decrypt(payload, w.now)
 	if err != nil {
 		return nil, err
+	}
+	if !s.confirmed() {
+		delete(w.live, s.device) // it is now
 	}
 	s.ratchet, s.dirty = next, true
 	if index != envelope.HX2Index {

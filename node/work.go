@@ -9,6 +9,7 @@ import (
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol/handshake"
 	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/message"
 )
 
 // work is one transaction's view of the node: the sessions it has advanced,
@@ -20,7 +21,11 @@ type work struct {
 	now time.Time
 
 	sessions map[handshake.SessionID]*session // loaded, and saved once at the end
-	owed     map[int64]bool                   // contacts with receipts to queue
+	live     map[identity.DeviceHash]*session // what liveSession found
+	parties  map[identity.DeviceHash]*party   // what party found
+	chains   map[int64]*chain                 // loaded, and saved once at the end
+	receipts map[int64][]message.ID           // by contact, to queue at the end
+	released map[int64]bool                   // contacts whose held-back receipts are due
 	wake     map[identity.DeviceHash]bool     // outboxes with something new
 	devices  map[identity.DeviceHash]bool     // devices that need an outbox
 	names    bool                             // who may open a stream has changed
@@ -35,7 +40,11 @@ func (n *Node) update(ctx context.Context, fn func(*work) error) error {
 		w := &work{
 			n: n, tx: tx, now: n.now(),
 			sessions: make(map[handshake.SessionID]*session),
-			owed:     make(map[int64]bool),
+			live:     make(map[identity.DeviceHash]*session),
+			parties:  make(map[identity.DeviceHash]*party),
+			chains:   make(map[int64]*chain),
+			receipts: make(map[int64][]message.ID),
+			released: make(map[int64]bool),
 			wake:     make(map[identity.DeviceHash]bool),
 			devices:  make(map[identity.DeviceHash]bool),
 		}
@@ -49,8 +58,11 @@ func (n *Node) update(ctx context.Context, fn func(*work) error) error {
 // finish queues the receipts that are owed, saves the sessions and arranges
 // what happens after the commit.
 func (w *work) finish() error {
-	for contact := range w.owed {
-		if err := w.queueReceipts(contact); err != nil {
+	if err := w.queueReceipts(); err != nil {
+		return err
+	}
+	for _, ch := range w.chains {
+		if err := ch.save(w.tx); err != nil {
 			return err
 		}
 	}

@@ -21,8 +21,8 @@ type DeliveryRow struct {
 	ID        int64 // in the order of sending
 	Device    []byte
 	Contact   int64
-	Message   []byte // nil: a control message
-	Envelope  []byte // nil: nothing left to send
+	Message   []byte // id; nil: a control message
+	Open      bool   // its envelope is still to be sent, or receipted
 	TagIndex  uint32
 	State     DeliveryState
 	Reason    string
@@ -30,19 +30,27 @@ type DeliveryRow struct {
 	Due       int64  // not offered again before
 	Expires   int64
 	Delivered int64
+
+	Envelope []byte // only Outbox fills it in
 }
 
-const deliveryColumns = `id, device, contact, message, envelope, tag_index, state, reason, attempts, due, expires, delivered`
+const (
+	deliveryColumns = `d.id, d.device, d.contact, m.id, d.open, d.tag_index, d.state, d.reason, d.attempts, d.due, d.expires, d.delivered`
+	deliveryTables  = `deliveries d LEFT JOIN messages m ON m.n = d.message`
+)
 
-func (tx *Tx) deliveries(sql string, args ...any) ([]DeliveryRow, error) {
+func (d *DeliveryRow) columns() []any {
+	return []any{&d.ID, &d.Device, &d.Contact, &d.Message, &d.Open, &d.TagIndex, &d.State, &d.Reason, &d.Attempts, &d.Due, &d.Expires, &d.Delivered}
+}
+
+func (tx *Tx) deliveries(where string, args ...any) ([]DeliveryRow, error) {
 	var out []DeliveryRow
-	for r, err := range tx.query(sql, args...) {
+	for r, err := range tx.query(`SELECT `+deliveryColumns+` FROM `+deliveryTables+` WHERE `+where, args...) {
 		if err != nil {
 			return nil, err
 		}
 		var d DeliveryRow
-		if err := r.scan(&d.ID, &d.Device, &d.Contact, &d.Message, &d.Envelope, &d.TagIndex, &d.State, &d.Reason,
-			&d.Attempts, &d.Due, &d.Expires, &d.Delivered); err != nil {
+		if err := r.scan(d.columns()...); err != nil {
 			return nil, err
 		}
 		out = append(out, d)
@@ -50,74 +58,91 @@ func (tx *Tx) deliveries(sql string, args ...any) ([]DeliveryRow, error) {
 	return out, nil
 }
 
-// AddDelivery puts an envelope into the outbox of a device.
-func (tx *Tx) AddDelivery(d DeliveryRow) error {
-	_, err := tx.exec(`INSERT INTO deliveries (device, contact, message, envelope, tag_index, state, due, expires)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		d.Device, d.Contact, nullable(d.Message), d.Envelope, d.TagIndex, d.State, d.Due, d.Expires)
+func (tx *Tx) delivery(where string, args ...any) (DeliveryRow, error) {
+	ds, err := tx.deliveries(where, args...)
+	switch {
+	case err != nil:
+		return DeliveryRow{}, err
+	case len(ds) == 0:
+		return DeliveryRow{}, ErrNotFound
+	}
+	return ds[0], nil
+}
+
+// AddDelivery puts an envelope into the outbox of a device. message is the N
+// of the message it holds; 0 for a control message.
+func (tx *Tx) AddDelivery(d DeliveryRow, message int64) error {
+	var n any
+	if message != 0 {
+		n = message
+	}
+	if _, err := tx.exec(`INSERT INTO deliveries (device, contact, message, open, tag_index, state, due, expires)
+		VALUES (?, ?, ?, 1, ?, ?, ?, ?)`, d.Device, d.Contact, n, d.TagIndex, d.State, d.Due, d.Expires); err != nil {
+		return err
+	}
+	_, err := tx.exec(`INSERT INTO envelopes (delivery, bytes) VALUES (?, ?)`, tx.conn.db.LastInsertRowID(), d.Envelope)
 	return err
 }
 
-// Outbox returns up to limit envelopes for a device that are due and come
-// after a delivery, in the order of sending.
+// Outbox returns up to limit open deliveries to a device that are due and come
+// after a delivery, in the order of sending, with their envelopes.
 func (tx *Tx) Outbox(device []byte, after, now int64, limit int) ([]DeliveryRow, error) {
-	return tx.deliveries(`SELECT `+deliveryColumns+` FROM deliveries
-		WHERE device = ? AND id > ? AND envelope IS NOT NULL AND due <= ? ORDER BY id LIMIT ?`, device, after, now, limit)
+	var out []DeliveryRow
+	for r, err := range tx.query(`SELECT `+deliveryColumns+`, e.bytes FROM `+deliveryTables+` JOIN envelopes e ON e.delivery = d.id
+		WHERE d.device = ? AND d.id > ? AND d.open = 1 AND d.due <= ? ORDER BY d.id LIMIT ?`, device, after, now, limit) {
+		if err != nil {
+			return nil, err
+		}
+		var d DeliveryRow
+		if err := r.scan(append(d.columns(), &d.Envelope)...); err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
 }
 
 // NextDue returns when the next envelope for a device is due; ok is false if
 // its outbox is empty.
 func (tx *Tx) NextDue(device []byte) (due int64, ok bool, err error) {
-	ok, err = missing(tx.queryRow(`SELECT due FROM deliveries WHERE device = ? AND envelope IS NOT NULL ORDER BY due LIMIT 1`, device).scan(&due))
-	return due, ok, err
+	var open bool
+	if err := tx.queryRow(`SELECT count(*) > 0, coalesce(min(due), 0) FROM deliveries WHERE device = ? AND open = 1`, device).scan(&open, &due); err != nil {
+		return 0, false, err
+	}
+	return due, open, nil
 }
 
 // CountOutbox returns how many envelopes wait, for all devices.
 func (tx *Tx) CountOutbox() (int64, error) {
 	var n int64
-	err := tx.queryRow(`SELECT count(*) FROM deliveries WHERE envelope IS NOT NULL`).scan(&n)
+	err := tx.queryRow(`SELECT count(*) FROM envelopes`).scan(&n)
 	return n, err
 }
 
 // Deliveries returns the ledger of a message, a row per device.
-func (tx *Tx) Deliveries(message []byte) ([]DeliveryRow, error) {
-	return tx.deliveries(`SELECT `+deliveryColumns+` FROM deliveries WHERE message = ? ORDER BY device, id`, message)
+func (tx *Tx) Deliveries(message MessageRow) ([]DeliveryRow, error) {
+	return tx.deliveries(`d.message = ? ORDER BY d.device, d.id`, message.N)
 }
 
-// Delivery returns the ledger row of a message and a device, or ErrNotFound.
+// Delivery returns the newest ledger row of a message, by its id, and a device,
+// or ErrNotFound.
 func (tx *Tx) Delivery(message, device []byte) (DeliveryRow, error) {
-	ds, err := tx.deliveries(`SELECT `+deliveryColumns+` FROM deliveries WHERE message = ? AND device = ? ORDER BY id DESC LIMIT 1`, message, device)
-	switch {
-	case err != nil:
-		return DeliveryRow{}, err
-	case len(ds) == 0:
-		return DeliveryRow{}, ErrNotFound
-	}
-	return ds[0], nil
+	return tx.delivery(`d.message = (SELECT n FROM messages WHERE id = ?) AND d.device = ? ORDER BY d.id DESC LIMIT 1`, message, device)
 }
 
 // DeliveryByID returns one delivery, or ErrNotFound.
 func (tx *Tx) DeliveryByID(id int64) (DeliveryRow, error) {
-	ds, err := tx.deliveries(`SELECT `+deliveryColumns+` FROM deliveries WHERE id = ?`, id)
-	switch {
-	case err != nil:
-		return DeliveryRow{}, err
-	case len(ds) == 0:
-		return DeliveryRow{}, ErrNotFound
-	}
-	return ds[0], nil
+	return tx.delivery(`d.id = ?`, id)
 }
 
-// SaveDelivery stores what can change of a delivery. keep says whether the
-// envelope is still wanted.
-func (tx *Tx) SaveDelivery(d DeliveryRow, keep bool) error {
-	if keep {
-		_, err := tx.exec(`UPDATE deliveries SET state = ?, reason = ?, attempts = ?, due = ?, delivered = ? WHERE id = ?`,
-			d.State, d.Reason, nullable(d.Attempts), d.Due, d.Delivered, d.ID)
+// SaveDelivery stores what can change of a delivery. If it is no longer open
+// its envelope is erased.
+func (tx *Tx) SaveDelivery(d DeliveryRow) error {
+	if _, err := tx.exec(`UPDATE deliveries SET open = ?, state = ?, reason = ?, attempts = ?, due = ?, delivered = ? WHERE id = ?`,
+		d.Open, d.State, d.Reason, nullable(d.Attempts), d.Due, d.Delivered, d.ID); err != nil || d.Open {
 		return err
 	}
-	_, err := tx.exec(`UPDATE deliveries SET envelope = NULL, state = ?, reason = ?, attempts = ?, due = ?, delivered = ? WHERE id = ?`,
-		d.State, d.Reason, nullable(d.Attempts), d.Due, d.Delivered, d.ID)
+	_, err := tx.exec(`DELETE FROM envelopes WHERE delivery = ?`, d.ID)
 	return err
 }
 
@@ -127,23 +152,7 @@ func (tx *Tx) DeleteDelivery(id int64) error {
 	return err
 }
 
-// ExpiredDeliveries returns up to limit envelopes whose time is over.
+// ExpiredDeliveries returns up to limit open deliveries whose time is over.
 func (tx *Tx) ExpiredDeliveries(now int64, limit int) ([]DeliveryRow, error) {
-	return tx.deliveries(`SELECT `+deliveryColumns+` FROM deliveries WHERE envelope IS NOT NULL AND expires < ? LIMIT ?`, now, limit)
-}
-
-// PendingDevices returns the devices that envelopes wait for.
-func (tx *Tx) PendingDevices() ([][]byte, error) {
-	var out [][]byte
-	for r, err := range tx.query(`SELECT DISTINCT device FROM deliveries WHERE envelope IS NOT NULL`) {
-		if err != nil {
-			return nil, err
-		}
-		var d []byte
-		if err := r.scan(&d); err != nil {
-			return nil, err
-		}
-		out = append(out, d)
-	}
-	return out, nil
+	return tx.deliveries(`d.open = 1 AND d.expires < ? LIMIT ?`, now, limit)
 }

@@ -2,6 +2,7 @@ package store
 
 // MessageRow is a message of a conversation, sent or received.
 type MessageRow struct {
+	N        int64 // in the order of arrival; set by AddMessage
 	ID       []byte
 	Contact  int64
 	Author   []byte // device hash
@@ -9,12 +10,12 @@ type MessageRow struct {
 	Seq      uint64 // the author's count in the conversation
 	Depth    uint64
 	Received int64
-	Receipt  bool // of a received message: its receipt is queued, or none is due
+	Owed     bool // of a received message: its receipt was held back
 	Gone     int  // why it will never come or was taken back; 0: it is here
 	Wire     []byte
 }
 
-const messageColumns = `id, contact, author, mine, seq, depth, received, receipt, gone, wire`
+const messageColumns = `n, id, contact, author, mine, seq, depth, received, owed, gone, wire`
 
 func (tx *Tx) messages(sql string, args ...any) ([]MessageRow, error) {
 	var out []MessageRow
@@ -23,7 +24,7 @@ func (tx *Tx) messages(sql string, args ...any) ([]MessageRow, error) {
 			return nil, err
 		}
 		var m MessageRow
-		if err := r.scan(&m.ID, &m.Contact, &m.Author, &m.Mine, &m.Seq, &m.Depth, &m.Received, &m.Receipt, &m.Gone, &m.Wire); err != nil {
+		if err := r.scan(&m.N, &m.ID, &m.Contact, &m.Author, &m.Mine, &m.Seq, &m.Depth, &m.Received, &m.Owed, &m.Gone, &m.Wire); err != nil {
 			return nil, err
 		}
 		out = append(out, m)
@@ -128,16 +129,20 @@ func (tx *Tx) CountMessages(contact int64) (int64, error) {
 	return n, err
 }
 
-// AddMessage adds a message. Both its id and its place in its author's chain
-// must be free.
-func (tx *Tx) AddMessage(m MessageRow) error {
+// AddMessage adds a message and sets its N. Both its id and its place in its
+// author's chain must be free.
+func (tx *Tx) AddMessage(m *MessageRow) error {
 	if m.Wire == nil {
 		m.Wire = []byte{}
 	}
-	_, err := tx.exec(`INSERT INTO messages (id, contact, author, mine, seq, depth, received, receipt, gone, wire)
+	_, err := tx.exec(`INSERT INTO messages (id, contact, author, mine, seq, depth, received, owed, gone, wire)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		m.ID, m.Contact, m.Author, m.Mine, m.Seq, m.Depth, m.Received, m.Receipt, m.Gone, m.Wire)
-	return err
+		m.ID, m.Contact, m.Author, m.Mine, m.Seq, m.Depth, m.Received, m.Owed, m.Gone, m.Wire)
+	if err != nil {
+		return err
+	}
+	m.N = tx.conn.db.LastInsertRowID()
+	return nil
 }
 
 // SetGone erases the content of a message and keeps its place.
@@ -147,11 +152,12 @@ func (tx *Tx) SetGone(id []byte, reason int) error {
 	return err
 }
 
-// OwedReceipts returns the ids of up to limit received messages of a
-// conversation whose receipt is not queued yet, oldest first.
-func (tx *Tx) OwedReceipts(contact int64, limit int) ([][]byte, error) {
+// TakeOwedReceipts returns the ids of up to limit received messages of a
+// conversation whose receipt was held back. They are no longer owed.
+func (tx *Tx) TakeOwedReceipts(contact int64, limit int) ([][]byte, error) {
 	var ids [][]byte
-	for r, err := range tx.query(`SELECT id FROM messages WHERE contact = ? AND receipt = 0 LIMIT ?`, contact, limit) {
+	for r, err := range tx.query(`UPDATE messages SET owed = 0 WHERE n IN (
+		SELECT n FROM messages WHERE contact = ? AND owed = 1 LIMIT ?) RETURNING id`, contact, limit) {
 		if err != nil {
 			return nil, err
 		}
@@ -164,9 +170,9 @@ func (tx *Tx) OwedReceipts(contact int64, limit int) ([][]byte, error) {
 	return ids, nil
 }
 
-// ReceiptQueued notes that the receipt of a message is in the outbox.
-func (tx *Tx) ReceiptQueued(id []byte) error {
-	_, err := tx.exec(`UPDATE messages SET receipt = 1 WHERE id = ?`, id)
+// OweReceipt holds a message's receipt back.
+func (tx *Tx) OweReceipt(id []byte) error {
+	_, err := tx.exec(`UPDATE messages SET owed = 1 WHERE id = ?`, id)
 	return err
 }
 

@@ -89,21 +89,24 @@ CREATE TABLE handshakes (
   expires INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- In the order of arrival, so that a message's row goes where the last one went;
+-- of a hash's index only the entry lands anywhere.
 CREATE TABLE messages (
-  id       BLOB PRIMARY KEY,
+  n        INTEGER PRIMARY KEY,
+  id       BLOB NOT NULL UNIQUE,
   contact  INTEGER NOT NULL REFERENCES contacts(id),
   author   BLOB NOT NULL,         -- device hash
   mine     INTEGER NOT NULL,
   seq      INTEGER NOT NULL,
   depth    INTEGER NOT NULL,
   received INTEGER NOT NULL,
-  receipt  INTEGER NOT NULL,      -- of a received message: 0 owed, 1 queued or not due
+  owed     INTEGER NOT NULL,      -- of a received message: its receipt was held back
   gone     INTEGER NOT NULL,      -- will never come, or was taken back: the reason
   wire     BLOB NOT NULL          -- encoded message; empty when gone
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE UNIQUE INDEX messages_chain ON messages(contact, author, seq);
 CREATE INDEX messages_order ON messages(contact, depth, author, seq);
-CREATE INDEX messages_owed ON messages(contact) WHERE receipt = 0;
+CREATE INDEX messages_owed ON messages(contact) WHERE owed = 1;
 
 -- The end of each author's chain in a conversation.
 CREATE TABLE chains (
@@ -118,13 +121,13 @@ CREATE TABLE chains (
 ) STRICT, WITHOUT ROWID;
 
 -- What leaves: one row per message and device, and one per control message
--- until it is taken. The envelope stays until the end-to-end receipt.
+-- until it is taken.
 CREATE TABLE deliveries (
   id        INTEGER PRIMARY KEY AUTOINCREMENT,
   device    BLOB NOT NULL,
   contact   INTEGER NOT NULL,
-  message   BLOB,                 -- NULL: a control message, not in the ledger
-  envelope  BLOB,                 -- NULL: nothing left to send
+  message   INTEGER,              -- messages.n; NULL: a control message, not in the ledger
+  open      INTEGER NOT NULL,     -- its envelope is still to be sent, or receipted
   tag_index INTEGER NOT NULL,     -- of the chain the envelope's tag came from
   state     INTEGER NOT NULL,
   reason    TEXT NOT NULL DEFAULT '',
@@ -133,9 +136,16 @@ CREATE TABLE deliveries (
   expires   INTEGER NOT NULL,
   delivered INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-CREATE INDEX deliveries_open ON deliveries(device, id) WHERE envelope IS NOT NULL;
-CREATE INDEX deliveries_message ON deliveries(message, device) WHERE message IS NOT NULL;
-CREATE INDEX deliveries_expiry ON deliveries(expires) WHERE envelope IS NOT NULL;
+CREATE INDEX deliveries_open ON deliveries(device, id) WHERE open = 1;
+CREATE INDEX deliveries_message ON deliveries(message) WHERE message IS NOT NULL;
+CREATE INDEX deliveries_contact ON deliveries(contact);
+
+-- The envelopes of open deliveries: apart from the ledger, which is small and
+-- stays.
+CREATE TABLE envelopes (
+  delivery INTEGER PRIMARY KEY REFERENCES deliveries(id) ON DELETE CASCADE,
+  bytes    BLOB NOT NULL
+) STRICT;
 
 CREATE TABLE events (
   id   INTEGER PRIMARY KEY AUTOINCREMENT,
