@@ -3,7 +3,6 @@ package ratchet
 import (
 	"crypto/mlkem"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"math/bits"
 )
@@ -26,14 +25,15 @@ const (
 //	             │ next epoch                                            ▼
 //	answerer     └─ answering ◄─Encrypt─ offered ◄─last block─ listening ◄─sending step─ answered
 //
-// Only move changes it.
+// Encrypt does what needs randomness, a key pair and an encapsulation; Decrypt
+// decapsulates. Only move changes the phase.
 type phase uint8
 
 const (
 	offerPending phase = iota + 1 // our turn to offer; the key pair is made by the next Encrypt
 	offering                      // our key goes out
 	collecting                    // the answer comes in
-	answered                      // the answer is complete; our next sending step mixes
+	answered                      // the secret is known; our next sending step mixes it
 	listening                     // the peer's key comes in
 	offered                       // the peer's key is complete; the next Encrypt encapsulates
 	answering                     // our answer goes out until a chain says that it was mixed
@@ -64,34 +64,32 @@ func (p phase) String() string {
 type kem struct {
 	phase  phase
 	epoch  uint32
-	seed   [mlkem.SeedSize]byte                // offering, collecting, answered
+	seed   [mlkem.SeedSize]byte                // offering, collecting
 	out    [mlkem.EncapsulationKeySize768]byte // offering (all), answering (first 1088)
 	outPos uint8                               // next block of out to send
 	in     [mlkem.EncapsulationKeySize768]byte // blocks that came in
 	have   uint64                              // bitmap of those
-	ready  [mlkem.SharedKeySize]byte           // answering: the secret to mix
+	ready  [mlkem.SharedKeySize]byte           // answered, answering: the secret to mix
 }
 
 // move enters a phase and clears what it has no use for.
 func (k *kem) move(to phase) {
-	if to != answering {
-		k.ready = [32]byte{}
+	if to != answered && to != answering {
+		k.ready = [mlkem.SharedKeySize]byte{}
 	}
 	if to != offering && to != answering {
 		k.out, k.outPos = [mlkem.EncapsulationKeySize768]byte{}, 0
 	}
-	switch to {
-	case offerPending, listening:
+	if to != offering && to != collecting {
 		k.seed = [mlkem.SeedSize]byte{}
-		k.in, k.have = [mlkem.EncapsulationKeySize768]byte{}, 0
-	case answering:
+	}
+	if to != collecting && to != offered {
 		k.in, k.have = [mlkem.EncapsulationKeySize768]byte{}, 0
 	}
 	k.phase = to
 }
 
-// prepare does the public-key work that needs randomness: it makes the key
-// pair to offer, or the answer to a complete offer.
+// prepare makes the key pair to offer, or the answer to a complete offer.
 func (k *kem) prepare(rand io.Reader, rk [32]byte) error {
 	switch k.phase {
 	case offerPending:
@@ -99,43 +97,59 @@ func (k *kem) prepare(rand io.Reader, rk [32]byte) error {
 		if err != nil {
 			return err
 		}
-		dk, err := mlkem.NewDecapsulationKey768(seed[:])
-		if err != nil {
-			return fmt.Errorf("ratchet: make KEM key: %w", err)
-		}
-		k.move(offering)
-		k.seed = seed
-		copy(k.out[:], dk.EncapsulationKey().Bytes())
+		k.offer(seed)
 	case offered:
+		// FIPS 203, section 7.2: an encapsulation key is checked before use. A
+		// peer that offers a bad one gets no answer, and the PQ age shows it.
 		ek, err := mlkem.NewEncapsulationKey768(k.in[:])
 		if err != nil {
-			return fmt.Errorf("ratchet: peer's KEM key: %w", err) // unload has checked it
+			k.move(listening)
+			return nil
 		}
 		secret, ct := ek.Encapsulate()
 		k.move(answering)
 		copy(k.out[:], ct)
-		k.ready = [32]byte(secret)
+		k.ready = [mlkem.SharedKeySize]byte(secret)
 	}
 	return nil
 }
 
-// mixAsOfferer returns the secret of a complete exchange, or nil, and hands
-// the next epoch's offer to the peer.
-func (k *kem) mixAsOfferer() (*[32]byte, error) {
-	if k.phase != answered {
-		return nil, nil
+// offer begins an exchange with the key pair of seed.
+func (k *kem) offer(seed [mlkem.SeedSize]byte) {
+	k.move(offering)
+	k.seed = seed
+	copy(k.out[:], k.decapsulationKey().EncapsulationKey().Bytes())
+}
+
+// decapsulate takes the secret out of a complete answer. From here on nothing
+// of the key pair is left.
+func (k *kem) decapsulate() {
+	secret, err := k.decapsulationKey().Decapsulate(k.in[:mlkem.CiphertextSize768])
+	if err != nil {
+		panic("ratchet: " + err.Error()) // only for a ciphertext of another length
 	}
+	k.move(answered)
+	k.ready = [mlkem.SharedKeySize]byte(secret)
+}
+
+func (k *kem) decapsulationKey() *mlkem.DecapsulationKey768 {
 	dk, err := mlkem.NewDecapsulationKey768(k.seed[:])
 	if err != nil {
-		return nil, fmt.Errorf("ratchet: KEM key: %w", err)
+		panic("ratchet: " + err.Error()) // only for a seed of another length
 	}
-	secret, err := dk.Decapsulate(k.in[:mlkem.CiphertextSize768])
-	if err != nil {
-		return nil, fmt.Errorf("ratchet: decapsulate: %w", err)
+	return dk
+}
+
+// mixAsOfferer returns the secret of a complete exchange, or nil, and hands
+// the next epoch's offer to the peer.
+func (k *kem) mixAsOfferer() *[32]byte {
+	if k.phase != answered {
+		return nil
 	}
+	secret := k.ready
 	k.epoch++
 	k.move(listening)
-	return (*[32]byte)(secret), nil
+	return &secret
 }
 
 // mixAsAnswerer returns the secret of the exchange the peer has mixed, or nil
@@ -166,6 +180,7 @@ func (c cargoKind) blocks() int {
 		return offerBlocks
 	case answerCargo:
 		return answerBlocks
+	case noCargo:
 	}
 	return 0
 }
@@ -254,13 +269,7 @@ func (k *kem) unload(c cargo) {
 		return
 	}
 	if answer {
-		k.move(answered)
-		return
-	}
-	// FIPS 203, section 7.2: an encapsulation key is checked before use. A
-	// peer that offers a bad one gets no answer, and the PQ age shows it.
-	if _, err := mlkem.NewEncapsulationKey768(k.in[:]); err != nil {
-		k.move(listening)
+		k.decapsulate()
 		return
 	}
 	k.move(offered)

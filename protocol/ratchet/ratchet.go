@@ -292,7 +292,7 @@ func (s *Session) fill(frame, plaintext []byte) {
 	}
 }
 
-// stepSend begins a sending chain (docs/spec/ratchet.md, section 5).
+// stepSend begins a sending chain with a new ratchet key.
 func (s *Session) stepSend(rand io.Reader) error {
 	if s.sendChains >= maxCounter {
 		return ErrExhausted
@@ -301,18 +301,20 @@ func (s *Session) stepSend(rand io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if s.dhs, err = ecdh.X25519().NewPrivateKey(seed[:keySize]); err != nil {
+	dhs, err := ecdh.X25519().NewPrivateKey(seed[:keySize])
+	if err != nil {
 		return fmt.Errorf("ratchet: ephemeral key: %w", err)
 	}
-	s.sendFlags = 0
-	var secret *[32]byte
-	mixed, err := s.kem.mixAsOfferer()
-	if err != nil {
-		return err
-	}
+	return s.beginChain(dhs)
+}
+
+// beginChain is a sending step (docs/spec/ratchet.md, section 5).
+func (s *Session) beginChain(dhs *ecdh.PrivateKey) error {
+	s.dhs, s.sendFlags = dhs, 0
+	secret := s.kem.mixAsOfferer()
 	switch {
-	case mixed != nil:
-		secret, s.sendFlags = mixed, flagMixed
+	case secret != nil:
+		s.sendFlags = flagMixed
 	case s.mixState == mixSend:
 		secret = &s.mix
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -57,9 +58,20 @@ func TestDamagedOffer(t *testing.T) {
 	for i := range a.kem.out {
 		a.kem.out[i] = 0xff
 	}
-	talk(t, &b, &a, r, 20)
-	if b.kem.phase != listening || a.kem.phase != offering || b.kem.epoch != 1 {
-		t.Fatalf("phases %v and %v", a.kem.phase, b.kem.phase)
+	refused := 0
+	for range 10 {
+		if b.kem.phase == offered {
+			refused++
+		}
+		talk(t, &b, &a, r, 1)
+		if b.kem.phase != listening || a.kem.phase != offering || b.kem.epoch != 1 {
+			t.Fatalf("phases %v and %v", a.kem.phase, b.kem.phase)
+		}
+		checkForgotten(t, &b.kem)
+		talk(t, &a, &b, r, 1)
+	}
+	if refused < 3 {
+		t.Fatalf("%d keys refused: the answerer did not start over", refused)
 	}
 }
 
@@ -318,8 +330,33 @@ func (s *schedule) step(op, arg byte) {
 		s.stored[p] = old
 		s.crash(p)
 	}
+	checkForgotten(s.t, &s.party[0].kem)
+	checkForgotten(s.t, &s.party[1].kem)
 	if a, b := s.party[0].kem.epoch, s.party[1].kem.epoch; !s.copied && max(a, b)-min(a, b) > 1 {
 		s.t.Fatalf("KEM epochs %d and %d", a, b)
+	}
+}
+
+// checkForgotten checks that an exchange holds nothing its phase has no use for,
+// least of all a key pair or a secret that was used.
+func checkForgotten(t testing.TB, k *kem) {
+	t.Helper()
+	for _, f := range []struct {
+		name  string
+		bytes []byte
+		used  []phase
+	}{
+		{"seed", k.seed[:], []phase{offering, collecting}},
+		{"out", append(k.out[:], k.outPos), []phase{offering, answering}},
+		{"in", k.in[:], []phase{collecting, offered, listening}},
+		{"ready", k.ready[:], []phase{answered, answering}},
+	} {
+		if used := slices.Contains(f.used, k.phase); !used && !allZero(f.bytes) {
+			t.Fatalf("%v: %s is not forgotten", k.phase, f.name)
+		}
+	}
+	if k.have == 0 && k.phase == listening && !allZero(k.in[:]) {
+		t.Fatal("listening: in is not forgotten")
 	}
 }
 
