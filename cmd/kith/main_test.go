@@ -339,7 +339,7 @@ func TestH15_EveryVerb(t *testing.T) {
 				args := append(append([]string{"--home", home}, verb...), form...)
 				_, stdout, stderr := cli(t, "", args...)
 				for _, line := range strings.Split(stdout+stderr, "\n") {
-					if strings.ContainsFunc(line, harmful) {
+					if strings.ContainsFunc(line, acts) {
 						t.Fatalf("kith %s prints %q", strings.Join(args[2:], " "), line)
 					}
 				}
@@ -359,7 +359,7 @@ func TestH15_EveryVerb(t *testing.T) {
 		b.fail = &api.Error{Code: api.CodeRefused, Message: attack, Hint: attack}
 		for _, form := range []string{"--json", "-v"} {
 			_, _, stderr := cli(t, "", "--home", home, "contacts", form)
-			if strings.ContainsFunc(strings.TrimSuffix(stderr, "\n"), harmful) {
+			if strings.ContainsFunc(strings.TrimSuffix(stderr, "\n"), acts) {
 				t.Errorf("the error is printed as %q", stderr)
 			}
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -68,6 +69,29 @@ func TestSendLinesIdempotently(t *testing.T) {
 		if i >= len(b.sent) || b.sent[i].IdempotencyKey != want.key || len(b.sent[i].Texts) != want.texts {
 			t.Fatalf("request %d is not %+v", i, want)
 		}
+	}
+}
+
+func TestLinesAtHand(t *testing.T) {
+	// A line that is there does not wait for the next one.
+	typed := &lineReader{lines: make(chan string, 1)}
+	typed.lines <- "x"
+	if got, err := typed.next(t.Context(), false); len(got) != 1 || err != nil {
+		t.Errorf("next = %d lines, %v, want the one at hand", len(got), err)
+	}
+	// Unless requests must be full: these lines are never at hand.
+	slow := &lineReader{lines: make(chan string)}
+	go func() {
+		for range api.MaxTexts + 1 {
+			slow.lines <- "x"
+		}
+		close(slow.lines)
+	}()
+	if got, err := slow.next(t.Context(), true); len(got) != api.MaxTexts || err != nil {
+		t.Errorf("next = %d lines, %v, want %d", len(got), err, api.MaxTexts)
+	}
+	if got, err := slow.next(t.Context(), true); len(got) != 1 || !errors.Is(err, io.EOF) {
+		t.Errorf("next = %d lines, %v, want the last one", len(got), err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -107,7 +108,9 @@ func TestH04_OtherUser(t *testing.T) {
 	})
 	c := NewClient(foreign)
 	defer c.Close()
-	_, err := c.Status(t.Context(), &apiv1.StatusRequest{})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // nobody accepts there
+	defer cancel()
+	_, err := c.Status(ctx, &apiv1.StatusRequest{})
 	var e *Error
 	if !errors.As(err, &e) || e.Code != CodeRefused {
 		t.Errorf("a client talks to another user's socket: %v", err)
