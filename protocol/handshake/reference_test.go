@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -345,38 +344,4 @@ func FuzzOpenHX2(f *testing.F) {
 			t.Error("an HX2 of a wrong size opened")
 		}
 	})
-}
-
-// Compare with the primitives of the same run: an initiation is 1 key
-// generation, 3 DH and 2 encapsulations, a response 3 DH and 2 decapsulations.
-func BenchmarkHandshake(b *testing.B) {
-	p := newPair(b, 400)
-	hx1, keys := p.initiate(b, random(401))
-	hx2, _ := MakeHX2(keys, p.a.Public())
-	x := p.bundle.x
-	wire := p.bundle.Marshal()
-
-	bench := func(name string, f func() error) {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if err := f(); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-	coins := random(402)
-	bench("initiate", func() error { _, _, err := Initiate(coins, p.a, p.bundle, p.psk); return err })
-	bench("respond", func() error { _, _, err := Respond(p.b, p.prekey, p.psk, hx1); return err })
-	bench("gate", func() error { _, err := Gate(p.psk, hx1); return err })
-	bench("make-hx2", func() error { MakeHX2(keys, p.a.Public()); return nil })
-	bench("open-hx2", func() error { _, err := OpenHX2(p.a, keys, hx2); return err })
-	bench("parse-bundle", func() error {
-		_, err := ParseBundle(wire, p.b.Hash(), p.bundleKey, 0, time.Unix(0, 0))
-		return err
-	})
-	bench("x25519", func() error { _, err := p.a.DH(x); return err })
-	bench("mlkem1024-encapsulate", func() error { p.bundle.ek.Encapsulate(); return nil })
-	bench("mlkem1024-decapsulate", func() error { _, err := p.b.Decapsulate(hx1[ct2At:sealedAt]); return err })
 }
