@@ -22,11 +22,11 @@ type simDisk struct {
 	live    map[string]*simFile
 	durable map[string]*simFile
 
-	cutIn  int   // power goes after so many more operations; 0: never
-	off    bool  // it has gone
-	quota  int64 // bytes in all; 0: no limit
-	eioIn  int   // the so many-th next sync fails with EIO; 0: none
-	synced int   // syncs so far
+	cutIn int   // power goes after so many more operations; 0: never
+	off   bool  // it has gone
+	quota int64 // bytes in all; 0: no limit
+	eioIn int   // the so many-th next sync fails with EIO; 0: none
+	made  int   // changes and syncs so far
 }
 
 const sectorSize = 512
@@ -123,6 +123,12 @@ func resize(b []byte, size int64) []byte {
 	return append(b, make([]byte, size-int64(len(b)))...)
 }
 
+func (d *simDisk) changes() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.made
+}
+
 func (d *simDisk) used() (n int64) {
 	for _, f := range d.live {
 		n += int64(len(f.live))
@@ -165,6 +171,7 @@ func (d *simDisk) remove(path string) error {
 	if d.live[path] == nil {
 		return fs.ErrNotExist
 	}
+	d.made++
 	delete(d.live, path)
 	return nil
 }
@@ -227,7 +234,7 @@ func (d *simDisk) sync() error {
 	if err := d.step(); err != nil {
 		return err
 	}
-	d.synced++
+	d.made++
 	if d.eioIn > 0 {
 		if d.eioIn--; d.eioIn == 0 {
 			return unix.EIO
@@ -273,6 +280,7 @@ func (h *simHandle) WriteAt(p []byte, off int64) (int, error) {
 	if grow > 0 {
 		h.file.live = resize(h.file.live, off+int64(len(p)))
 	}
+	h.disk.made++
 	copy(h.file.live[off:], p)
 	h.file.pending = append(h.file.pending, simChange{off, append([]byte{}, p...)})
 	return len(p), err
@@ -284,6 +292,7 @@ func (h *simHandle) Truncate(size int64) error {
 	if err := h.disk.step(); err != nil {
 		return err
 	}
+	h.disk.made++
 	h.file.live = resize(h.file.live, size)
 	h.file.pending = append(h.file.pending, simChange{size, nil})
 	return nil

@@ -602,3 +602,46 @@ func logSize(t testing.TB, s *Store) int64 {
 	}
 	return fi.Size()
 }
+
+// Close ends what is under way in good order, and nothing begins after it.
+func TestCloseWaits(t *testing.T) {
+	for range 10 {
+		s := openTest(t, t.TempDir(), testEngine())
+		var wg sync.WaitGroup
+		started := make(chan struct{}, 64)
+		for i := range int64(8) {
+			wg.Go(func() {
+				for n := int64(0); ; n++ {
+					var err error
+					if i%2 == 0 {
+						err = add(s, i*1000+n)
+					} else {
+						err = s.View(t.Context(), func(tx *Tx) error { _, err := ids(tx); return err })
+					}
+					if errors.Is(err, ErrClosed) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					select {
+					case started <- struct{}{}:
+					default:
+					}
+				}
+			})
+		}
+		for range cap(started) {
+			<-started
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		// The last connection to close removes the log.
+		if _, err := os.Stat(filepath.Join(s.dir, databaseName+"-wal")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("after Close the log is there (%v): a connection is still open", err)
+		}
+		wg.Wait()
+	}
+}

@@ -270,7 +270,7 @@ func isDiskError(err error) bool {
 	if errors.Is(err, ErrDamaged) {
 		return false // reading failed; other rows may be whole
 	}
-	return errors.Is(err, ErrFull) || errors.Is(err, sqlite3.FULL) || errors.Is(err, sqlite3.IOERR)
+	return errors.Is(err, sqlite3.FULL) || errors.Is(err, sqlite3.IOERR)
 }
 
 // call runs fn on a goroutine of its own, so that neither a panic nor a

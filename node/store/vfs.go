@@ -27,7 +27,7 @@ import (
 // position and the kind of file, and a change of one bit anywhere in a block
 // changes all of it. Blocks of the database are pages and carry a checksum
 // inside (see create), so altered ones are found. Old blocks put back in their
-// place are not: docs/decisions has what this does and does not protect.
+// place are not: docs/decisions/0010 says what this protects and what not.
 //
 // Four rules, each learnt from a failure of the stock encrypting VFS:
 //   - A write of part of a block rewrites the whole block, so nobody may read
@@ -63,6 +63,8 @@ type cryptVFS struct {
 	stripes [kindJournal + 1][stripes]sync.RWMutex
 	broken  atomic.Pointer[error] // the first write or sync that failed
 }
+
+var _ vfs.VFS = (*cryptVFS)(nil)
 
 // newCryptVFS registers a VFS whose key is derived from the data key.
 func newCryptVFS(d disk, dataKey func() []byte) *cryptVFS {
@@ -124,6 +126,9 @@ func (v *cryptVFS) Open(name string, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag
 }
 
 func (v *cryptVFS) Delete(name string, syncDir bool) error {
+	if err := v.failure(); err != nil {
+		return vfs.SystemError(err, sqlite3.IOERR_DELETE)
+	}
 	err := v.disk.remove(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return vfs.SystemError(err, sqlite3.IOERR_DELETE_NOENT)
@@ -222,7 +227,12 @@ func (f *cryptFile) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
+// WriteAt, like all that changes files, refuses once a write or a sync has
+// failed: the log as it was synced is what the next Open shall find.
 func (f *cryptFile) WriteAt(p []byte, off int64) (n int, err error) {
+	if err := f.vfs.failure(); err != nil {
+		return 0, vfs.SystemError(err, sqlite3.IOERR_WRITE)
+	}
 	for n < len(p) {
 		at := off + int64(n)
 		m, err := f.writeBlock(p[n:], at)
@@ -258,6 +268,9 @@ func (f *cryptFile) writeBlock(p []byte, at int64) (n int, err error) {
 
 // Truncate keeps the block that size ends in: it cannot be cut.
 func (f *cryptFile) Truncate(size int64) error {
+	if err := f.vfs.failure(); err != nil {
+		return vfs.SystemError(err, sqlite3.IOERR_TRUNCATE)
+	}
 	if err := f.file.Truncate((size + blockSize - 1) &^ (blockSize - 1)); err != nil {
 		return f.vfs.note(err, sqlite3.IOERR_TRUNCATE)
 	}
@@ -271,6 +284,9 @@ func (f *cryptFile) Size() (int64, error) {
 }
 
 func (f *cryptFile) Sync(vfs.SyncFlag) error {
+	if err := f.vfs.failure(); err != nil {
+		return vfs.SystemError(err, sqlite3.IOERR_FSYNC)
+	}
 	if err := f.file.Sync(); err != nil {
 		return f.vfs.note(err, sqlite3.IOERR_FSYNC)
 	}
