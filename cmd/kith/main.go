@@ -258,5 +258,5 @@ func writeJSON(w io.Writer, v any) {
 	if err != nil {
 		panic("kith: " + err.Error()) // our own types always encode
 	}
-	w.Write(append(cleanJSON(b), '\n'))
+	_, _ = w.Write(append(cleanJSON(b), '\n'))
 }
