@@ -3,13 +3,12 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/kith-im/kith/node/store"
@@ -25,18 +24,27 @@ const (
 	announceMin = 6 * time.Hour
 	announceMax = 12 * time.Hour
 
-	// announceRetry is the pause after a round in which a record found no
-	// place, and announceAtOnce how many records are on their way at one time.
-	announceRetry  = 30 * time.Second
-	announceAtOnce = 4
+	// Tomorrow's records are there at midnight; those of the day after follow
+	// within midnightSpread, so that not everybody announces at once.
+	midnightSpread = 3 * time.Hour
 
-	// keepWays is how many community nodes are kept for the next run.
-	keepWays = 32
+	// Records that found no place are tried again after retryAnnounceMin,
+	// doubling to retryAnnounceMax. announceAtOnce are on their way at one time.
+	retryAnnounceMin = 15 * time.Second
+	retryAnnounceMax = 10 * time.Minute
+	announceAtOnce   = 4
+
+	// lookAround is how often our own addresses are looked at: libp2p says
+	// nothing of changes to addresses that it does not publish.
+	lookAround = 20 * time.Second
+
+	// keepWays is how many addresses of community nodes are kept for the next run.
+	keepWays = 64
 )
 
 // beacon announces where we are: to each contact at the points of the pair,
 // and to the holders of each open invite at the invite's, with the keys to
-// answer it.
+// answer it. One goroutine runs it.
 type beacon struct {
 	n       *Node
 	changed chan struct{}
@@ -45,7 +53,7 @@ type beacon struct {
 	result published
 }
 
-// published is how the last round went.
+// published is how far the announcing has come.
 type published struct {
 	kept int // points whose record another node gave back
 	goal int
@@ -53,7 +61,7 @@ type published struct {
 
 func newBeacon(n *Node) *beacon { return &beacon{n: n, changed: make(chan struct{}, 1)} }
 
-// wake has the beacon announce again, because something changed.
+// wake has the beacon look for what is new to announce.
 func (b *beacon) wake() { poke(b.changed) }
 
 // waysIn tells discovery of the community nodes that an invite named.
@@ -79,116 +87,154 @@ func (b *beacon) status() published {
 	return b.result
 }
 
-// run announces until ctx ends: at once, when something changed, and before
-// the records run out.
+// run announces until ctx ends: what is new at once, what found no place again
+// soon, and everything when our addresses change and before the records run out.
 func (b *beacon) run(ctx context.Context) {
-	moved := make(<-chan any)
-	if sub, err := b.n.cfg.Host.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated), eventbus.Name("beacon")); err == nil {
-		defer sub.Close()
-		moved = sub.Out()
-	}
+	around := time.NewTicker(lookAround)
+	defer around.Stop()
+	addresses := b.addresses()
+	done := make(map[[32]byte]bool) // points whose record is in place
+	renew := time.NewTimer(b.renewal())
+	defer renew.Stop()
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	pause := retryAnnounceMin
 	for {
-		next := announceMin + rand.N(announceMax-announceMin)
-		if !b.announce(ctx) {
-			next = announceRetry/2 + rand.N(announceRetry)
-		}
-		// At midnight tomorrow's records become today's, and new ones are due.
-		if midnight := untilTomorrow(b.n.now()); midnight < next {
-			next = midnight
-		}
-		timer := time.NewTimer(next)
 		select {
-		case <-timer.C:
 		case <-b.changed:
-		case <-moved:
+		case <-retry.C:
+		case <-renew.C:
+			clear(done)
+			renew.Reset(b.renewal())
+		case <-around.C:
+			now := b.addresses()
+			if now == addresses {
+				continue
+			}
+			addresses = now
+			clear(done)
+			b.n.outbox.hurry()
 		case <-ctx.Done():
-			timer.Stop()
 			return
 		}
-		timer.Stop()
+		if b.announce(ctx, done) {
+			pause = retryAnnounceMin
+			continue
+		}
+		retry.Reset(pause/2 + rand.N(pause))
+		pause = min(2*pause, retryAnnounceMax)
 	}
 }
 
-func untilTomorrow(now time.Time) time.Duration {
-	tomorrow := time.Unix((rendezvous.Day(now)+1)*24*60*60, 0)
-	return tomorrow.Sub(now) + rand.N(time.Minute)
+// renewal is when all records are announced anew: before they run out, and
+// some time after midnight, when the next day's are due.
+func (b *beacon) renewal() time.Duration {
+	now := b.n.now()
+	midnight := time.Unix((rendezvous.Day(now)+1)*24*60*60, 0)
+	return min(announceMin+rand.N(announceMax-announceMin), midnight.Sub(now)+rand.N(midnightSpread))
 }
 
-// announcement is one record for one point.
-type announcement struct {
-	point  rendezvous.Point
-	record []byte
+// addresses is where we can be reached now, as one text to compare.
+func (b *beacon) addresses() string {
+	addrs, err := b.n.cfg.Host.ListenAddrs()
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprint(sortAddresses(addrs))
 }
 
-// announce publishes every record once and says whether all found a place.
-func (b *beacon) announce(ctx context.Context) bool {
-	var all []announcement
+// audience is one group that looks for us under one secret.
+type audience struct {
+	secret protocol.RendezvousSecret
+	bundle []byte // for those who hold an invite
+}
+
+// announce publishes the records that are not in place and says whether all are.
+func (b *beacon) announce(ctx context.Context, done map[[32]byte]bool) bool {
+	type announcement struct {
+		point rendezvous.Point
+		key   [32]byte
+		day   int64
+		body  rendezvous.Body
+		seq   uint64
+	}
+	var audiences []audience
 	err := b.n.update(ctx, func(w *work) (err error) {
-		all, err = w.announcements()
+		audiences, err = w.audiences()
 		return err
 	})
-	if err != nil {
+	where, whereErr := b.n.whereWeAre()
+	if err = errors.Join(err, whereErr); err != nil {
 		if ctx.Err() == nil {
 			b.n.log.Warn("our records could not be made; it is tried again", "cause", err)
 		}
 		return false
 	}
-	var kept int
+	var due []announcement
+	today, goal := rendezvous.Day(b.n.now()), 0
+	for _, a := range audiences {
+		where.Bundle = a.bundle
+		for day := today; day <= today+1; day++ {
+			for _, p := range rendezvous.Derive(a.secret, b.n.self.device.Hash(), day) {
+				if goal++; !done[p.Key()] {
+					due = append(due, announcement{point: p, key: p.Key(), day: day, body: where})
+				}
+			}
+		}
+	}
+	b.report(goal-len(due), goal)
+	if len(due) == 0 {
+		return true
+	}
+	if err := b.n.update(ctx, func(w *work) (err error) {
+		for i := range due {
+			if due[i].seq, err = w.tx.NextPointSeq(due[i].key[:], due[i].day); err != nil {
+				return err
+			}
+		}
+		return w.tx.ForgetPoints(today - 1)
+	}); err != nil {
+		return false
+	}
 	var mu sync.Mutex
 	places := make(chan struct{}, announceAtOnce)
 	var round sync.WaitGroup
-	for _, a := range all {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			round.Wait()
-			return false
-		}
+	for _, a := range due {
+		places <- struct{}{}
 		round.Go(func() {
 			defer func() { <-places }()
-			p, err := b.n.cfg.Discovery.Announce(ctx, a.point, a.record)
-			if err == nil && p.Confirmed > 0 {
-				mu.Lock()
-				kept++
-				b.result = published{kept: max(kept, b.result.kept), goal: len(all)}
-				mu.Unlock()
+			record, err := a.point.Seal(a.seq, b.n.now().Add(recordLife), a.body)
+			if err != nil {
+				return
 			}
+			p, err := b.n.cfg.Discovery.Announce(ctx, a.point, record)
+			if err != nil || p.Confirmed == 0 {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			done[a.key] = true
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.result.kept++
 		})
 	}
 	round.Wait()
-	b.mu.Lock()
-	b.result = published{kept: kept, goal: len(all)}
-	b.mu.Unlock()
-	b.n.log.Debug("announced", "kept", kept, "goal", len(all))
-	return kept == len(all)
+	kept := b.status().kept
+	b.n.log.Debug("announced", "due", len(due), "kept", kept, "goal", goal)
+	return kept == goal
 }
 
-// announcements makes the records of today and tomorrow.
-func (w *work) announcements() ([]announcement, error) {
-	body, err := w.n.whereWeAre()
-	if err != nil {
-		return nil, err
-	}
-	var all []announcement
-	today := rendezvous.Day(w.now)
-	hash := w.n.self.device.Hash()
-	publish := func(secret protocol.RendezvousSecret, body rendezvous.Body) error {
-		for day := today; day <= today+1; day++ {
-			for _, p := range rendezvous.Derive(secret, hash, day) {
-				key := p.Key()
-				seq, err := w.tx.NextPointSeq(key[:], day)
-				if err != nil {
-					return err
-				}
-				record, err := p.Seal(seq, w.now.Add(recordLife), body)
-				if err != nil {
-					return err
-				}
-				all = append(all, announcement{p, record})
-			}
-		}
-		return nil
-	}
+func (b *beacon) report(kept, goal int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.result = published{kept, goal}
+}
+
+// audiences are all who are to find us, each with what it is to find besides
+// our addresses.
+func (w *work) audiences() ([]audience, error) {
+	var out []audience
 	contacts, err := w.tx.Contacts()
 	if err != nil {
 		return nil, err
@@ -213,31 +259,33 @@ func (w *work) announcements() ([]announcement, error) {
 		if err != nil {
 			return nil, errors.Join(store.ErrDamaged, err)
 		}
-		with := body
+		a := audience{secret: link.Keys().Rendezvous}
 		if i.Expires > w.ms() { // after that only who has answered finds us
 			bundle, err := w.bundle(i, link, epoch)
 			if err != nil {
 				return nil, err
 			}
-			with.Bundle = bundle.Marshal()
+			a.bundle = bundle.Marshal()
 		}
-		if err := publish(link.Keys().Rendezvous, with); err != nil {
-			return nil, err
-		}
+		out = append(out, a)
 	}
 	devices, err := w.tx.Devices(0)
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range devices {
-		if d.Pair == nil || silent[d.Contact] {
+		if silent[d.Contact] {
 			continue
 		}
-		if err := publish(protocol.SharedFromPair(protocol.PairSecret(d.Pair)).Rendezvous, body); err != nil {
+		pairs, err := w.tx.Pairs(d.Hash)
+		if err != nil {
 			return nil, err
 		}
+		for _, p := range pairs {
+			out = append(out, audience{secret: protocol.SharedFromPair(protocol.PairSecret(p)).Rendezvous})
+		}
 	}
-	return all, w.tx.ForgetPoints(today - 1)
+	return out, nil
 }
 
 // whereWeAre is what our records say of us: the addresses we listen on.

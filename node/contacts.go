@@ -90,7 +90,8 @@ func (w *work) freeName(name string, except int64) (string, error) {
 	}
 	taken := func(n string) bool {
 		return slices.ContainsFunc(contacts, func(c store.ContactRow) bool {
-			return c.ID != except && strings.EqualFold(c.Name, n)
+			// Nor does a name look like the id of somebody else.
+			return c.ID != except && (strings.EqualFold(c.Name, n) || len(n) >= 4 && strings.HasPrefix(c.Handle, strings.ToLower(n)))
 		})
 	}
 	free := name
@@ -333,16 +334,24 @@ func (n *Node) ApproveRequest(ctx context.Context, req *apiv1.ApproveRequestRequ
 		if c.State != store.ContactRequest || c.Blocked {
 			return refuse(CodeRefused, "kith requests lists the ones that wait", "%s is not waiting to be approved", quoteName(*c))
 		}
-		if c.Account == nil {
-			return refuse(CodeRefused, "try again in a moment", "%s has not introduced itself completely yet", quoteName(*c))
-		}
-		if err := w.moveContact(c, store.ContactEstablished); err != nil {
-			return err
-		}
-		w.released[c.ID], w.publish = true, true
-		return w.introduce(*c)
+		return w.approve(c)
 	})
 	return &apiv1.ApproveRequestResponse{Contact: c}, err
+}
+
+// approve makes a contact of a request.
+func (w *work) approve(c *store.ContactRow) error {
+	if c.Account == nil {
+		return refuse(CodeRefused, "try again in a moment", "%s has not introduced itself completely yet", quoteName(*c))
+	}
+	if err := w.moveContact(c, store.ContactEstablished); err != nil {
+		return err
+	}
+	w.released[c.ID], w.publish = true, true
+	if err := w.lookAgain(*c); err != nil {
+		return err
+	}
+	return w.introduce(*c)
 }
 
 // RejectRequest forgets a request. Its author learns nothing.

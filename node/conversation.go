@@ -30,6 +30,8 @@ const (
 
 	// A write that makes no progress for writeTime ends the stream.
 	writeTime = 15 * time.Second
+	// Who answers an invite has guestTime until the first envelope opens.
+	guestTime = 15 * time.Second
 	// An envelope not acknowledged after ackTime is taken back.
 	ackTime = 30 * time.Second
 	// A stream nothing happens on is closed after idleTime.
@@ -49,12 +51,16 @@ type conversation struct {
 	ended   chan struct{}
 	end     sync.Once
 
-	mu     sync.Mutex
-	device identity.DeviceHash // zero until the first envelope opened, on an invite's stream
-	count  uint64              // envelopes done with here
-	pings  map[[8]byte]chan struct{}
+	mu      sync.Mutex
+	device  identity.DeviceHash // zero until the first envelope opened, on an invite's stream
+	count   uint64              // envelopes done with here
+	waiting int                 // envelopes that arrived and are not done with
+	bytes   int                 // what those take
+	pings   map[[8]byte]chan struct{}
 
 	writing sync.Mutex
+
+	guest bool // counted among the lobby's guests; under the lobby's lock
 }
 
 // road names the way a stream or an envelope takes.
@@ -106,7 +112,8 @@ func (c *conversation) name(d identity.DeviceHash) {
 
 // greet opens a conversation as the side that opened the stream
 // (docs/spec/stream.md, section 3). The reader's deadlines bound every step.
-func (c *conversation) greet(rand io.Reader) error {
+func (c *conversation) greet(ctx context.Context, rand io.Reader) error {
+	defer context.AfterFunc(ctx, c.reset)()
 	hello, first, err := stream.Initiate(rand, c.key, []byte(c.stream.Conn().LocalPeer()), []byte(c.remote()))
 	if err != nil {
 		return err
@@ -130,7 +137,8 @@ func (c *conversation) greet(rand io.Reader) error {
 }
 
 // answer is greet's other side.
-func (c *conversation) answer(rand io.Reader) error {
+func (c *conversation) answer(ctx context.Context, rand io.Reader) error {
+	defer context.AfterFunc(ctx, c.reset)()
 	first := make([]byte, stream.Hello1Size)
 	c.in.Begin()
 	if _, err := io.ReadFull(c.in, first); err != nil {
@@ -166,6 +174,9 @@ func (c *conversation) read() {
 		}
 		switch f.Type {
 		case stream.TypeEnvelope:
+			if !c.admit(len(f.Envelope)) {
+				return // more than the window: not an honest sender
+			}
 			select {
 			case c.arrived <- f.Envelope:
 			case <-c.ended:
@@ -205,10 +216,26 @@ func (c *conversation) writeBytes(b []byte) error {
 	return err
 }
 
-// acknowledge tells the other side that n more envelopes are done with.
-func (c *conversation) acknowledge(n int) error {
+// admit counts an envelope that arrived, if the sender keeps to the window.
+func (c *conversation) admit(size int) bool {
 	c.mu.Lock()
-	c.count += uint64(n)
+	defer c.mu.Unlock()
+	if c.waiting > 0 && (c.waiting >= maxInFlight || c.bytes+size > maxInFlightBytes) {
+		return false
+	}
+	c.waiting++
+	c.bytes += size
+	return true
+}
+
+// acknowledge tells the other side that these envelopes are done with.
+func (c *conversation) acknowledge(batch [][]byte) error {
+	c.mu.Lock()
+	for _, e := range batch {
+		c.count++
+		c.waiting--
+		c.bytes -= len(e)
+	}
 	count := c.count
 	c.mu.Unlock()
 	return c.write(stream.Frame{Type: stream.TypeAck, Count: count})

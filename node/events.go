@@ -78,7 +78,7 @@ type healthEvent struct {
 }
 
 func (w *work) emitContact(c store.ContactRow, what string) error {
-	return w.emit(eventContact, contactEvent{ID: c.Handle, Name: c.Name, State: contactStateName(c), Verified: c.Verified, What: what})
+	return w.emit(eventContact, c.ID, contactEvent{ID: c.Handle, Name: c.Name, State: contactStateName(c), Verified: c.Verified, What: what})
 }
 
 // feed wakes those who wait for the event log to grow.
@@ -266,7 +266,7 @@ func (n *Node) position(ctx context.Context, cursor, from string) (after uint64,
 }
 
 func (n *Node) ack(ctx context.Context, cursor string, id uint64) error {
-	return n.update(ctx, func(w *work) error { return w.tx.SetCursor(cursor, id, w.ms()) })
+	return n.update(ctx, func(w *work) error { return w.tx.SetCursor(cursor, id, w.age) })
 }
 
 func (n *Node) events(ctx context.Context, after uint64, limit int) (out []*apiv1.Event, err error) {

@@ -7,9 +7,9 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -23,8 +23,15 @@ import (
 	"github.com/kith-im/kith/protocol/ratchet"
 )
 
-// begin starts a session with a device whose invite we accepted.
+// begin starts a session with a device whose invite we accepted. What waits in
+// an earlier one, which nobody ever answered, is sealed anew; the earlier one
+// stays to receive, in case its answer is on the way.
 func (w *work) begin(c store.ContactRow, d store.DeviceRow, link *invite.Invite, bundle *handshake.Bundle) error {
+	device := bundle.Device.Hash()
+	waiting, err := w.tx.OpenDeliveries(d.Hash)
+	if err != nil {
+		return err
+	}
 	keys := link.Keys()
 	hx1, hk, err := handshake.Initiate(w.n.self.rand, w.n.self.device, bundle, keys.PSK)
 	if err != nil {
@@ -34,21 +41,57 @@ func (w *work) begin(c store.ContactRow, d store.DeviceRow, link *invite.Invite,
 	if err != nil {
 		return err
 	}
-	d.Public, d.Pair = bundle.Device.Marshal(), hk.Pair[:]
+	d.Public = bundle.Device.Marshal()
 	if err := w.tx.SaveDevice(d); err != nil {
 		return err
 	}
-	s := newSession(hk, bundle.Device.Hash(), r)
+	s := newSession(hk, device, r)
 	s.initiator, s.tagSend, s.tagRecv = true, hk.TagA, hk.TagB
 	s.prefix, s.prefixTag = hx1, keys.Tag
-	if err := w.newSession(s); err != nil {
+	if err := w.newSession(s, hk.Pair); err != nil {
 		return err
 	}
 	w.names, w.publish = true, true
 	if err := w.emitContact(c, "keys found"); err != nil {
 		return err
 	}
+	for _, row := range waiting {
+		if row.Message == nil { // it said who we are; that is said again
+			if err := w.tx.DeleteDelivery(row.ID); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := w.reseal(s, row); err != nil {
+			return err
+		}
+	}
 	return w.introduce(c)
+}
+
+// reseal seals a waiting message anew, in a session of its device.
+func (w *work) reseal(s *session, row store.DeliveryRow) error {
+	m, err := w.tx.Message(row.Message)
+	if err != nil {
+		return err
+	}
+	sealed, index, err := w.seal(s, m.Wire)
+	if err != nil {
+		return err
+	}
+	w.wake[s.device] = true
+	return w.tx.Reseal(row.ID, sealed, index)
+}
+
+// stale says whether a session was begun with a prekey that is out of use by
+// now, and nobody has answered: it never will be.
+func (w *work) stale(device identity.DeviceHash, bundle *handshake.Bundle) (bool, error) {
+	s, err := w.liveSession(device)
+	if err != nil || s == nil {
+		return false, err
+	}
+	return s.initiator && !s.confirmed() && s.created+answerGrace.Milliseconds() <= w.ms() &&
+		!bytes.HasPrefix(s.prefix[1:], bundle.PrekeyID[:]), nil
 }
 
 func newSession(k *handshake.Keys, device identity.DeviceHash, r ratchet.Session) *session {
@@ -57,46 +100,6 @@ func newSession(k *handshake.Keys, device identity.DeviceHash, r ratchet.Session
 
 func ratchetKeys(k *handshake.Keys) ratchet.Keys {
 	return ratchet.Keys{RK: k.Root, HKA: k.HeaderA, HKB: k.HeaderB, AD: k.AD[:]}
-}
-
-// beginAgain replaces a session that nobody has answered for so long that the
-// prekey it used is gone, and seals what waits anew.
-func (w *work) beginAgain(c store.ContactRow, d store.DeviceRow, link *invite.Invite, bundle *handshake.Bundle) error {
-	old, err := w.liveSession(bundle.Device.Hash())
-	if err != nil || old == nil || old.confirmed() || old.created+answerGrace.Milliseconds() > w.ms() ||
-		bytes.HasPrefix(old.prefix[1:], bundle.PrekeyID[:]) {
-		return err
-	}
-	delete(w.sessions, old.id)
-	delete(w.live, old.device)
-	if err := w.tx.DeleteSession(old.id[:]); err != nil {
-		return err
-	}
-	waiting, err := w.tx.Outbox(d.Hash, 0, math.MaxInt64, math.MaxInt32)
-	if err != nil {
-		return err
-	}
-	for _, row := range waiting {
-		if err := w.tx.DeleteDelivery(row.ID); err != nil {
-			return err
-		}
-	}
-	if err := w.begin(c, d, link, bundle); err != nil {
-		return err
-	}
-	for _, row := range waiting {
-		if row.Message == nil {
-			continue // begin has introduced us anew
-		}
-		m, err := w.tx.Message(row.Message)
-		if err != nil {
-			return err
-		}
-		if err := w.address(c, m.Wire, m.N, time.Duration(row.Expires-w.ms())*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // introduce sends the first words of a session.
@@ -121,8 +124,6 @@ func (w *work) respond(inviteID, payload []byte) (s *session, rest, plaintext []
 	switch {
 	case err != nil:
 		return nil, nil, nil, err
-	case ok && len(known) == 0:
-		return nil, nil, nil, nil // refused before
 	case ok:
 		s, err := w.session(handshake.SessionID(known))
 		if ok, err := found(err); !ok {
@@ -141,15 +142,12 @@ func (w *work) respond(inviteID, payload []byte) (s *session, rest, plaintext []
 	// One MAC, then the budget, then public-key work.
 	psk := link.Keys().PSK
 	prekeyID, err := handshake.Gate(psk, hx1)
-	if err != nil || !w.n.gate.admit(w.now) {
-		return nil, nil, nil, nil
-	}
-	refused := func() error { return w.tx.RememberHandshake(hash[:], nil, handshakeMemory(inv)) }
 	switch {
+	case err != nil:
+		return nil, nil, nil, nil
+	case !w.n.gate.admit(w.now):
+		return nil, nil, nil, errBusy
 	case inv.State == store.InviteUsed:
-		if err := refused(); err != nil {
-			return nil, nil, nil, err
-		}
 		return nil, nil, nil, w.usedTwice(inv)
 	case inv.State != store.InviteOpen || !answerable(inv, w.now):
 		return nil, nil, nil, nil
@@ -184,18 +182,17 @@ func (w *work) respond(inviteID, payload []byte) (s *session, rest, plaintext []
 		return nil, nil, nil, err
 	}
 	if !admitted {
-		return nil, nil, nil, refused()
+		return nil, nil, nil, nil
 	}
-	return s, nil, plaintext, w.tx.RememberHandshake(hash[:], s.id[:], handshakeMemory(inv))
+	return s, nil, plaintext, w.tx.RememberHandshake(hash[:], s.id[:], inv.Erase)
 }
 
-// handshakeMemory is until when a handshake with an invite is remembered: as
-// long as its sender may offer it.
-func handshakeMemory(inv store.InviteRow) int64 {
-	return inv.Expires + messageLife.Milliseconds()
-}
+// errBusy means that more people answer invites than we let in at one time.
+// What they sent is not acknowledged: they come again.
+var errBusy = errors.New("too many people answer invites at one time")
 
-// maxRequests bounds the people who wait for an answer; of more, the oldest go.
+// maxRequests bounds the people who wait to be approved. Of more nothing is
+// taken, and not acknowledged: they come again when there is room.
 const maxRequests = 50
 
 // admit makes a contact, or a request, of the device that answered an invite,
@@ -213,12 +210,31 @@ func (w *work) admit(inv store.InviteRow, s *session, peer *identity.Device, hk 
 		if c.Blocked {
 			return false, nil
 		}
+		// That it begins again says that what it began before is gone.
+		rows, err := w.tx.Sessions(hash[:])
+		if err != nil {
+			return false, err
+		}
+		for _, row := range rows {
+			old, err := w.session(handshake.SessionID(row.ID))
+			if err != nil {
+				return false, err
+			}
+			if !old.initiator {
+				if err := w.dropSession(old.id, hash); err != nil {
+					return false, err
+				}
+			}
+		}
 	case !errors.Is(err, store.ErrNotFound):
 		return false, err
 	default:
 		switch known, err := w.tx.ContactByAccount(account[:]); {
 		case err == nil:
 			if known.Blocked {
+				return false, nil
+			}
+			if !w.n.gate.once("claim "+known.Handle, w.now) {
 				return false, nil
 			}
 			return false, w.emitContact(known, "another device claims to be this contact")
@@ -228,8 +244,8 @@ func (w *work) admit(inv store.InviteRow, s *session, peer *identity.Device, hk 
 		c = store.ContactRow{State: store.ContactPending, Name: inv.Name, Added: w.ms()}
 		if inv.Reusable {
 			c.State, c.Name = store.ContactRequest, ""
-			if err := w.dropOldRequests(); err != nil {
-				return false, err
+			if full, err := w.requestsFull(); full || err != nil {
+				return false, cmp.Or(err, errBusy)
 			}
 		}
 		if err := w.addContact(&c); err != nil {
@@ -237,11 +253,11 @@ func (w *work) admit(inv store.InviteRow, s *session, peer *identity.Device, hk 
 		}
 		d = store.DeviceRow{Hash: hash[:], Contact: c.ID}
 	}
-	d.Public, d.Pair = peer.Marshal(), hk.Pair[:]
+	d.Public, d.Link = peer.Marshal(), nil // they found us: no need to find them by their invite
 	if err := w.tx.SaveDevice(d); err != nil {
 		return false, err
 	}
-	if err := w.newSession(s); err != nil {
+	if err := w.newSession(s, hk.Pair); err != nil {
 		return false, err
 	}
 	state := inv.State
@@ -254,35 +270,35 @@ func (w *work) admit(inv store.InviteRow, s *session, peer *identity.Device, hk 
 	if err := w.tx.SetInvite(inv.ID, state, inv.Uses+1); err != nil {
 		return false, err
 	}
-	w.names, w.publish, w.devices[hash] = true, true, true
+	w.names, w.devices[hash] = true, true
 	if c.State == store.ContactRequest {
 		return true, nil // shown when its first words are taken
 	}
+	w.publish = true
 	return true, w.introduce(c)
 }
 
-// dropOldRequests makes room for one more request.
-func (w *work) dropOldRequests() error {
+func (w *work) requestsFull() (bool, error) {
 	contacts, err := w.tx.Contacts()
-	if err != nil {
-		return err
-	}
-	requests := slices.DeleteFunc(contacts, func(c store.ContactRow) bool {
-		return c.State != store.ContactRequest || c.Blocked
-	})
-	for len(requests) >= maxRequests {
-		if err := w.removeContact(requests[0]); err != nil {
-			return err
+	waiting := 0
+	for _, c := range contacts {
+		if c.State == store.ContactRequest && !c.Blocked {
+			waiting++
 		}
-		requests = requests[1:]
 	}
-	return nil
+	return waiting >= maxRequests, err
 }
 
 // usedTwice tells the user that somebody else holds a one-time invite's link:
 // one of the two is not who it was meant for.
 func (w *work) usedTwice(inv store.InviteRow) error {
-	return w.emit(eventContact, contactEvent{
+	if inv.Uses > 1 {
+		return nil // the user has been told
+	}
+	if err := w.tx.SetInvite(inv.ID, inv.State, inv.Uses+1); err != nil {
+		return err
+	}
+	return w.emit(eventContact, 0, contactEvent{
 		Invite: inviteText(inv.ID), Name: inv.Name,
 		What: "an invite was used twice: somebody else had the link; compare safety numbers with the contact it made",
 	})
@@ -290,13 +306,17 @@ func (w *work) usedTwice(inv store.InviteRow) error {
 
 // confirm notes that the other side holds the session: the invite that began
 // it is no longer needed to find each other.
-func (w *work) confirm(s *session, d *store.DeviceRow) error {
+func (w *work) confirm(s *session, c store.ContactRow, d *store.DeviceRow) error {
 	if d.Link == nil || !s.initiator || !s.confirmed() {
 		return nil
 	}
 	d.Link = nil // d is the transaction's own copy, so it stays true
 	w.names = true
-	return w.tx.SaveDevice(*d)
+	if err := w.tx.SaveDevice(*d); err != nil {
+		return err
+	}
+	// Our first words may have met a full house, and nobody keeps those.
+	return w.introduce(c)
 }
 
 // takeDeviceList checks and keeps a contact's signed device list. With the
@@ -340,19 +360,23 @@ func (w *work) takeDeviceList(s *session, c store.ContactRow, m *message.DeviceL
 	case first:
 		return w.emitContact(c, "request")
 	case changed:
-		return w.emit(eventDevice, deviceEvent{Contact: c.Handle, State: "changed"})
+		if !w.n.gate.once("devices "+c.Handle, w.now) {
+			return nil
+		}
+		return w.emit(eventDevice, c.ID, deviceEvent{Contact: c.Handle, State: "changed"})
 	}
 	return nil
 }
 
-// takeProfile keeps what a contact calls itself. It renames the contact only
-// while the user has not.
+// takeProfile keeps what a contact calls itself.
 func (w *work) takeProfile(c store.ContactRow, m *message.Profile) error {
 	name := cleanName(m.Name)
 	if name == c.Profile {
 		return nil
 	}
-	auto := c.Name == "" || c.Name == fallbackName(c) || c.Name == c.Profile
+	// Only the first one names the contact: a name that the user knows does not
+	// change by itself.
+	auto := c.Name == fallbackName(c) && c.Profile == ""
 	c.Profile = name
 	if auto && name != "" {
 		free, err := w.freeName(name, c.ID)
@@ -363,6 +387,9 @@ func (w *work) takeProfile(c store.ContactRow, m *message.Profile) error {
 	}
 	if err := w.saveContact(c); err != nil {
 		return err
+	}
+	if !w.n.gate.once("profile "+c.Handle, w.now) {
+		return nil
 	}
 	return w.emitContact(c, "profile")
 }
@@ -385,14 +412,14 @@ func (w *work) alarm(s *session, cause error) error {
 }
 
 // conflict is alarm for messages that contradict each other.
-func (w *work) conflict(c store.ContactRow) error {
-	return w.raise(&c, "their messages contradict each other: a device may have been copied")
+func (w *work) conflict(c *store.ContactRow) error {
+	return w.raise(c, "their messages contradict each other: a device may have been copied")
 }
 
 // raise pauses sending to a contact until the user has decided (kith verify).
 func (w *work) raise(c *store.ContactRow, why string) error {
-	if c.Alarm == why {
-		return nil
+	if c.Alarm != "" {
+		return nil // the first one stands until the user has decided
 	}
 	c.Alarm, c.Verified = why, false
 	if err := w.saveContact(*c); err != nil {
@@ -404,18 +431,43 @@ func (w *work) raise(c *store.ContactRow, why string) error {
 	return w.emitContact(*c, "alarm: "+why)
 }
 
-// gate bounds the public-key work that answers to invites may cause.
+// gate bounds what others can make us do: the public-key work that answers to
+// invites cause, and how often one of them is worth an event.
 type gate struct {
 	mu     sync.Mutex
 	tokens float64
 	last   time.Time
+	said   map[string]time.Time
+}
+
+const (
+	// sayAgain is how long the same thing about the same contact is not said
+	// to the user again, and maxSaid how many such things are remembered.
+	sayAgain = time.Hour
+	maxSaid  = 1000
+)
+
+// once says whether something about a contact should be said now.
+func (g *gate) once(what string, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if at, ok := g.said[what]; ok && now.Sub(at).Abs() < sayAgain {
+		return false
+	}
+	if len(g.said) >= maxSaid {
+		clear(g.said)
+	}
+	g.said[what] = now
+	return true
 }
 
 // handshakeRate is the budget: a handshake costs about 0.3 ms, so this is
 // under 2 % of a core, and 50 newcomers a second are still let in.
 const handshakeRate = 50
 
-func newGate(now time.Time) *gate { return &gate{tokens: handshakeRate, last: now} }
+func newGate(now time.Time) *gate {
+	return &gate{tokens: handshakeRate, last: now, said: make(map[string]time.Time)}
+}
 
 // admit spends a token, if there is one.
 func (g *gate) admit(now time.Time) bool {
@@ -433,12 +485,16 @@ func (g *gate) admit(now time.Time) bool {
 }
 
 // sharedKeys are the secrets with which a device finds and reaches another: of
-// the pair once there is a session, and of the invite until the other side has
+// the pair for each session they have, and of the invite until the other side has
 // confirmed it.
-func sharedKeys(d store.DeviceRow) ([]protocol.Shared, error) {
+func sharedKeys(tx *store.Tx, d store.DeviceRow) ([]protocol.Shared, error) {
+	pairs, err := tx.Pairs(d.Hash)
+	if err != nil {
+		return nil, err
+	}
 	var out []protocol.Shared
-	if d.Pair != nil {
-		out = append(out, protocol.SharedFromPair(protocol.PairSecret(d.Pair)))
+	for _, p := range pairs {
+		out = append(out, protocol.SharedFromPair(protocol.PairSecret(p)))
 	}
 	if d.Link != nil {
 		link, err := invite.Parse(string(d.Link))

@@ -81,11 +81,12 @@ func (n *Node) CreateInvite(ctx context.Context, req *apiv1.CreateInviteRequest)
 		row := store.InviteRow{
 			ID: id, Link: []byte(link.Link()), Name: cleanName(req.Name), Reusable: req.Reusable,
 			State: store.InviteOpen, Created: w.ms(), Expires: link.Expiry.UnixMilli(),
+			Erase: w.age + (life + messageLife).Milliseconds(),
 		}
 		if err := w.tx.CreateInvite(row); err != nil {
 			return err
 		}
-		if err := w.newPrekey(row); err != nil {
+		if _, err := w.newPrekey(row); err != nil {
 			return err
 		}
 		tag := link.Keys().Tag
@@ -114,18 +115,17 @@ func (n *Node) hints() [][]byte {
 }
 
 // newPrekey gives an invite a fresh prekey.
-func (w *work) newPrekey(inv store.InviteRow) error {
+func (w *work) newPrekey(inv store.InviteRow) (*handshake.Prekey, error) {
 	p, err := handshake.NewPrekey(w.n.self.rand)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	expires := inv.Expires
+	erase := inv.Erase
 	if inv.Reusable {
-		expires = min(expires, w.now.Add(prekeyLife).UnixMilli())
+		erase = min(erase, w.age+(prekeyLife+answerGrace).Milliseconds())
 	}
-	expires += answerGrace.Milliseconds()
 	id := p.ID()
-	return w.tx.CreatePrekey(store.PrekeyRow{ID: id[:], Invite: inv.ID, Secret: p.Marshal(), Created: w.ms(), Expires: expires})
+	return p, w.tx.CreatePrekey(store.PrekeyRow{ID: id[:], Invite: inv.ID, Secret: p.Marshal(), Born: w.age, Erase: erase})
 }
 
 // answerable says whether answers to an invite are still taken, though it may
@@ -134,25 +134,24 @@ func answerable(inv store.InviteRow, now time.Time) bool {
 	return now.UnixMilli() < inv.Expires+answerGrace.Milliseconds()
 }
 
-// bundle is what an invite shows: its newest prekey, rotated when it is due.
+// bundle is what an invite shows: its newest prekey, replaced when it is due.
 func (w *work) bundle(inv store.InviteRow, link *invite.Invite, epoch uint64) (*handshake.Bundle, error) {
+	var p *handshake.Prekey
 	row, err := w.tx.NewestPrekey(inv.ID)
+	switch {
+	case errors.Is(err, store.ErrNotFound), err == nil && inv.Reusable && row.Born+prekeyLife.Milliseconds() <= w.age:
+		p, err = w.newPrekey(inv)
+	case err == nil:
+		p, err = handshake.UnmarshalPrekey(row.Secret)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if inv.Reusable && row.Created+prekeyLife.Milliseconds() <= w.ms() {
-		if err := w.newPrekey(inv); err != nil {
-			return nil, err
-		}
-		if row, err = w.tx.NewestPrekey(inv.ID); err != nil {
-			return nil, err
-		}
+	expiry := time.UnixMilli(inv.Expires)
+	if limit := w.now.Add(prekeyLife + answerGrace); inv.Reusable && limit.Before(expiry) {
+		expiry = limit
 	}
-	p, err := handshake.UnmarshalPrekey(row.Secret)
-	if err != nil {
-		return nil, errors.Join(store.ErrDamaged, err)
-	}
-	return handshake.NewBundle(w.n.self.device, p, epoch, time.UnixMilli(min(row.Expires, inv.Expires)), link.Keys().Bundle), nil
+	return handshake.NewBundle(w.n.self.device, p, epoch, expiry, link.Keys().Bundle), nil
 }
 
 func inviteText(id []byte) string { return hex.EncodeToString(id) }
@@ -258,6 +257,19 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 			c, err := w.tx.Contact(d.Contact)
 			if err != nil {
 				return err
+			}
+			if d.Link != nil && !c.Blocked { // another link, while the first one is not answered
+				id = c.ID
+				d.Public, d.Link = nil, []byte(link.Link())
+				w.devices[link.Device], w.names = true, true
+				return w.tx.SaveDevice(d)
+			}
+			switch {
+			case c.Blocked:
+				return refuse(CodeRefused, "unblock them: kith unblock "+quoteName(c), "%s is blocked", quoteName(c))
+			case c.State == store.ContactRequest: // they asked, and so do we
+				id = c.ID
+				return w.approve(&c)
 			}
 			return refuse(CodeRefused, "write to them: kith send "+quoteName(c)+" TEXT", "%s is already a contact", quoteName(c))
 		case !errors.Is(err, store.ErrNotFound):

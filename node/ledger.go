@@ -11,6 +11,7 @@ import (
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/message"
 )
 
@@ -18,12 +19,13 @@ import (
 //
 //	queued ──► sent ──► delivered ──► read
 //	   │         │
-//	   ├─────────┴──► expired, failed
-//	   └──► cancelled
+//	   ├─────────┴──► expired, failed ──► delivered
+//	   └──► cancelled ──► delivered
 //
 // queued: committed here. sent: the device's daemon has it; we still keep it.
 // delivered: the device's receipt is here. A sent message can still expire
-// without a receipt. moveDelivery is the only way to move.
+// without a receipt, and a receipt that comes even later is the truth.
+// moveDelivery is the only way to move.
 func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.DeliveryState, reason string) (bool, error) {
 	if !mayMove(d.State, to) {
 		return false, nil
@@ -36,7 +38,7 @@ func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.D
 	if err := w.tx.SaveDelivery(*d); err != nil {
 		return false, err
 	}
-	return true, w.emit(eventLedger, ledgerEvent{
+	return true, w.emit(eventLedger, c.ID, ledgerEvent{
 		ID: messageText(d.Message), Conversation: c.Handle, State: stateName(to), Device: hex.EncodeToString(d.Device),
 		Time: w.ms(), Reason: reason,
 	})
@@ -46,10 +48,10 @@ func mayMove(from, to store.DeliveryState) bool {
 	switch to {
 	case store.DeliverySent, store.DeliveryHeld:
 		return from == store.DeliveryQueued
-	case store.DeliveryDelivered:
-		return from < store.DeliveryDelivered
+	case store.DeliveryDelivered: // whatever we believed: the receipt is the truth
+		return from != store.DeliveryDelivered && from != store.DeliveryRead
 	case store.DeliveryRead:
-		return from < store.DeliveryRead
+		return from != store.DeliveryRead
 	case store.DeliveryExpired, store.DeliveryFailed:
 		return from < store.DeliveryDelivered
 	case store.DeliveryCancelled:
@@ -86,6 +88,21 @@ type attempt struct {
 	Time   int64  `json:"t"`
 	Road   road   `json:"r"`
 	Result string `json:"s"`
+}
+
+// resultTaken is the result of an attempt that brought the envelope to the
+// device's daemon.
+const resultTaken = "taken"
+
+// timesTaken is how many of a delivery's attempts did that.
+func timesTaken(encoded []byte) (n int, err error) {
+	all, err := attempts(encoded)
+	for _, a := range all {
+		if a.Result == resultTaken {
+			n++
+		}
+	}
+	return n, err
 }
 
 // maxAttempts bounds what the ledger keeps of a message that is hard to
@@ -311,7 +328,10 @@ func (n *Node) Trace(ctx context.Context, req *apiv1.TraceRequest) (*apiv1.Trace
 		for _, d := range deliveries {
 			shown := &apiv1.Delivery{Device: hex.EncodeToString(d.Device), State: stateName(d.State), DeliveredMs: d.Delivered}
 			if d.Open {
-				shown.NextMs = max(d.Due, n.outbox.nextTry(d.Device))
+				shown.NextMs = n.outbox.nextTry(d.Device)
+				if wait := d.Due - n.age.now(); wait > 0 {
+					shown.NextMs = max(shown.NextMs, n.now().UnixMilli()+wait)
+				}
 			}
 			all, err := attempts(d.Attempts)
 			if err != nil {
@@ -351,11 +371,19 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			return err
 		}
 		for _, d := range deliveries {
-			if _, _, left := n.outbox.inFlight(d.Device, d.ID); left || d.State != store.DeliveryQueued {
+			if d.State != store.DeliveryQueued || n.outbox.withhold(d.Device, d.ID) {
 				return refuse(CodeRefused, "see: kith trace "+messageText(row.ID)[:12], "the message has already left and cannot be cancelled")
 			}
 		}
-		if err := w.giveUp(c, row, store.DeliveryCancelled, message.Cancelled, "cancelled"); err != nil {
+		for _, d := range deliveries {
+			if _, err := w.moveDelivery(c, &d, store.DeliveryCancelled, ""); err != nil {
+				return err
+			}
+		}
+		if err := w.tx.SetGone(row, int(message.Cancelled), messageText(row.ID)); err != nil {
+			return err
+		}
+		if err := w.say(c, &message.Gone{Seq: row.Seq, ID: message.ID(row.ID), Reason: message.Cancelled}); err != nil {
 			return err
 		}
 		row.Gone = int(message.Cancelled)
@@ -365,34 +393,13 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 	return out, explain(err)
 }
 
-// giveUp ends a message of ours that was not delivered everywhere: its content
-// is erased, and the devices that wait for it are told.
-func (w *work) giveUp(c store.ContactRow, row store.MessageRow, to store.DeliveryState, why message.Reason, reason string) error {
-	deliveries, err := w.tx.Deliveries(row)
-	if err != nil {
-		return err
-	}
-	for _, d := range deliveries {
-		if _, err := w.moveDelivery(c, &d, to, reason); err != nil {
-			return err
-		}
-	}
-	if why == message.Cancelled {
-		if err := w.tx.SetGone(row.ID, int(why)); err != nil {
-			return err
-		}
-	}
-	return w.say(c, &message.Gone{Seq: row.Seq, ID: message.ID(row.ID), Reason: why})
-}
-
-// askAgain is how long an unanswered request for missing messages is not
-// repeated.
-const askAgain = time.Minute
+// askAgain is how long a request for missing messages is given to be answered.
+const askAgain = 10 * time.Second
 
 // askForMissing asks the author of a chain for what is missing below its end,
-// if that was not done lately.
+// if that was not done just now.
 func (w *work) askForMissing(c store.ContactRow, end *store.ChainRow) error {
-	if c.State == store.ContactRequest || w.ms()-end.Asked < askAgain.Milliseconds() {
+	if !receipted(c) || w.age-end.Asked < askAgain.Milliseconds() {
 		return nil
 	}
 	gaps, err := w.tx.Gaps(c.ID, end.Author, protocol.MaxBatch)
@@ -407,35 +414,69 @@ func (w *work) askForMissing(c store.ContactRow, end *store.ChainRow) error {
 	for _, g := range gaps {
 		ask.Ranges = append(ask.Ranges, message.Range{First: g.First, Last: g.Last})
 	}
-	end.Asked = w.ms()
+	end.Asked = w.age
 	return w.say(c, ask)
 }
 
-// maxResend bounds what one request makes us send again.
-const maxResend = 256
+// lookForGaps asks a device for what is missing of it, at the beginning of a
+// conversation: an earlier request or its answer may have been lost.
+func (w *work) lookForGaps(device identity.DeviceHash) error {
+	d, err := w.tx.Device(device[:])
+	if ok, err := found(err); !ok {
+		return err
+	}
+	c, err := w.tx.Contact(d.Contact)
+	if err != nil || d.Public == nil {
+		return err
+	}
+	ch, err := w.chain(c)
+	if err != nil {
+		return err
+	}
+	ch.dirty = true
+	return w.askForMissing(c, ch.of(device))
+}
 
-// takeResend sends messages of ours again: the same messages under the same
-// ids, newly sealed. What is gone is said to be gone.
-func (w *work) takeResend(c store.ContactRow, m *message.Resend) error {
-	hash := w.n.self.device.Hash()
-	budget := maxResend
+// maxResend and maxResendBytes bound what one request makes us send again.
+const (
+	maxResend      = 1024
+	maxResendBytes = 1 << 20
+)
+
+// takeResend sends messages of ours again that the other side says it misses:
+// the same messages under the same ids, newly sealed in place of what waits.
+// What it has receipted it has; what will not come is said to be gone.
+func (w *work) takeResend(s *session, c store.ContactRow, ch *chain, m *message.Resend) error {
+	if w.age-ch.mine.Asked < askAgain.Milliseconds()/2 {
+		return nil
+	}
+	ch.mine.Asked, ch.dirty = w.age, true
+	live, err := w.liveSession(s.device)
+	if err != nil {
+		return err
+	}
+	budget, bytes := maxResend, 0
 	for _, r := range m.Ranges {
-		for seq := r.First; seq <= r.Last && budget > 0; seq++ {
-			row, err := w.tx.MessageBySeq(c.ID, hash[:], seq)
-			if ok, err := found(err); !ok {
-				if err != nil {
-					return err
-				}
-				break // beyond what we ever wrote
+		for seq := r.First; seq <= min(r.Last, ch.mine.Seq) && budget > 0 && bytes < maxResendBytes; seq++ {
+			row, err := w.tx.MessageBySeq(c.ID, ch.mine.Author, seq)
+			if err != nil {
+				return err
 			}
 			budget--
-			if row.Gone != 0 {
-				if err := w.say(c, &message.Gone{Seq: seq, ID: message.ID(row.ID), Reason: message.Reason(row.Gone)}); err != nil {
-					return err
-				}
-				continue
+			d, err := w.tx.Delivery(row.ID, s.device[:])
+			if ok, err := found(err); !ok && err != nil {
+				return err
 			}
-			if err := w.address(c, row.Wire, 0, messageLife); err != nil {
+			switch {
+			case row.Gone != 0:
+				err = w.say(c, &message.Gone{Seq: seq, ID: message.ID(row.ID), Reason: message.Reason(row.Gone)})
+			case d.State == store.DeliveryExpired, d.State == store.DeliveryFailed:
+				err = w.say(c, &message.Gone{Seq: seq, ID: message.ID(row.ID), Reason: message.Expired})
+			case d.State == store.DeliverySent:
+				bytes += len(row.Wire)
+				err = w.reseal(live, d)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -449,7 +490,7 @@ func (w *work) takeGone(s *session, c store.ContactRow, ch *chain, m *message.Go
 	if m.Seq > end.Seq+1 {
 		return nil // the gap before it is found with the next message
 	}
-	if known, err := w.known(c, s.device, m.Seq, m.ID); known || err != nil {
+	if known, err := w.known(&c, s.device, m.Seq, m.ID); known || err != nil {
 		return err
 	}
 	if m.Seq == end.Seq+1 {
@@ -464,36 +505,33 @@ func (w *work) takeGone(s *session, c store.ContactRow, ch *chain, m *message.Go
 // tidyBatch bounds how much one transaction of tidying does.
 const tidyBatch = 500
 
-// tidy ends what ends by itself.
-func (w *work) tidy() error {
-	expired, err := w.tx.ExpiredDeliveries(w.ms(), tidyBatch)
+// tidy ends what ends by itself, by the store's age, and says whether there is
+// more to do.
+func (w *work) tidy() (more bool, err error) {
+	expired, err := w.tx.ExpiredDeliveries(w.age, tidyBatch)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, d := range expired {
-		if d.Message == nil {
-			if err := w.tx.DeleteDelivery(d.ID); err != nil {
-				return err
-			}
-			continue
-		}
 		c, err := w.tx.Contact(d.Contact)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if _, err := w.moveDelivery(c, &d, store.DeliveryExpired, "not delivered in time"); err != nil {
-			return err
+			return false, err
 		}
 	}
-	now := w.now
-	if _, err := w.tx.DeleteInvites(now.Add(-messageLife).UnixMilli()); err != nil {
-		return err
+	if len(expired) == tidyBatch {
+		return true, nil
 	}
-	if err := w.tx.DeleteExpiredPrekeys(w.ms()); err != nil {
-		return err
+	if err := w.n.age.save(w.tx, w.now); err != nil {
+		return false, err
 	}
-	if err := w.tx.ForgetIdempotent(now.Add(-messageLife).UnixMilli()); err != nil {
-		return err
+	if err := w.tx.EraseInvites(w.age); err != nil {
+		return false, err
 	}
-	return w.tx.PruneEvents(now.Add(-eventLife).UnixMilli(), now.Add(-cursorLife).UnixMilli())
+	if err := w.tx.ForgetIdempotent(w.age - messageLife.Milliseconds()); err != nil {
+		return false, err
+	}
+	return false, w.tx.PruneEvents(w.age-eventLife.Milliseconds(), w.age-cursorLife.Milliseconds())
 }

@@ -25,6 +25,8 @@ type lobby struct {
 	n     *Node
 	going sync.WaitGroup
 
+	loading sync.Mutex // held while names is made anew
+
 	mu     sync.Mutex
 	shut   bool
 	stale  bool
@@ -46,14 +48,13 @@ const maxGuests = 32
 func newLobby(n *Node) *lobby { return &lobby{n: n, stale: true, shut: true} }
 
 // open begins to take streams.
-func (l *lobby) open(ctx context.Context) error {
+func (l *lobby) open(ctx context.Context) {
 	l.mu.Lock()
 	l.shut = false
 	l.mu.Unlock()
 	l.n.cfg.Host.HandleSecret(
 		func(name libp2p.ID) bool { _, ok := l.lookup(ctx, name); return ok },
 		func(s network.Stream) { l.accept(ctx, s) })
-	return nil
 }
 
 // close takes no more streams.
@@ -77,27 +78,38 @@ func (l *lobby) refresh() {
 // tomorrow count, because clocks differ.
 func (l *lobby) lookup(ctx context.Context, name libp2p.ID) (visitor, bool) {
 	today := rendezvous.Day(l.n.now())
-	l.mu.Lock()
-	shut, stale := l.shut, l.stale || l.day != today
-	l.stale = false
-	l.mu.Unlock()
-	if shut {
-		return visitor{}, false
-	}
-	if stale {
-		names, err := l.load(ctx, today)
-		l.mu.Lock()
-		if err != nil {
-			l.stale = true
-		} else {
-			l.names, l.day = names, today
+	if l.outdated(today) {
+		l.loading.Lock()
+		if l.outdated(today) {
+			l.reload(ctx, today)
 		}
-		l.mu.Unlock()
+		l.loading.Unlock()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v, ok := l.names[string(name)]
-	return v, ok
+	return v, ok && !l.shut
+}
+
+func (l *lobby) outdated(today int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.shut && (l.stale || l.day != today)
+}
+
+// reload makes the names anew. What changes meanwhile makes them stale again.
+func (l *lobby) reload(ctx context.Context, today int64) {
+	l.mu.Lock()
+	l.stale = false
+	l.mu.Unlock()
+	names, err := l.load(ctx, today)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.stale = true
+		return
+	}
+	l.names, l.day = names, today
 }
 
 func (l *lobby) load(ctx context.Context, today int64) (map[string]visitor, error) {
@@ -121,11 +133,17 @@ func (l *lobby) load(ctx context.Context, today int64) (map[string]visitor, erro
 			return err
 		}
 		for _, d := range devices {
-			if d.Pair == nil || blocked[d.Contact] {
+			if blocked[d.Contact] {
 				continue
 			}
-			keys := protocol.SharedFromPair(protocol.PairSecret(d.Pair))
-			add(visitor{key: keys.Stream, device: identity.DeviceHash(d.Hash)})
+			pairs, err := tx.Pairs(d.Hash)
+			if err != nil {
+				return err
+			}
+			for _, p := range pairs {
+				keys := protocol.SharedFromPair(protocol.PairSecret(p))
+				add(visitor{key: keys.Stream, device: identity.DeviceHash(d.Hash)})
+			}
 		}
 		invites, err := tx.Invites()
 		if err != nil {
@@ -151,13 +169,17 @@ func (l *lobby) load(ctx context.Context, today int64) (map[string]visitor, erro
 // accept takes a stream that somebody opened to us.
 func (l *lobby) accept(ctx context.Context, s network.Stream) {
 	v, ok := l.lookup(ctx, s.Protocol())
-	if !ok || !l.enter(v) {
+	if !ok {
 		_ = s.Reset()
 		return
 	}
-	defer l.leave(v)
 	c := newConversation(s, v.key, v.device, false)
-	if err := c.answer(l.n.self.rand); err != nil {
+	if !l.enter(c) {
+		c.reset()
+		return
+	}
+	defer l.leave(c)
+	if err := c.answer(ctx, l.n.self.rand); err != nil {
 		c.reset()
 		return
 	}
@@ -167,37 +189,43 @@ func (l *lobby) accept(ctx context.Context, s network.Stream) {
 	l.hold(ctx, c)
 }
 
-// enter counts a stream in; leave counts it out.
-func (l *lobby) enter(v visitor) bool {
+// enter counts a conversation in, leave counts it out, and named says that a
+// guest's name is known.
+func (l *lobby) enter(c *conversation) bool {
+	_, known := c.peerDevice()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.shut || v.device == (identity.DeviceHash{}) && l.guests >= maxGuests {
+	if l.shut || !known && l.guests >= maxGuests {
 		return false
 	}
-	if (v.device == identity.DeviceHash{}) {
+	if c.guest = !known; c.guest {
 		l.guests++
 	}
 	l.going.Add(1)
 	return true
 }
 
-func (l *lobby) leave(v visitor) {
+func (l *lobby) leave(c *conversation) {
+	l.named(c)
+	l.going.Done()
+}
+
+func (l *lobby) named(c *conversation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if (v.device == identity.DeviceHash{}) {
+	if c.guest {
+		c.guest = false
 		l.guests--
 	}
-	l.going.Done()
 }
 
 // host runs a conversation that we opened, until it ends.
 func (l *lobby) host(ctx context.Context, c *conversation) bool {
-	v := visitor{key: c.key, device: c.device}
-	if !l.enter(v) {
+	if !l.enter(c) {
 		return false
 	}
 	go func() {
-		defer l.leave(v)
+		defer l.leave(c)
 		l.hold(ctx, c)
 	}()
 	return true

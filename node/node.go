@@ -79,6 +79,7 @@ type Node struct {
 	cfg     Config
 	store   *store.Store
 	self    *self // nil on a community node
+	age     age
 	now     func() time.Time
 	log     *slog.Logger
 	feed    *feed
@@ -107,6 +108,12 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	if n.self, err = loadSelf(ctx, cfg); err != nil {
 		return nil, err
 	}
+	if err := cfg.Store.Update(ctx, func(tx *store.Tx) (err error) {
+		n.age, err = loadAge(tx, cfg.Now())
+		return err
+	}); err != nil {
+		return nil, fmt.Errorf("load the store's age: %w", err)
+	}
 	n.gate = newGate(cfg.Now())
 	n.outbox = newOutbox(n)
 	n.lobby = newLobby(n)
@@ -124,9 +131,7 @@ func (n *Node) Run(ctx context.Context) error {
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var parts sync.WaitGroup
-	if err := n.lobby.open(run); err != nil {
-		return fmt.Errorf("prepare for conversations: %w", err)
-	}
+	n.lobby.open(run)
 	parts.Go(func() { n.beacon.run(run) })
 	parts.Go(func() { n.tidy(run) })
 	if err := n.outbox.open(run); err != nil {
@@ -170,8 +175,16 @@ func (n *Node) tidy(ctx context.Context) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	for {
-		if err := n.update(ctx, (*work).tidy); err != nil && ctx.Err() == nil {
-			n.log.Warn("tidying up failed; it is tried again in an hour", "cause", err)
+		for more := true; more; {
+			if err := n.update(ctx, func(w *work) (err error) {
+				more, err = w.tidy()
+				return err
+			}); err != nil {
+				if ctx.Err() == nil {
+					n.log.Warn("tidying up failed; it is tried again in an hour", "cause", err)
+				}
+				break
+			}
 		}
 		select {
 		case <-tick.C:

@@ -108,7 +108,8 @@ func (o *outbox) supervise(ctx context.Context) {
 			}
 			c := &courier{
 				o: o, n: o.n, device: d,
-				news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
+				withheld: make(map[int64]bool),
+				news:     make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
 			}
 			if conv := o.early[d]; conv != nil {
 				c.calls <- conv
@@ -219,6 +220,30 @@ func (o *outbox) nextTry(device []byte) int64 {
 	return c.retry.UnixMilli()
 }
 
+// withhold keeps an envelope from being offered, and says whether it is too late
+// for that.
+func (o *outbox) withhold(device []byte, id int64) (left bool) {
+	c := o.courier(identity.DeviceHash(device))
+	if c == nil {
+		return false
+	}
+	c.offering.Lock()
+	defer c.offering.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slices.ContainsFunc(c.flight, func(f inFlight) bool { return f.id == id }) {
+		return true
+	}
+	c.withheld[id] = true
+	return false
+}
+
+func (c *courier) held(id int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.withheld[id]
+}
+
 // inFlight returns an envelope that is on its way right now, or was taken and
 // is not noted yet, and by which road.
 func (o *outbox) inFlight(device []byte, id int64) (f inFlight, by road, ok bool) {
@@ -297,6 +322,8 @@ type courier struct {
 	changed chan struct{}      // the device's row changed
 	calls   chan *conversation // the device called
 
+	offering sync.Mutex // held from reading the outbox until flight holds what was read
+
 	mu     sync.Mutex
 	conv   *conversation // live; nil between conversations
 	flight []inFlight    // offered and not acknowledged, in order
@@ -306,13 +333,14 @@ type courier struct {
 	summons []chan *conversation // who waits for a conversation
 
 	failures int
+	withheld map[int64]bool // cancelled: not offered, whatever was read before
 }
 
 // inFlight is an envelope that was offered on the live conversation.
 type inFlight struct {
 	id      int64
 	control bool
-	offers  int // how often it was offered before
+	offers  int // how often it was taken before
 	size    int
 	at      time.Time
 	acked   bool
@@ -347,9 +375,6 @@ func (c *courier) setConv(conv *conversation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conv = conv
-	if conv != nil {
-		c.retry, c.failures = time.Time{}, 0
-	}
 }
 
 // run is the courier's life: one conversation after another.
@@ -364,24 +389,54 @@ func (c *courier) run(ctx context.Context) {
 		if conv == nil {
 			continue
 		}
-		c.setConv(conv)
-		c.answerSummons(conv)
-		c.converse(ctx, conv)
-		c.setConv(nil)
-		c.setFlight(nil)
+		for conv != nil {
+			c.setConv(conv)
+			c.answerSummons(conv)
+			next, progress := c.converse(ctx, conv)
+			c.setConv(nil)
+			c.setFlight(nil)
+			if !progress {
+				c.failed(retryMax)
+			}
+			conv = next
+		}
 		if ctx.Err() != nil {
 			return
 		}
 	}
 }
 
+// failed holds the next call back: longer with every failure, until something
+// of ours is taken again.
+func (c *courier) failed(limit time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pause := min(retryMin<<min(c.failures, 20), limit)
+	c.failures++
+	c.retry = time.Now().Add(pause/2 + rand.N(pause))
+}
+
+// hurry has every courier try again at once: the network has changed.
+func (o *outbox) hurry() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.couriers {
+		c.mu.Lock()
+		c.failures, c.retry = 0, time.Time{}
+		c.mu.Unlock()
+		poke(c.changed)
+	}
+}
+
 // outlook is what a courier knows of its device before it acts.
 type outlook struct {
-	known   bool // there is such a device, and we talk to it
-	blocked bool // by the user, or by an alarm
-	pending bool // it has never answered
-	needed  bool // something waits, or its keys are missing
-	due     time.Time
+	known   bool          // there is such a device
+	shunned bool          // the user has blocked it
+	paused  bool          // nothing is to leave: it is blocked, or an alarm waits for the user
+	friend  bool          // an established contact
+	pending bool          // it has never answered
+	needed  bool          // something waits, or its keys are missing
+	due     time.Duration // until then
 }
 
 func (c *courier) outlook(ctx context.Context) (o outlook, err error) {
@@ -396,16 +451,18 @@ func (c *courier) outlook(ctx context.Context) (o outlook, err error) {
 			return err
 		}
 		o.known = true
-		if o.blocked = contact.Blocked || contact.Alarm != ""; o.blocked {
+		o.shunned = contact.Blocked
+		if o.paused = contact.Blocked || contact.Alarm != ""; o.paused {
 			return nil
 		}
 		o.pending = contact.State == store.ContactPending
+		o.friend = contact.State == store.ContactEstablished
 		if d.Public == nil {
 			o.needed = true
 			return nil
 		}
 		due, ok, err := tx.NextDue(c.device[:])
-		o.needed, o.due = ok, time.UnixMilli(due)
+		o.needed, o.due = ok, time.Duration(due-c.n.age.now())*time.Millisecond
 		return err
 	})
 	return o, err
@@ -429,11 +486,13 @@ func (c *courier) await(ctx context.Context, greet bool) (conv *conversation, go
 	switch {
 	case err != nil:
 		after(retryMin)
-	case summoned && !o.blocked:
+	case o.paused:
+		c.answerSummons(nil)
+	case summoned:
 		after(0)
 	case o.needed:
-		after(max(held, o.due.Sub(c.n.now())))
-	case greet && o.known && !o.pending && !o.blocked:
+		after(max(held, o.due))
+	case greet && o.friend: // a stranger who asks is not told when we come
 		after(rand.N(greetWithin))
 	}
 	select {
@@ -481,12 +540,7 @@ func (c *courier) call(ctx context.Context, o outlook) *conversation {
 	if o.pending {
 		limit = retryPending
 	}
-	c.mu.Lock()
-	pause := min(retryMin<<min(c.failures, 20), limit)
-	c.failures++
-	pause = pause/2 + rand.N(pause)
-	c.retry = time.Now().Add(pause)
-	c.mu.Unlock()
+	c.failed(limit)
 	if err := c.noteFailure(ctx, err); err != nil && ctx.Err() == nil {
 		c.n.log.Warn("the ledger could not be kept", "cause", err)
 	}
@@ -496,7 +550,7 @@ func (c *courier) call(ctx context.Context, o outlook) *conversation {
 // noteFailure writes a failed call into the ledger of what waits.
 func (c *courier) noteFailure(ctx context.Context, cause error) error {
 	return c.n.update(ctx, func(w *work) error {
-		rows, err := w.tx.Outbox(c.device[:], 0, w.ms(), maxInFlight)
+		rows, err := w.tx.Outbox(c.device[:], 0, w.age, w.age, maxInFlight)
 		if err != nil {
 			return err
 		}
@@ -515,17 +569,31 @@ func (c *courier) noteFailure(ctx context.Context, cause error) error {
 	})
 }
 
-// converse offers what is due on a conversation until it ends.
-func (c *courier) converse(ctx context.Context, conv *conversation) {
+// converse offers what is due on a conversation until it ends, or until the
+// device opens a better one, which it returns. progress is false if something
+// was offered and nothing was taken.
+func (c *courier) converse(ctx context.Context, conv *conversation) (next *conversation, progress bool) {
 	defer conv.reset()
+	if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned {
+		return nil, true
+	}
 	last := int64(0)     // the newest envelope offered
 	taken := uint64(0)   // how many the device has acknowledged
 	offered := uint64(0) // of how many
 	moved := time.Now()
 	draining := c.o.draining
 	var settleAt time.Time // when what was taken is noted; zero: nothing was
-	defer func() { c.settle(context.WithoutCancel(ctx), conv) }()
+	defer func() {
+		c.settle(context.WithoutCancel(ctx), conv)
+		progress = offered == 0 || taken > 0
+	}()
+	if err := c.n.update(ctx, func(w *work) error { return w.lookForGaps(c.device) }); err != nil {
+		return nil, true
+	}
 	for {
+		if c.landed() {
+			last = 0 // nothing is in flight: whatever is due goes next
+		}
 		if !settleAt.IsZero() && (draining == nil || time.Until(settleAt) <= 0 || c.unsettled() >= maxUnsettled) {
 			if !c.settle(ctx, conv) {
 				return
@@ -554,9 +622,6 @@ func (c *courier) converse(ctx context.Context, conv *conversation) {
 		select {
 		case <-c.news:
 		case <-timer.C:
-			if settleAt.IsZero() {
-				last = 0 // what was taken long ago may be due again
-			}
 		case count := <-conv.acked:
 			if count < taken || count > offered {
 				return // it counts what was never sent
@@ -572,14 +637,13 @@ func (c *courier) converse(ctx context.Context, conv *conversation) {
 				break
 			}
 			timer.Stop()
-			c.calls <- other
 			conv.close(stream.ReasonSuperseded)
-			return
+			return other, true
 		case <-conv.ended:
 			timer.Stop()
 			return
 		case <-c.changed:
-			if o, err := c.outlook(ctx); err != nil || !o.known || o.blocked {
+			if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned {
 				timer.Stop()
 				return
 			}
@@ -612,7 +676,7 @@ func (c *courier) patience(ctx context.Context, moved time.Time) (wait time.Dura
 	// An error shows up again when offering.
 	_ = c.n.view(ctx, func(tx *store.Tx) error {
 		due, ok, err := tx.NextDue(c.device[:])
-		if at := time.UnixMilli(due).Sub(c.n.now()); ok && at > 0 {
+		if at := time.Duration(due-c.n.age.now()) * time.Millisecond; ok && at > 0 {
 			wait = min(wait, at)
 		}
 		return err
@@ -623,6 +687,17 @@ func (c *courier) patience(ctx context.Context, moved time.Time) (wait time.Dura
 // offer writes what is due and fits the window, and says how many envelopes
 // that were.
 func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (int, error) {
+	frames, count, err := c.load(ctx, last)
+	if err != nil || count == 0 {
+		return 0, err
+	}
+	return count, conv.writeBytes(frames)
+}
+
+// load puts what is due and fits the window in flight, and returns its frames.
+func (c *courier) load(ctx context.Context, last *int64) (frames []byte, count int, err error) {
+	c.offering.Lock()
+	defer c.offering.Unlock()
 	c.mu.Lock()
 	flight := slices.Clone(c.flight)
 	c.mu.Unlock()
@@ -634,7 +709,7 @@ func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (i
 		}
 	}
 	if room <= 0 || size >= maxInFlightBytes {
-		return 0, nil
+		return nil, 0, nil
 	}
 	var rows []store.DeliveryRow
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
@@ -642,16 +717,18 @@ func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (i
 		if paused, err := isPaused(tx, c.device); paused || err != nil {
 			return err
 		}
-		rows, err = tx.Outbox(c.device[:], *last, c.n.now().UnixMilli(), room)
+		now := c.n.age.now()
+		rows, err = tx.Outbox(c.device[:], *last, now, now, room)
 		return err
 	}); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
-	var frames []byte
-	count := 0
 	for _, d := range rows {
 		if slices.ContainsFunc(flight, func(f inFlight) bool { return f.id == d.ID }) {
 			*last = d.ID
+			continue
+		}
+		if c.held(d.ID) {
 			continue
 		}
 		if size > 0 && size+len(d.Envelope) > maxInFlightBytes {
@@ -659,21 +736,20 @@ func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (i
 		}
 		frames = stream.AppendFrame(frames, stream.Frame{Type: stream.TypeEnvelope, Envelope: d.Envelope})
 		size += len(d.Envelope)
-		all, err := attempts(d.Attempts)
+		offers, err := timesTaken(d.Attempts)
 		if err != nil {
-			return 0, err
+			return nil, 0, err
 		}
 		flight = append(flight, inFlight{
-			id: d.ID, control: d.Message == nil, offers: len(all), size: len(d.Envelope), at: time.Now(),
+			id: d.ID, control: d.Message == nil, offers: offers, size: len(d.Envelope), at: time.Now(),
 		})
 		*last = d.ID
 		count++
 	}
-	if count == 0 {
-		return 0, nil
+	if count > 0 {
+		c.setFlight(flight)
 	}
-	c.setFlight(flight)
-	return count, conv.writeBytes(frames)
+	return frames, count, nil
 }
 
 // isPaused says whether nothing is to leave for a device: its contact is
@@ -699,7 +775,14 @@ func (c *courier) acknowledged(n int) {
 			n--
 		}
 	}
-	c.flight = flight
+	c.flight, c.failures, c.retry = flight, 0, time.Time{}
+}
+
+// landed says whether nothing is in flight.
+func (c *courier) landed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.flight) == 0
 }
 
 // unsettled is how many envelopes were taken and are not noted yet.
@@ -757,10 +840,10 @@ func (w *work) taken(f inFlight, by road) error {
 	if d.State > store.DeliveryHeld {
 		return nil // its receipt was quicker, and noted this
 	}
-	if d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), by, "taken"}); err != nil {
+	if d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), by, resultTaken}); err != nil {
 		return err
 	}
-	d.Due = w.now.Add(offerAgain[min(f.offers, len(offerAgain)-1)]).UnixMilli()
+	d.Due = w.age + offerAgain[min(f.offers, len(offerAgain)-1)].Milliseconds()
 	if d.State != store.DeliveryQueued {
 		return w.tx.SaveDelivery(d)
 	}
@@ -779,7 +862,7 @@ func (w *work) noteTaken(d *store.DeliveryRow) (err error) {
 	if !ok {
 		return nil
 	}
-	d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), by, "taken"})
+	d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), by, resultTaken})
 	return err
 }
 

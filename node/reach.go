@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,96 +41,75 @@ var (
 func (n *Node) reach(ctx context.Context, device identity.DeviceHash, calls chan *conversation) (*conversation, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTime)
 	defer cancel()
-	var d store.DeviceRow
-	if err := n.view(ctx, func(tx *store.Tx) (err error) {
-		d, err = tx.Device(device[:])
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	keys, err := sharedKeys(d)
+	d, keys, err := n.secrets(ctx, device)
 	if err != nil {
 		return nil, err
 	}
-	type outcome struct {
-		conv *conversation
-		err  error
-	}
+	// Both ways end with a connection; only then is a stream opened, once.
 	results := make(chan outcome, 2)
-	tries := 0
+	tries := 1
 	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 {
 		tries++
-		go func() {
-			conv, err := n.dial(ctx, device, keys, old)
-			results <- outcome{conv, err}
-		}()
+		go func() { results <- outcome{id: old.ID, keys: keys, err: n.connect(ctx, old)} }()
 	}
-	tries++
-	go func() {
-		conv, err := n.seek(ctx, device, d, keys)
-		results <- outcome{conv, err}
-	}()
-	for {
+	go func() { results <- n.seek(ctx, device, d, keys) }()
+	for ; tries > 0; tries-- {
+		var r outcome
 		select {
-		case r := <-results:
-			tries--
-			if r.err == nil {
-				cancel()
-				go func() { // the other one came too late
-					for range tries {
-						if r := <-results; r.conv != nil {
-							r.conv.close(stream.ReasonSuperseded)
-						}
-					}
-				}()
-				return r.conv, nil
-			}
-			if err = r.err; tries == 0 {
-				return nil, err
-			}
+		case r = <-results:
 		case conv := <-calls:
-			cancel()
-			go func() {
-				for range tries {
-					if r := <-results; r.conv != nil {
-						r.conv.close(stream.ReasonSuperseded)
-					}
-				}
-			}()
+			return conv, nil
+		}
+		if err = r.err; err != nil {
+			continue
+		}
+		var conv *conversation
+		if conv, err = n.open(ctx, device, r.keys, r.id); err == nil {
+			n.remember(ctx, device, conv)
 			return conv, nil
 		}
 	}
+	return nil, err
 }
 
-// seek finds what the device has announced, learns from it, and calls.
-func (n *Node) seek(ctx context.Context, device identity.DeviceHash, d store.DeviceRow, keys []protocol.Shared) (*conversation, error) {
+// outcome is a way to a device: a connection, and what opens a stream on it.
+type outcome struct {
+	id   peer.ID
+	keys []protocol.Shared
+	err  error
+}
+
+// secrets returns a device and what we share with it.
+func (n *Node) secrets(ctx context.Context, device identity.DeviceHash) (d store.DeviceRow, keys []protocol.Shared, err error) {
+	err = n.view(ctx, func(tx *store.Tx) error {
+		if d, err = tx.Device(device[:]); err != nil {
+			return err
+		}
+		keys, err = sharedKeys(tx, d)
+		return err
+	})
+	return d, keys, err
+}
+
+// seek finds what the device has announced, learns from it, and connects.
+func (n *Node) seek(ctx context.Context, device identity.DeviceHash, d store.DeviceRow, keys []protocol.Shared) outcome {
 	found, at, err := n.find(ctx, device, keys)
 	if err != nil {
-		return nil, err
+		return outcome{err: err}
 	}
 	if d.Public == nil && found.Body.Bundle == nil {
-		return nil, errNoRecord // the invite has ended
+		return outcome{err: errNoRecord} // the invite has ended
 	}
 	if d.Link != nil && found.Body.Bundle != nil {
 		if err := n.learn(ctx, device, found, at); err != nil && d.Public == nil {
-			return nil, err
+			return outcome{err: err}
 		}
-		if err := n.view(ctx, func(tx *store.Tx) (err error) {
-			d, err = tx.Device(device[:])
-			return err
-		}); err != nil {
-			return nil, err
-		}
-		if keys, err = sharedKeys(d); err != nil {
-			return nil, err
+		if _, keys, err = n.secrets(ctx, device); err != nil {
+			return outcome{err: err}
 		}
 	}
-	conv, err := n.dial(ctx, device, keys, n.addresses(found.Body.Addresses))
-	if err != nil {
-		return nil, err
-	}
-	info := peer.AddrInfo{ID: conv.remote(), Addrs: []ma.Multiaddr{conv.stream.Conn().RemoteMultiaddr()}}
-	return conv, n.remember(ctx, device, info, found.Seq)
+	info := n.addresses(found.Body.Addresses)
+	return outcome{id: info.ID, keys: keys, err: n.connect(ctx, info)}
 }
 
 // find looks for the device's record under all the secrets that we share with
@@ -182,20 +162,27 @@ func (n *Node) learn(ctx context.Context, device identity.DeviceHash, f discover
 			return err
 		}
 		if d.Public != nil {
-			return w.beginAgain(c, d, link, bundle)
+			if stale, err := w.stale(device, bundle); !stale {
+				return err
+			}
 		}
 		return w.begin(c, d, link, bundle)
 	})
 }
 
-// dial opens a conversation at a peer's addresses.
-func (n *Node) dial(ctx context.Context, device identity.DeviceHash, keys []protocol.Shared, info peer.AddrInfo) (*conversation, error) {
+// connect makes sure that there is a connection to a peer.
+func (n *Node) connect(ctx context.Context, info peer.AddrInfo) error {
 	if len(info.Addrs) == 0 {
-		return nil, errDial
+		return errDial
 	}
 	if err := n.cfg.Host.Connect(ctx, info); err != nil {
-		return nil, errors.Join(errDial, ctx.Err())
+		return errors.Join(errDial, ctx.Err())
 	}
+	return nil
+}
+
+// open opens a conversation with a device on a connection.
+func (n *Node) open(ctx context.Context, device identity.DeviceHash, keys []protocol.Shared, id peer.ID) (*conversation, error) {
 	today := rendezvous.Day(n.now())
 	names := make(map[libp2p.ID]protocol.StreamKey)
 	var order []libp2p.ID
@@ -204,12 +191,12 @@ func (n *Node) dial(ctx context.Context, device identity.DeviceHash, keys []prot
 		names[name] = k.Stream
 		order = append(order, name)
 	}
-	s, err := n.cfg.Host.NewStream(ctx, info.ID, order...)
+	s, err := n.cfg.Host.NewStream(ctx, id, order...)
 	if err != nil {
 		return nil, errors.Join(errDial, ctx.Err())
 	}
 	conv := newConversation(s, names[s.Protocol()], device, true)
-	if err := conv.greet(n.self.rand); err != nil {
+	if err := conv.greet(ctx, n.self.rand); err != nil {
 		conv.reset()
 		if errors.Is(err, stream.ErrHello) {
 			return nil, err
@@ -243,16 +230,21 @@ func (n *Node) addresses(encoded [][]byte) peer.AddrInfo {
 	return info
 }
 
-// remember keeps where a device was reached.
-func (n *Node) remember(ctx context.Context, device identity.DeviceHash, info peer.AddrInfo, seq uint64) error {
-	return n.update(ctx, func(w *work) error {
+// remember keeps where a device was reached. That is a help for the next time
+// and no more, so it is not an error if it fails.
+func (n *Node) remember(ctx context.Context, device identity.DeviceHash, conv *conversation) {
+	where := encodeAddresses(peer.AddrInfo{ID: conv.remote(), Addrs: []ma.Multiaddr{conv.stream.Conn().RemoteMultiaddr()}})
+	err := n.update(ctx, func(w *work) error {
 		d, err := w.tx.Device(device[:])
-		if err != nil {
+		if err != nil || bytes.Equal(d.Addresses, where) {
 			return err
 		}
-		d.Addresses, d.RecordSeq = encodeAddresses(info), seq
+		d.Addresses = where
 		return w.tx.SaveDevice(d)
 	})
+	if err != nil && ctx.Err() == nil {
+		n.log.Debug("where a contact was reached could not be kept")
+	}
 }
 
 func encodeAddresses(info peer.AddrInfo) []byte {

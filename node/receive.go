@@ -23,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol"
@@ -36,6 +37,12 @@ import (
 // listen receives what arrives on a conversation until it ends.
 func (n *Node) listen(ctx context.Context, c *conversation) {
 	defer c.reset()
+	unknown := time.AfterFunc(guestTime, func() {
+		if _, known := c.peerDevice(); !known {
+			c.reset()
+		}
+	})
+	defer unknown.Stop()
 	for first := range c.arrived {
 		batch := append(make([][]byte, 0, maxBatch), first)
 	gather:
@@ -52,16 +59,17 @@ func (n *Node) listen(ctx context.Context, c *conversation) {
 		}
 		device, err := n.receiveAll(ctx, batch)
 		if err != nil {
-			if ctx.Err() == nil {
-				n.log.Warn("receiving failed; the sender will offer it again", "cause", err)
+			if ctx.Err() == nil && !errors.Is(err, errBusy) {
+				n.log.Warn("receiving failed; the sender will offer it again", "full", errors.Is(err, errTooMuch))
 			}
 			return
 		}
 		if _, known := c.peerDevice(); !known && device != (identity.DeviceHash{}) {
 			c.name(device)
+			n.lobby.named(c)
 			n.outbox.attach(device, c)
 		}
-		if c.acknowledge(len(batch)) != nil {
+		if c.acknowledge(batch) != nil {
 			return
 		}
 	}
@@ -102,7 +110,7 @@ func (n *Node) receiveAll(ctx context.Context, batch [][]byte) (device identity.
 	}
 	n.log.Error("an envelope was set aside because the program failed on it", "stack", string(crash.Stack))
 	return device, n.update(ctx, func(w *work) error {
-		return w.emit(eventHealth, healthEvent{Text: "a message could not be processed and was set aside"})
+		return w.emit(eventHealth, 0, healthEvent{Text: "a message could not be processed and was set aside"})
 	})
 }
 
@@ -125,7 +133,7 @@ func (w *work) receive(raw []byte) (identity.DeviceHash, error) {
 			return nobody, err
 		}
 		if plaintext != nil {
-			return s.device, w.take(s, plaintext)
+			return w.take(s, plaintext)
 		}
 	} else if s, err = w.session(handshake.SessionID(owner.Session)); err != nil {
 		return nobody, err
@@ -139,7 +147,7 @@ func (w *work) receive(raw []byte) (identity.DeviceHash, error) {
 	case err != nil:
 		return nobody, err
 	}
-	return s.device, w.take(s, plaintext)
+	return w.take(s, plaintext)
 }
 
 // party is who is at the other end of a session.
@@ -164,30 +172,40 @@ func (w *work) party(device identity.DeviceHash) (*party, error) {
 	if err := w.tx.SeenContact(c.ID, w.ms()); err != nil {
 		return nil, err
 	}
+	c.Seen = max(c.Seen, w.ms())
 	w.parties[device] = &party{d, c}
 	return w.parties[device], nil
 }
 
-// take acts on a message that a session authenticated.
-func (w *work) take(s *session, plaintext []byte) error {
+// take acts on a message that a session authenticated, and returns the device
+// it came from: nobody, if we do not talk to it.
+func (w *work) take(s *session, plaintext []byte) (identity.DeviceHash, error) {
 	p, err := w.party(s.device)
 	if err != nil {
-		return err
+		return identity.DeviceHash{}, err
 	}
-	c := p.contact
-	if c.Blocked {
-		return nil
+	if err := w.confirm(s, p.contact, &p.device); err != nil {
+		return identity.DeviceHash{}, err
 	}
-	if err := w.confirm(s, &p.device); err != nil {
-		return err
+	from := s.device
+	if p.contact.Blocked {
+		from = identity.DeviceHash{}
 	}
 	m, err := message.Decode(plaintext)
 	if err != nil {
-		return nil // authentic nonsense: only a broken program sends it
+		return from, nil // authentic nonsense: only a broken program sends it
 	}
+	return from, w.act(s, p.contact, m, plaintext)
+}
+
+// act looks up whether the sender may say this, and does what it asks.
+func (w *work) act(s *session, c store.ContactRow, m *message.Message, plaintext []byte) error {
 	ch, err := w.chain(c)
 	if err != nil {
 		return err
+	}
+	if receipt := m.Kind() == message.KindDelivered || m.Kind() == message.KindRead; c.Blocked && !receipt {
+		return nil // of those who are blocked, only what moves our own ledger
 	}
 	if m.Conversation != ch.conversation || !m.Kind().AllowedFrom(senderClass(c)) {
 		return nil
@@ -205,7 +223,7 @@ func (w *work) take(s *session, plaintext []byte) error {
 	case *message.Profile:
 		return w.takeProfile(c, content)
 	case *message.Resend:
-		return w.takeResend(c, content)
+		return w.takeResend(s, c, ch, content)
 	case *message.Gone:
 		return w.takeGone(s, c, ch, content)
 	default:
@@ -231,17 +249,24 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 	end := ch.of(s.device)
 	switch {
 	case m.Seq <= end.Seq:
-		if known, err := w.known(c, s.device, m.Seq, id); known || err != nil {
+		if known, err := w.known(&c, s.device, m.Seq, id); err != nil {
 			return err
+		} else if known {
+			return w.receiptAgain(c, id)
 		}
-	case m.Depth > ch.depth()+maxDepthAhead, m.Seq > end.Seq+maxSeqAhead:
-		// No honest history reaches there, and it would push all that follows
-		// behind it.
-		return w.conflict(c)
+	case m.Depth > ch.depth()+maxDepthAhead, m.Seq > end.Seq+maxSeqAhead, m.Seq == end.Seq+1 && m.Depth <= end.Depth:
+		// No honest history goes there: it would stand before what its author
+		// had written, or push all that follows behind it.
+		return w.conflict(&c)
 	case m.Seq == end.Seq+1 && end.Seq > 0 && !bytes.Equal(m.Prev[:], end.ID):
-		if err := w.conflict(c); err != nil {
+		if err := w.conflict(&c); err != nil {
 			return err
 		}
+	}
+	if kept, err := w.tx.GrowContact(c.ID, len(wire)); err != nil {
+		return err
+	} else if kept > quota(c) {
+		return errTooMuch
 	}
 	row := store.MessageRow{
 		ID: id[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: m.Depth, Received: w.ms(), Wire: wire,
@@ -254,7 +279,12 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 		w.receipts[c.ID] = append(w.receipts[c.ID], id)
 	}
 	shown := showMessage(row, m, c, w.n.self.name)
-	if m.Seq > end.Seq {
+	if m.Seq <= end.Seq {
+		if err := w.askForMissing(c, end); err != nil { // is there more to ask for?
+			return err
+		}
+		ch.dirty = true
+	} else {
 		missing := m.Seq - end.Seq - 1
 		shown.MissingBefore = uint32(missing)
 		end.Seq, end.ID, end.Cited = m.Seq, id[:], false
@@ -266,12 +296,41 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 			}
 		}
 	}
-	return w.emit(eventMessage, newMessageEvent(shown))
+	return w.emit(eventMessage, c.ID, newMessageEvent(shown))
+}
+
+// What the messages of one contact may take on disk, as the protocol encodes
+// them: more is not taken, and not acknowledged.
+const (
+	quotaContact = 1 << 30
+	quotaRequest = 256 << 10
+)
+
+var errTooMuch = errors.New("a contact's messages take too much room")
+
+func quota(c store.ContactRow) int64 {
+	if c.State == store.ContactRequest {
+		return quotaRequest
+	}
+	return quotaContact
+}
+
+// receiptAgain receipts a message that came a second time: its author did not
+// get the first receipt.
+func (w *work) receiptAgain(c store.ContactRow, id message.ID) error {
+	if !receipted(c) || slices.Contains(w.receipts[c.ID], id) {
+		return nil
+	}
+	m, err := w.tx.Message(id[:])
+	if err == nil && m.Gone == 0 && !m.Owed {
+		w.receipts[c.ID] = append(w.receipts[c.ID], id)
+	}
+	return err
 }
 
 // known says whether a place in a chain is already filled. Another message
 // there is a contradiction.
-func (w *work) known(c store.ContactRow, author identity.DeviceHash, seq uint64, id message.ID) (bool, error) {
+func (w *work) known(c *store.ContactRow, author identity.DeviceHash, seq uint64, id message.ID) (bool, error) {
 	there, err := w.tx.MessageBySeq(c.ID, author[:], seq)
 	if ok, err := found(err); !ok {
 		return false, err
@@ -355,7 +414,11 @@ func (w *work) takeReceipt(s *session, c store.ContactRow, ids []message.ID, to 
 		if _, err := w.moveDelivery(c, &d, to, ""); err != nil {
 			return err
 		}
-		if next := s.send.Confirm(d.TagIndex); next != s.send {
+		// Which session carried the message is not on record; it was this one
+		// unless the sessions have changed.
+		if live, err := w.liveSession(s.device); err != nil {
+			return err
+		} else if next := s.send.Confirm(d.TagIndex); live == s && next != s.send {
 			s.send, s.dirty = next, true
 		}
 	}

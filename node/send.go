@@ -18,6 +18,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -33,8 +34,14 @@ const (
 	// as the recipient keeps the key of a message that is late.
 	messageLife = 30 * 24 * time.Hour
 
-	// controlLife bounds the same for what only devices say to each other.
-	controlLife = messageLife
+	// never is the age at which a control message expires: its envelope keeps
+	// the way passable for those after it, see milestone.
+	never = math.MaxInt64
+
+	// milestone: a ratchet passes over at most protocol.MaxSkipGap messages
+	// that never come. Envelopes that expire or are cancelled never leave, so
+	// every so many a control message is sealed that always will.
+	milestone = protocol.MaxSkipGap / 2
 )
 
 // Send queues texts for a conversation, all or none.
@@ -89,14 +96,14 @@ func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendRes
 			shown := showMessage(row, m, c, n.self.name)
 			shown.State = stateName(store.DeliveryQueued)
 			out.Messages = append(out.Messages, shown)
-			if err := w.emit(eventMessage, newMessageEvent(shown)); err != nil {
+			if err := w.emit(eventMessage, c.ID, newMessageEvent(shown)); err != nil {
 				return err
 			}
 		}
 		if req.IdempotencyKey == "" {
 			return nil
 		}
-		return w.tx.RememberIdempotent(req.IdempotencyKey, c.ID, ids, w.ms())
+		return w.tx.RememberIdempotent(req.IdempotencyKey, c.ID, ids, w.age)
 	})
 	if err != nil {
 		return nil, explain(err)
@@ -258,13 +265,13 @@ func (w *work) post(c store.ContactRow, ch *chain, m *message.Message, life time
 	}
 	ch.mine.Seq, ch.mine.ID, ch.mine.Depth = m.Seq, id[:], m.Depth
 	ch.dirty = true
-	return row, w.address(c, wire, row.N, life)
+	return row, w.address(c, wire, row.N, w.age+life.Milliseconds())
 }
 
 // address seals an encoded message for every device it is meant for and puts
-// the envelopes into their outboxes. message is the N of its row; 0 for a
+// the envelopes into their outboxes. row is the N of the message's row; 0 for a
 // control message, which has no ledger.
-func (w *work) address(c store.ContactRow, wire []byte, message int64, life time.Duration) error {
+func (w *work) address(c store.ContactRow, wire []byte, row, expires int64) error {
 	devices, err := w.recipients(c)
 	if err != nil {
 		return err
@@ -284,11 +291,16 @@ func (w *work) address(c store.ContactRow, wire []byte, message int64, life time
 		}
 		if err := w.tx.AddDelivery(store.DeliveryRow{
 			Device: d[:], Contact: c.ID, Envelope: sealed, TagIndex: index,
-			State: store.DeliveryQueued, Expires: w.now.Add(life).UnixMilli(),
-		}, message); err != nil {
+			State: store.DeliveryQueued, Expires: expires,
+		}, row); err != nil {
 			return err
 		}
 		w.wake[d] = true
+		if s.sealed%milestone == 0 {
+			if err := w.say(c, &message.Profile{Name: w.n.self.name}); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -326,7 +338,7 @@ func (w *work) say(c store.ContactRow, content message.Content) error {
 	if err != nil {
 		return err
 	}
-	return w.address(c, wire, 0, controlLife)
+	return w.address(c, wire, 0, never)
 }
 
 // accountOf is the account that a contact's devices name. Until their signed

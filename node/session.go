@@ -1,8 +1,10 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -29,6 +31,7 @@ type session struct {
 	send      envelope.Sender
 	recv      envelope.Receiver
 	tagged    uint32 // the tags up to this index are in the table
+	sealed    uint32 // envelopes sealed so far
 
 	// Of the handshake, until the other side has confirmed it: the prefix of
 	// our envelopes, the tag an HX1 prefix goes under, and the key of HX2.
@@ -67,6 +70,7 @@ func (s *session) marshal() ([]byte, error) {
 	b.AddUint64(uint64(advanced))
 	b.AddUint32(s.recv.Highest)
 	b.AddUint32(s.tagged)
+	b.AddUint32(s.sealed)
 	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(s.prefix) })
 	b.AddBytes(s.prefixTag[:])
 	b.AddBytes(s.hx2[:])
@@ -85,7 +89,7 @@ func unmarshalSession(row store.SessionRow) (*session, error) {
 	if !in.ReadUint8(&format) || format != sessionFormat || !in.ReadUint8(&role) || !in.ReadUint24LengthPrefixed(&inner) ||
 		!in.CopyBytes(s.tagSend[:]) || !in.CopyBytes(s.tagRecv[:]) ||
 		!in.ReadUint32(&s.send.Index) || !in.ReadUint32(&s.send.Confirmed) || !in.ReadUint64(&advanced) ||
-		!in.ReadUint32(&s.recv.Highest) || !in.ReadUint32(&s.tagged) ||
+		!in.ReadUint32(&s.recv.Highest) || !in.ReadUint32(&s.tagged) || !in.ReadUint32(&s.sealed) ||
 		!in.ReadUint16LengthPrefixed(&prefix) || !in.CopyBytes(s.prefixTag[:]) || !in.CopyBytes(s.hx2[:]) ||
 		!in.ReadUint16LengthPrefixed(&ad) || !in.Empty() {
 		return nil, fmt.Errorf("a session cannot be read: %w", store.ErrDamaged)
@@ -160,12 +164,18 @@ func (w *work) liveSession(device identity.DeviceHash) (*session, error) {
 
 // newSession adds a session to the transaction. Its first tags are accepted as
 // soon as the transaction commits.
-func (w *work) newSession(s *session) error {
+func (w *work) newSession(s *session, pair protocol.PairSecret) error {
 	s.created = w.ms()
-	s.dirty = true
 	w.sessions[s.id] = s
 	delete(w.live, s.device)
-	if err := w.saveSession(s); err != nil {
+	state, err := s.marshal()
+	if err != nil {
+		return err
+	}
+	if err := w.tx.CreateSession(store.SessionRow{ID: s.id[:], Device: s.device[:], Pair: pair[:], State: state, Created: s.created}); err != nil {
+		return err
+	}
+	if err := w.dropOldSessions(s.device); err != nil {
 		return err
 	}
 	if s.initiator { // the answer may carry an HX2 prefix
@@ -185,7 +195,38 @@ func (w *work) saveSession(s *session) error {
 		return err
 	}
 	s.dirty = false
-	return w.tx.SaveSession(store.SessionRow{ID: s.id[:], Device: s.device[:], State: state, Created: s.created})
+	return w.tx.SaveSession(s.id[:], state)
+}
+
+// maxSessions bounds the sessions of a pair of devices: the one to send on and
+// four that only receive (docs/spec/handshake.md, section 7).
+const maxSessions = 5
+
+func (w *work) dropOldSessions(device identity.DeviceHash) error {
+	rows, err := w.tx.Sessions(device[:])
+	if err != nil {
+		return err
+	}
+	live, err := w.liveSession(device)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(rows, func(a, b store.SessionRow) int { return cmp.Compare(a.Created, b.Created) })
+	for _, r := range rows[:max(0, len(rows)-maxSessions)] {
+		if handshake.SessionID(r.ID) == live.id {
+			continue
+		}
+		if err := w.dropSession(handshake.SessionID(r.ID), device); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *work) dropSession(id handshake.SessionID, device identity.DeviceHash) error {
+	delete(w.sessions, id)
+	delete(w.live, device)
+	return w.tx.DeleteSession(id[:])
 }
 
 // acceptTags brings the table of tags up to date with the session's window.
@@ -238,6 +279,7 @@ func (w *work) seal(s *session, plaintext []byte) (sealed []byte, index uint32, 
 		return nil, 0, err
 	}
 	s.ratchet, s.dirty = next, true
+	s.sealed++
 	sealed, err = envelope.New(tag, prefix, ciphertext)
 	return sealed, index, err
 }

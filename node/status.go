@@ -174,6 +174,9 @@ func (n *Node) Ping(ctx context.Context, req *apiv1.PingRequest) (*apiv1.PingRes
 	}); err != nil {
 		return nil, explain(err)
 	}
+	if c.Alarm != "" {
+		return nil, maySend(c)
+	}
 	if c.Blocked || c.State == store.ContactRequest {
 		return nil, refuse(CodeRefused, "see kith contacts", "%s is not reached while it is %s", quoteName(c), contactStateName(c))
 	}

@@ -18,7 +18,8 @@ import (
 type work struct {
 	n   *Node
 	tx  *store.Tx
-	now time.Time
+	now time.Time // by the wall
+	age int64     // of the store
 
 	sessions map[handshake.SessionID]*session // loaded, and saved once at the end
 	live     map[identity.DeviceHash]*session // what liveSession found
@@ -38,7 +39,7 @@ type work struct {
 func (n *Node) update(ctx context.Context, fn func(*work) error) error {
 	return n.store.Update(ctx, func(tx *store.Tx) error {
 		w := &work{
-			n: n, tx: tx, now: n.now(),
+			n: n, tx: tx, now: n.now(), age: n.age.now(),
 			sessions: make(map[handshake.SessionID]*session),
 			live:     make(map[identity.DeviceHash]*session),
 			parties:  make(map[identity.DeviceHash]*party),
@@ -97,14 +98,14 @@ func (w *work) committed() {
 // ms is the transaction's time as the store keeps times.
 func (w *work) ms() int64 { return w.now.UnixMilli() }
 
-// emit appends to the event log.
-func (w *work) emit(typ string, data any) error {
+// emit appends to the event log. contact is whom it is about; 0 for nobody.
+func (w *work) emit(typ string, contact int64, data any) error {
 	b, err := json.Marshal(data)
 	if err != nil {
 		return err
 	}
 	w.event = true
-	return w.tx.AddEvent(typ, w.ms(), b)
+	return w.tx.AddEvent(typ, contact, w.ms(), w.age, b)
 }
 
 // view runs fn on a snapshot.

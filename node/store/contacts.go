@@ -101,6 +101,14 @@ func (tx *Tx) SeenContact(id, now int64) error {
 	return err
 }
 
+// GrowContact adds to the bytes that a contact's messages take and returns how
+// many that are now.
+func (tx *Tx) GrowContact(id int64, bytes int) (int64, error) {
+	var kept int64
+	err := tx.queryRow(`UPDATE contacts SET kept = kept + ? WHERE id = ? RETURNING kept`, bytes, id).scan(&kept)
+	return kept, err
+}
+
 // DeleteContact removes a contact and everything that was exchanged with it.
 func (tx *Tx) DeleteContact(id int64) error {
 	for _, sql := range []string{
@@ -108,6 +116,7 @@ func (tx *Tx) DeleteContact(id int64) error {
 		`DELETE FROM messages WHERE contact = ?`,
 		`DELETE FROM chains WHERE contact = ?`,
 		`DELETE FROM idempotency WHERE contact = ?`,
+		`DELETE FROM events WHERE contact = ?`,
 		`DELETE FROM sessions WHERE device IN (SELECT hash FROM devices WHERE contact = ?)`,
 		`DELETE FROM devices WHERE contact = ?`,
 		`DELETE FROM contacts WHERE id = ?`,
@@ -125,17 +134,14 @@ type DeviceRow struct {
 	Hash      []byte // device identity hash
 	Contact   int64
 	Public    []byte // device identity; nil until its bundle was found
-	Pair      []byte // pair secret; nil before the first session
 	Link      []byte // the invite we answered, while no session with it is confirmed
 	Addresses []byte // where it was last reached, encoded by the node
-	RecordSeq uint64 // highest rendezvous record seen
 }
 
 const (
-	tableDevicePair = "devices.pair"
 	tableDeviceLink = "devices.link"
 
-	deviceColumns = `hash, contact, public, pair_sealed, link_sealed, addresses, record_seq`
+	deviceColumns = `hash, contact, public, link_sealed, addresses`
 )
 
 func (tx *Tx) devices(sql string, args ...any) ([]DeviceRow, error) {
@@ -145,11 +151,8 @@ func (tx *Tx) devices(sql string, args ...any) ([]DeviceRow, error) {
 			return nil, err
 		}
 		var d DeviceRow
-		var pair, link []byte
-		if err := r.scan(&d.Hash, &d.Contact, &d.Public, &pair, &link, &d.Addresses, &d.RecordSeq); err != nil {
-			return nil, err
-		}
-		if d.Pair, err = tx.openOptional(tableDevicePair, d.Hash, pair); err != nil {
+		var link []byte
+		if err := r.scan(&d.Hash, &d.Contact, &d.Public, &link, &d.Addresses); err != nil {
 			return nil, err
 		}
 		if d.Link, err = tx.openOptional(tableDeviceLink, d.Hash, link); err != nil {
@@ -179,19 +182,15 @@ func (tx *Tx) Device(hash []byte) (DeviceRow, error) {
 
 // SaveDevice adds a device or stores every field of it.
 func (tx *Tx) SaveDevice(d DeviceRow) error {
-	pair, err := tx.sealOptional(tableDevicePair, d.Hash, d.Pair)
-	if err != nil {
-		return err
-	}
 	link, err := tx.sealOptional(tableDeviceLink, d.Hash, d.Link)
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO devices (hash, contact, public, pair_sealed, link_sealed, addresses, record_seq)
-		VALUES (?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (hash) DO UPDATE SET contact = excluded.contact, public = excluded.public, pair_sealed = excluded.pair_sealed,
-			link_sealed = excluded.link_sealed, addresses = excluded.addresses, record_seq = excluded.record_seq`,
-		d.Hash, d.Contact, nullable(d.Public), nullable(pair), nullable(link), nullable(d.Addresses), d.RecordSeq)
+	_, err = tx.exec(`INSERT INTO devices (hash, contact, public, link_sealed, addresses)
+		VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (hash) DO UPDATE SET contact = excluded.contact, public = excluded.public,
+			link_sealed = excluded.link_sealed, addresses = excluded.addresses`,
+		d.Hash, d.Contact, nullable(d.Public), nullable(link), nullable(d.Addresses))
 	return err
 }
 
@@ -199,11 +198,15 @@ func (tx *Tx) SaveDevice(d DeviceRow) error {
 type SessionRow struct {
 	ID      []byte
 	Device  []byte
+	Pair    []byte // pair secret; only CreateSession reads it, see Pairs
 	State   []byte // ratchet, tag chains and handshake remains, encoded by the node
 	Created int64
 }
 
-const tableSessions = "sessions"
+const (
+	tableSessions     = "sessions"
+	tableSessionsPair = "sessions.pair"
+)
 
 func (tx *Tx) sessions(sql string, args ...any) ([]SessionRow, error) {
 	var out []SessionRow
@@ -241,16 +244,51 @@ func (tx *Tx) Sessions(device []byte) ([]SessionRow, error) {
 	return tx.sessions(`SELECT id, device, state_sealed, created FROM sessions WHERE device = ? ORDER BY id`, device)
 }
 
-// SaveSession adds a session or stores its new state. The old state, and with
-// it every key the session consumed, is overwritten.
-func (tx *Tx) SaveSession(s SessionRow) error {
-	sealed, err := tx.seal.seal(tableSessions, s.ID, s.State)
+// CreateSession adds a session.
+func (tx *Tx) CreateSession(s SessionRow) error {
+	pair, err := tx.seal.seal(tableSessionsPair, s.ID, s.Pair)
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO sessions (id, device, state_sealed, created) VALUES (?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET state_sealed = excluded.state_sealed`, s.ID, s.Device, sealed, s.Created)
+	state, err := tx.seal.seal(tableSessions, s.ID, s.State)
+	if err != nil {
+		return err
+	}
+	_, err = tx.exec(`INSERT INTO sessions (id, device, pair_sealed, state_sealed, created) VALUES (?, ?, ?, ?, ?)`,
+		s.ID, s.Device, pair, state, s.Created)
 	return err
+}
+
+// SaveSession stores a session's new state. The old one, and with it every key
+// the session consumed, is overwritten.
+func (tx *Tx) SaveSession(id, state []byte) error {
+	sealed, err := tx.seal.seal(tableSessions, id, state)
+	if err != nil {
+		return err
+	}
+	_, err = tx.exec(`UPDATE sessions SET state_sealed = ? WHERE id = ?`, sealed, id)
+	return err
+}
+
+// Pairs returns the pair secrets of all sessions with a device, the newest
+// session's first.
+func (tx *Tx) Pairs(device []byte) ([][]byte, error) {
+	var out [][]byte
+	for r, err := range tx.query(`SELECT id, pair_sealed FROM sessions WHERE device = ? ORDER BY created DESC, id`, device) {
+		if err != nil {
+			return nil, err
+		}
+		var id, sealed []byte
+		if err := r.scan(&id, &sealed); err != nil {
+			return nil, err
+		}
+		pair, err := tx.seal.open(tableSessionsPair, id, sealed)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, pair)
+	}
+	return out, nil
 }
 
 // DeleteSession erases a session and its tags.

@@ -27,8 +27,8 @@ type DeliveryRow struct {
 	State     DeliveryState
 	Reason    string
 	Attempts  []byte // encoded by the node
-	Due       int64  // not offered again before
-	Expires   int64
+	Due       int64  // age before which it is not offered again
+	Expires   int64  // age
 	Delivered int64
 
 	Envelope []byte // only Outbox fills it in
@@ -84,12 +84,13 @@ func (tx *Tx) AddDelivery(d DeliveryRow, message int64) error {
 	return err
 }
 
-// Outbox returns up to limit open deliveries to a device that are due and come
-// after a delivery, in the order of sending, with their envelopes.
-func (tx *Tx) Outbox(device []byte, after, now int64, limit int) ([]DeliveryRow, error) {
+// Outbox returns up to limit open deliveries to a device that come after a
+// delivery, are due at a time and have not expired now, in the order of
+// sending, with their envelopes.
+func (tx *Tx) Outbox(device []byte, after, due, now int64, limit int) ([]DeliveryRow, error) {
 	var out []DeliveryRow
 	for r, err := range tx.query(`SELECT `+deliveryColumns+`, e.bytes FROM `+deliveryTables+` JOIN envelopes e ON e.delivery = d.id
-		WHERE d.device = ? AND d.id > ? AND d.open = 1 AND d.due <= ? ORDER BY d.id LIMIT ?`, device, after, now, limit) {
+		WHERE d.device = ? AND d.id > ? AND d.open = 1 AND d.due <= ? AND d.expires > ? ORDER BY d.id LIMIT ?`, device, after, due, now, limit) {
 		if err != nil {
 			return nil, err
 		}
@@ -100,6 +101,12 @@ func (tx *Tx) Outbox(device []byte, after, now int64, limit int) ([]DeliveryRow,
 		out = append(out, d)
 	}
 	return out, nil
+}
+
+// OpenDeliveries returns the ledger rows of everything that waits for a device,
+// in the order of sending.
+func (tx *Tx) OpenDeliveries(device []byte) ([]DeliveryRow, error) {
+	return tx.deliveries(`d.device = ? AND d.open = 1 ORDER BY d.id`, device)
 }
 
 // NextDue returns when the next envelope for a device is due; ok is false if
@@ -133,6 +140,15 @@ func (tx *Tx) Delivery(message, device []byte) (DeliveryRow, error) {
 // DeliveryByID returns one delivery, or ErrNotFound.
 func (tx *Tx) DeliveryByID(id int64) (DeliveryRow, error) {
 	return tx.delivery(`d.id = ?`, id)
+}
+
+// Reseal replaces the envelope of an open delivery and has it offered at once.
+func (tx *Tx) Reseal(id int64, envelope []byte, tagIndex uint32) error {
+	if _, err := tx.exec(`UPDATE deliveries SET tag_index = ?, due = 0 WHERE id = ?`, tagIndex, id); err != nil {
+		return err
+	}
+	_, err := tx.exec(`UPDATE envelopes SET bytes = ? WHERE delivery = ?`, envelope, id)
+	return err
 }
 
 // SaveDelivery stores what can change of a delivery. If it is no longer open

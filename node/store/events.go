@@ -8,9 +8,10 @@ type EventRow struct {
 	Data []byte // JSON object
 }
 
-// AddEvent appends to the event log.
-func (tx *Tx) AddEvent(typ string, now int64, data []byte) error {
-	_, err := tx.exec(`INSERT INTO events (type, time, data) VALUES (?, ?, ?)`, typ, now, data)
+// AddEvent appends to the event log, at a time and an age. contact is whom it is
+// about: with the contact the event goes too; 0 for nobody.
+func (tx *Tx) AddEvent(typ string, contact, now, age int64, data []byte) error {
+	_, err := tx.exec(`INSERT INTO events (type, contact, time, born, data) VALUES (?, ?, ?, ?, ?)`, typ, contact, now, age, data)
 	return err
 }
 
@@ -52,19 +53,20 @@ func (tx *Tx) CountCursors() (int, error) {
 }
 
 // SetCursor creates a cursor or moves it forward; it never moves back.
-func (tx *Tx) SetCursor(name string, acked uint64, now int64) error {
+func (tx *Tx) SetCursor(name string, acked uint64, age int64) error {
 	_, err := tx.exec(`INSERT INTO cursors (name, acked, used) VALUES (?, ?, ?)
-		ON CONFLICT (name) DO UPDATE SET acked = max(acked, excluded.acked), used = excluded.used`, name, acked, now)
+		ON CONFLICT (name) DO UPDATE SET acked = max(acked, excluded.acked), used = excluded.used`, name, acked, age)
 	return err
 }
 
-// PruneEvents drops events from before a time that every cursor has
-// acknowledged. A cursor not used since unused no longer counts and is dropped.
+// PruneEvents drops events from before an age that every cursor has
+// acknowledged. A cursor not used since the age unused no longer counts and is
+// dropped.
 func (tx *Tx) PruneEvents(before, unused int64) error {
 	if _, err := tx.exec(`DELETE FROM cursors WHERE used < ?`, unused); err != nil {
 		return err
 	}
-	n, err := tx.exec(`DELETE FROM events WHERE time < ? AND id <= (SELECT coalesce(min(acked), 9223372036854775807) FROM cursors)`, before)
+	n, err := tx.exec(`DELETE FROM events WHERE born < ? AND id <= (SELECT coalesce(min(acked), 9223372036854775807) FROM cursors)`, before)
 	if n > 0 {
 		tx.Erased()
 	}

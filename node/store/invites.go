@@ -20,13 +20,14 @@ type InviteRow struct {
 	Uses     int
 	Created  int64
 	Expires  int64
+	Erase    int64 // age from which nothing of it is needed
 }
 
 const (
 	tableInvites = "invites"
 	tablePrekeys = "prekeys"
 
-	inviteColumns = `id, secret_sealed, name, reusable, state, uses, created, expires`
+	inviteColumns = `id, secret_sealed, name, reusable, state, uses, created, expires, erase`
 )
 
 func (tx *Tx) invites(sql string, args ...any) ([]InviteRow, error) {
@@ -37,7 +38,7 @@ func (tx *Tx) invites(sql string, args ...any) ([]InviteRow, error) {
 		}
 		var i InviteRow
 		var sealed []byte
-		if err := r.scan(&i.ID, &sealed, &i.Name, &i.Reusable, &i.State, &i.Uses, &i.Created, &i.Expires); err != nil {
+		if err := r.scan(&i.ID, &sealed, &i.Name, &i.Reusable, &i.State, &i.Uses, &i.Created, &i.Expires, &i.Erase); err != nil {
 			return nil, err
 		}
 		if i.Link, err = tx.seal.open(tableInvites, i.ID, sealed); err != nil {
@@ -71,8 +72,8 @@ func (tx *Tx) CreateInvite(i InviteRow) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO invites (id, secret_sealed, name, reusable, state, uses, created, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		i.ID, sealed, i.Name, i.Reusable, i.State, i.Uses, i.Created, i.Expires)
+	_, err = tx.exec(`INSERT INTO invites (id, secret_sealed, name, reusable, state, uses, created, expires, erase) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		i.ID, sealed, i.Name, i.Reusable, i.State, i.Uses, i.Created, i.Expires, i.Erase)
 	return err
 }
 
@@ -82,31 +83,40 @@ func (tx *Tx) SetInvite(id []byte, state InviteState, uses int) error {
 	return err
 }
 
-// DeleteInvites removes invites that expired before a time, with their prekeys
-// and tags, and returns how many.
-func (tx *Tx) DeleteInvites(before int64) (int64, error) {
-	n, err := tx.exec(`DELETE FROM invites WHERE expires < ?`, before)
-	if n > 0 {
-		tx.Erased()
+// EraseInvites erases what is past its age: invites with their prekeys and tags,
+// prekeys, and the memory of handshakes.
+func (tx *Tx) EraseInvites(age int64) error {
+	for _, sql := range []string{
+		`DELETE FROM invites WHERE erase <= ?`,
+		`DELETE FROM prekeys WHERE erase <= ?`,
+		`DELETE FROM handshakes WHERE erase <= ?`,
+	} {
+		n, err := tx.exec(sql, age)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			tx.Erased()
+		}
 	}
-	return n, err
+	return nil
 }
 
 // PrekeyRow is the secret half of a prekey that an invite's bundle shows.
 type PrekeyRow struct {
-	ID      []byte
-	Invite  []byte
-	Secret  []byte
-	Created int64
-	Expires int64
+	ID     []byte
+	Invite []byte
+	Secret []byte
+	Born   int64 // its age when it was made
+	Erase  int64 // the age at which it goes
 }
 
 // Prekey returns one prekey, or ErrNotFound.
 func (tx *Tx) Prekey(id []byte) (PrekeyRow, error) {
 	p := PrekeyRow{ID: id}
 	var sealed []byte
-	if err := tx.queryRow(`SELECT invite, secret_sealed, created, expires FROM prekeys WHERE id = ?`, id).
-		scan(&p.Invite, &sealed, &p.Created, &p.Expires); err != nil {
+	if err := tx.queryRow(`SELECT invite, secret_sealed, born, erase FROM prekeys WHERE id = ?`, id).
+		scan(&p.Invite, &sealed, &p.Born, &p.Erase); err != nil {
 		return PrekeyRow{}, err
 	}
 	var err error
@@ -117,7 +127,7 @@ func (tx *Tx) Prekey(id []byte) (PrekeyRow, error) {
 // NewestPrekey returns the newest prekey of an invite, or ErrNotFound.
 func (tx *Tx) NewestPrekey(invite []byte) (PrekeyRow, error) {
 	var id []byte
-	if err := tx.queryRow(`SELECT id FROM prekeys WHERE invite = ? ORDER BY created DESC, id LIMIT 1`, invite).scan(&id); err != nil {
+	if err := tx.queryRow(`SELECT id FROM prekeys WHERE invite = ? ORDER BY born DESC, id LIMIT 1`, invite).scan(&id); err != nil {
 		return PrekeyRow{}, err
 	}
 	return tx.Prekey(id)
@@ -129,8 +139,8 @@ func (tx *Tx) CreatePrekey(p PrekeyRow) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO prekeys (id, invite, secret_sealed, created, expires) VALUES (?, ?, ?, ?, ?)`,
-		p.ID, p.Invite, sealed, p.Created, p.Expires)
+	_, err = tx.exec(`INSERT INTO prekeys (id, invite, secret_sealed, born, erase) VALUES (?, ?, ?, ?, ?)`,
+		p.ID, p.Invite, sealed, p.Born, p.Erase)
 	return err
 }
 
@@ -141,32 +151,15 @@ func (tx *Tx) DeletePrekeys(invite []byte) error {
 	return err
 }
 
-// DeleteExpiredPrekeys erases prekeys that expired before now and forgets the
-// handshakes that used them.
-func (tx *Tx) DeleteExpiredPrekeys(now int64) error {
-	n, err := tx.exec(`DELETE FROM prekeys WHERE expires < ?`, now)
-	if err != nil {
-		return err
-	}
-	if n > 0 {
-		tx.Erased()
-	}
-	_, err = tx.exec(`DELETE FROM handshakes WHERE expires < ?`, now)
-	return err
-}
-
-// Handshake returns the session that a handshake with that hash made; empty if
-// it was refused. ok is false if the handshake is new.
+// Handshake returns the session that a handshake with that hash made; ok is
+// false if there was none.
 func (tx *Tx) Handshake(hash []byte) (session []byte, ok bool, err error) {
 	ok, err = missing(tx.queryRow(`SELECT session FROM handshakes WHERE hash = ?`, hash).scan(&session))
 	return session, ok, err
 }
 
-// RememberHandshake keeps the hash of an answered handshake until expires.
-func (tx *Tx) RememberHandshake(hash, session []byte, expires int64) error {
-	if session == nil {
-		session = []byte{}
-	}
-	_, err := tx.exec(`INSERT INTO handshakes (hash, session, expires) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING`, hash, session, expires)
+// RememberHandshake keeps the hash of an answered handshake up to an age.
+func (tx *Tx) RememberHandshake(hash, session []byte, erase int64) error {
+	_, err := tx.exec(`INSERT INTO handshakes (hash, session, erase) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING`, hash, session, erase)
 	return err
 }

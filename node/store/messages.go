@@ -145,10 +145,14 @@ func (tx *Tx) AddMessage(m *MessageRow) error {
 	return nil
 }
 
-// SetGone erases the content of a message and keeps its place.
-func (tx *Tx) SetGone(id []byte, reason int) error {
+// SetGone erases the content of a message, in the event log too, and keeps its
+// place. text is the id as events show it.
+func (tx *Tx) SetGone(m MessageRow, reason int, text string) error {
 	tx.Erased()
-	_, err := tx.exec(`UPDATE messages SET gone = ?, wire = x'' WHERE id = ?`, reason, id)
+	if _, err := tx.exec(`UPDATE messages SET gone = ?, wire = x'' WHERE n = ?`, reason, m.N); err != nil {
+		return err
+	}
+	_, err := tx.exec(`DELETE FROM events WHERE contact = ? AND type = 'message' AND instr(data, ?) > 0`, m.Contact, text)
 	return err
 }
 
@@ -184,7 +188,7 @@ type ChainRow struct {
 	ID      []byte
 	Depth   uint64
 	Cited   bool  // our own newest message names it as a parent
-	Asked   int64 // when a gap below it was last asked for
+	Asked   int64 // age at which a gap below it was last asked for, or, of our own, answered
 }
 
 // Chains returns the chains of a conversation.
@@ -219,13 +223,13 @@ func (tx *Tx) Idempotent(key string) (contact int64, messages []byte, ok bool, e
 }
 
 // RememberIdempotent keeps which messages a request with that key made.
-func (tx *Tx) RememberIdempotent(key string, contact int64, messages []byte, now int64) error {
-	_, err := tx.exec(`INSERT INTO idempotency (key, contact, messages, time) VALUES (?, ?, ?, ?)`, key, contact, messages, now)
+func (tx *Tx) RememberIdempotent(key string, contact int64, messages []byte, age int64) error {
+	_, err := tx.exec(`INSERT INTO idempotency (key, contact, messages, born) VALUES (?, ?, ?, ?)`, key, contact, messages, age)
 	return err
 }
 
-// ForgetIdempotent drops keys from before a time.
+// ForgetIdempotent drops keys from before an age.
 func (tx *Tx) ForgetIdempotent(before int64) error {
-	_, err := tx.exec(`DELETE FROM idempotency WHERE time < ?`, before)
+	_, err := tx.exec(`DELETE FROM idempotency WHERE born < ?`, before)
 	return err
 }

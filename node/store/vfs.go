@@ -26,10 +26,10 @@ import (
 // of 4096 bytes with Adiantum, a wide-block cipher: the tweak is the block's
 // position and the kind of file, and a change of one bit anywhere in a block
 // changes all of it. Blocks of the database are pages and carry a checksum
-// inside (see create), so altered ones are found. Old blocks put back in their
+// inside (see createDatabase), so altered ones are found. Old blocks put back in their
 // place are not: docs/decisions/0010 says what this protects and what not.
 //
-// Four rules, each learnt from a failure of the stock encrypting VFS:
+// Four rules:
 //   - A write of part of a block rewrites the whole block, so nobody may read
 //     that block meanwhile. Frames of the log straddle blocks; without the
 //     stripes below, readers got noise.

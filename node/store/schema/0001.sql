@@ -1,4 +1,7 @@
--- Schema 1. Times are Unix milliseconds. Columns named *_sealed hold key
+-- Schema 1. Times are Unix milliseconds by the clock on the wall, for people;
+-- columns named born, erase, due and expires of deliveries, asked and used count
+-- in ages, milliseconds by the store's own clock (node/age.go), which no wrong
+-- clock can turn. Columns named *_sealed hold key
 -- material and are sealed once more under the data key (seal.go); everything
 -- else is protected by the encryption of the whole file.
 
@@ -28,7 +31,8 @@ CREATE TABLE contacts (
   list     BLOB,                  -- their newest signed device list
   alarm    TEXT NOT NULL DEFAULT '', -- why sending is paused, if it is
   added    INTEGER NOT NULL,
-  seen     INTEGER NOT NULL DEFAULT 0
+  seen     INTEGER NOT NULL DEFAULT 0,
+  kept     INTEGER NOT NULL DEFAULT 0  -- bytes of their messages
 ) STRICT;
 
 -- Devices of contacts. A device has a row from the moment we know its hash.
@@ -36,16 +40,15 @@ CREATE TABLE devices (
   hash        BLOB PRIMARY KEY,
   contact     INTEGER NOT NULL REFERENCES contacts(id),
   public      BLOB,               -- device identity; NULL until its bundle was found
-  pair_sealed BLOB,               -- pair secret of the live session
   link_sealed BLOB,               -- the invite we answered, until the session is confirmed
-  addresses   BLOB,               -- where it was last reached
-  record_seq  INTEGER NOT NULL DEFAULT 0  -- highest rendezvous record seen
+  addresses   BLOB                -- where it was last reached
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX devices_contact ON devices(contact);
 
 CREATE TABLE sessions (
   id           BLOB PRIMARY KEY,  -- sid
   device       BLOB NOT NULL REFERENCES devices(hash),
+  pair_sealed  BLOB NOT NULL,     -- pair secret; never changes
   state_sealed BLOB NOT NULL,     -- ratchet, tag chains and handshake remains
   created      INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -69,15 +72,16 @@ CREATE TABLE invites (
   state         INTEGER NOT NULL,
   uses          INTEGER NOT NULL,
   created       INTEGER NOT NULL,
-  expires       INTEGER NOT NULL
+  expires       INTEGER NOT NULL,
+  erase         INTEGER NOT NULL  -- age from which nothing of it is needed
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE prekeys (
   id            BLOB PRIMARY KEY,
   invite        BLOB NOT NULL REFERENCES invites(id) ON DELETE CASCADE,
   secret_sealed BLOB NOT NULL,
-  created       INTEGER NOT NULL,
-  expires       INTEGER NOT NULL
+  born          INTEGER NOT NULL,
+  erase         INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX prekeys_invite ON prekeys(invite);
 
@@ -85,8 +89,8 @@ CREATE INDEX prekeys_invite ON prekeys(invite);
 -- lives as long as the prekey it used could.
 CREATE TABLE handshakes (
   hash    BLOB PRIMARY KEY,       -- of the handshake prefix
-  session BLOB NOT NULL,          -- empty: refused
-  expires INTEGER NOT NULL
+  session BLOB NOT NULL,
+  erase   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- In the order of arrival, so that a message's row goes where the last one went;
@@ -105,7 +109,7 @@ CREATE TABLE messages (
   wire     BLOB NOT NULL          -- encoded message; empty when gone
 ) STRICT;
 CREATE UNIQUE INDEX messages_chain ON messages(contact, author, seq);
-CREATE INDEX messages_order ON messages(contact, depth, author, seq);
+CREATE INDEX messages_order ON messages(contact, depth, author, seq) WHERE gone = 0;
 CREATE INDEX messages_owed ON messages(contact) WHERE owed = 1;
 
 -- The end of each author's chain in a conversation.
@@ -148,10 +152,12 @@ CREATE TABLE envelopes (
 ) STRICT;
 
 CREATE TABLE events (
-  id   INTEGER PRIMARY KEY AUTOINCREMENT,
-  type TEXT NOT NULL,
-  time INTEGER NOT NULL,
-  data BLOB NOT NULL              -- JSON
+  id      INTEGER PRIMARY KEY AUTOINCREMENT,
+  type    TEXT NOT NULL,
+  contact INTEGER NOT NULL,       -- whom it is about; 0: nobody
+  time    INTEGER NOT NULL,
+  born    INTEGER NOT NULL,
+  data    BLOB NOT NULL           -- JSON
 ) STRICT;
 
 CREATE TABLE cursors (
@@ -165,7 +171,7 @@ CREATE TABLE idempotency (
   key      TEXT PRIMARY KEY,
   contact  INTEGER NOT NULL,
   messages BLOB NOT NULL,
-  time     INTEGER NOT NULL
+  born     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- Community nodes that served us well.

@@ -1,0 +1,213 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/kith-im/kith/node"
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/nodetest"
+)
+
+func reusable(u *nodetest.User) string {
+	return u.Invite(&apiv1.CreateInviteRequest{Reusable: true})
+}
+
+func requests(t *testing.T, u *nodetest.User) []*apiv1.Contact {
+	t.Helper()
+	out, err := u.ListRequests(context.Background(), &apiv1.ListRequestsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Requests
+}
+
+// untilRequests waits for count requests that show what their authors wrote.
+func untilRequests(t *testing.T, u *nodetest.User, count int) []*apiv1.Contact {
+	t.Helper()
+	u.Until(fmt.Sprint(count, " requests"), func() bool {
+		shown := 0
+		for _, r := range requests(t, u) {
+			if r.FirstText != "" {
+				shown++
+			}
+		}
+		return shown == count
+	})
+	return requests(t, u)
+}
+
+// TestP14_SilenceBeforeApproval: somebody who answered a reusable invite gets no
+// envelope at all before they are approved, so no receipt and no name. D01 for
+// strangers.
+func TestP14_SilenceBeforeApproval(t *testing.T) {
+	simulate(t, 2, func(t *testing.T, w *world) {
+		alice, bob := w.user("alice"), w.user("bob")
+		link := reusable(alice)
+		announced(alice)
+		wire := w.record()
+		bob.Accept(link, "alice")
+		ids := bob.Say("alice", "let me in", "please")
+		r := untilRequests(t, alice, 1)[0]
+		if r.FirstText != "let me in" || r.State != "request" || r.Name != "bob" || r.Verified {
+			t.Errorf("the request is %v", r)
+		}
+		_, err := alice.Send(context.Background(), &apiv1.SendRequest{Conversation: r.Id, Texts: []string{"who are you?"}})
+		wantCode(t, err, node.CodeRefused)
+		time.Sleep(8 * time.Hour)
+		if n := len(wire.of(alice.IP, bob.IP)); n != 0 {
+			t.Fatalf("%d envelopes left for somebody who was not approved", n)
+		}
+		if got := bob.State(ids[0]); got != "sent" {
+			t.Errorf("the first text is %s", got)
+		}
+		if c := bob.Contact("alice"); c.State != "pending" {
+			t.Errorf("bob sees a contact that is %s", c.State)
+		}
+		if _, err := alice.ApproveRequest(context.Background(), &apiv1.ApproveRequestRequest{Id: r.Id}); err != nil {
+			t.Fatal(err)
+		}
+		bob.UntilDelivered(ids...)
+		bob.UntilEstablished("alice")
+		alice.UntilDelivered(alice.Say("bob", "welcome")...)
+		agree(t, alice, bob, 3)
+		_, err = alice.ApproveRequest(context.Background(), &apiv1.ApproveRequestRequest{Id: r.Id})
+		wantCode(t, err, node.CodeRefused)
+	})
+}
+
+// TestReject forgets a request; its author hears nothing, then or later.
+func TestReject(t *testing.T) {
+	simulate(t, 2, func(t *testing.T, w *world) {
+		alice, bob := w.user("alice"), w.user("bob")
+		link := reusable(alice)
+		wire := w.record()
+		bob.Accept(link, "alice")
+		ids := bob.Say("alice", "let me in")
+		r := untilRequests(t, alice, 1)[0]
+		if _, err := alice.RejectRequest(context.Background(), &apiv1.RejectRequestRequest{Id: r.Id}); err != nil {
+			t.Fatal(err)
+		}
+		bob.Say("alice", "hello?")
+		time.Sleep(8 * time.Hour)
+		if n := len(requests(t, alice)) + len(contacts(t, alice)); n != 0 {
+			t.Errorf("alice sees %d people", n)
+		}
+		if n := len(wire.of(alice.IP, bob.IP)); n != 0 {
+			t.Errorf("%d envelopes left for somebody who was rejected", n)
+		}
+		if got := bob.State(ids[0]); got != "sent" {
+			t.Errorf("the text is %s", got)
+		}
+		_, err := alice.RejectRequest(context.Background(), &apiv1.RejectRequestRequest{Id: r.Id})
+		wantCode(t, err, node.CodeNotFound)
+	})
+}
+
+// TestA07_G17_FiftyRequests answers a reusable invite sixty times. Of more than
+// fifty requests the oldest are dropped. No answer spends what the next one needs,
+// and nothing changes for a contact.
+func TestA07_G17_FiftyRequests(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice, bob := w.talking()
+		session := sessions(t, alice, "bob")
+		link := reusable(alice)
+		announced(alice)
+		for i := range 60 {
+			door := w.knock(t, alice, link)
+			door.send(t, newStranger(t, alice, link).text(t, fmt.Sprint("stranger ", i)))
+			door.hangUp()
+		}
+		all := requests(t, alice)
+		if len(all) != 50 {
+			t.Fatalf("%d requests wait", len(all))
+		}
+		if first, last := all[0].FirstText, all[49].FirstText; first != "stranger 10" || last != "stranger 59" {
+			t.Errorf("they are from %q to %q", first, last)
+		}
+		if now := sessions(t, alice, "bob"); len(now) != 1 || !bytes.Equal(now[0].State, session[0].State) {
+			t.Error("the session with a contact changed")
+		}
+		alice.UntilDelivered(alice.Say("bob", "still here")...)
+		agree(t, alice, bob, before+1)
+	})
+}
+
+// TestBlock: somebody blocked gets nothing of us and learns nothing; what they
+// write does not arrive, nor later, when they are unblocked, is anything lost
+// that they went on offering.
+func TestBlock(t *testing.T) {
+	simulate(t, 2, func(t *testing.T, w *world) {
+		alice, bob := w.talking()
+		block := func(blocked bool) {
+			if _, err := alice.SetBlocked(context.Background(), &apiv1.SetBlockedRequest{Contact: "bob", Blocked: blocked}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		block(true)
+		if c := alice.Contact("bob"); c.State != "blocked" {
+			t.Errorf("bob is %s", c.State)
+		}
+		_, err := alice.Send(context.Background(), &apiv1.SendRequest{Conversation: "bob", Texts: []string{"no"}})
+		wantCode(t, err, node.CodeRefused)
+		time.Sleep(time.Minute)
+		wire := w.record()
+		ids := bob.Say("alice", "are you angry?")
+		time.Sleep(8 * time.Hour)
+		if n := len(wire.of(alice.IP, bob.IP)); n != 0 {
+			t.Errorf("%d envelopes left for somebody who is blocked", n)
+		}
+		if got := bob.State(ids[0]); got != "queued" && got != "sent" {
+			t.Errorf("bob learnt that the text is %s", got)
+		}
+		if n := len(alice.Messages("bob")); n != before {
+			t.Errorf("alice sees %d messages", n)
+		}
+		block(false)
+		bob.UntilDelivered(ids...)
+		alice.UntilDelivered(alice.Say("bob", "not any more")...)
+		agree(t, alice, bob, before+2)
+	})
+}
+
+// TestBlockedRequest: a request can be blocked, and answers no more.
+func TestBlockedRequest(t *testing.T) {
+	simulate(t, 2, func(t *testing.T, w *world) {
+		alice, bob := w.user("alice"), w.user("bob")
+		link := reusable(alice)
+		bob.Accept(link, "alice")
+		bob.Say("alice", "let me in")
+		r := untilRequests(t, alice, 1)[0]
+		if _, err := alice.SetBlocked(context.Background(), &apiv1.SetBlockedRequest{Contact: r.Id, Blocked: true}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := alice.ApproveRequest(context.Background(), &apiv1.ApproveRequestRequest{Id: r.Id})
+		wantCode(t, err, node.CodeRefused)
+		bob.Restart()
+		bob.Say("alice", "I said: let me in")
+		time.Sleep(2 * time.Hour)
+		if all := requests(t, alice); len(all) != 0 {
+			t.Errorf("%d requests wait", len(all))
+		}
+	})
+}
+
+// TestP14_StrangersHearNothingOfUs opens streams to a user who has contacts and
+// invites, and to one who has none, under names that nobody gave out: both refuse
+// alike.
+func TestP14_StrangersHearNothingOfUs(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice, _ := w.pair()
+		nobody := w.user("nobody")
+		var answers [2][]byte
+		for i, u := range []*nodetest.User{alice, nobody} {
+			answers[i] = w.probe(t, u)
+		}
+		if len(answers[0]) == 0 || !bytes.Equal(answers[0], answers[1]) {
+			t.Errorf("one answers %q, the other %q", answers[0], answers[1])
+		}
+	})
+}
