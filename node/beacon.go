@@ -167,6 +167,7 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]bool) bool {
 	if err = errors.Join(err, whereErr); err != nil {
 		if ctx.Err() == nil {
 			b.n.log.Warn("our records could not be made; it is tried again", "cause", err)
+			b.report(0, max(1, b.status().goal))
 		}
 		return false
 	}

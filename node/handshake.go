@@ -41,6 +41,7 @@ func (w *work) begin(c store.ContactRow, d store.DeviceRow, link *invite.Invite,
 	if err != nil {
 		return err
 	}
+	delete(w.parties, device)
 	d.Public = bundle.Device.Marshal()
 	if err := w.tx.SaveDevice(d); err != nil {
 		return err
@@ -253,6 +254,7 @@ func (w *work) admit(inv store.InviteRow, s *session, peer *identity.Device, hk 
 		}
 		d = store.DeviceRow{Hash: hash[:], Contact: c.ID}
 	}
+	delete(w.parties, hash)
 	d.Public, d.Link = peer.Marshal(), nil // they found us: no need to find them by their invite
 	if err := w.tx.SaveDevice(d); err != nil {
 		return false, err

@@ -493,13 +493,19 @@ func (w *work) takeGone(s *session, c store.ContactRow, ch *chain, m *message.Go
 	if known, err := w.known(&c, s.device, m.Seq, m.ID); known || err != nil {
 		return err
 	}
-	if m.Seq == end.Seq+1 {
-		end.Seq, end.ID, end.Depth = m.Seq, m.ID[:], max(end.Depth, 1)
-		ch.dirty = true
-	}
-	return w.tx.AddMessage(&store.MessageRow{
+	added, err := w.tx.AddMessage(&store.MessageRow{
 		ID: m.ID[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: end.Depth, Received: w.ms(), Gone: int(m.Reason),
 	})
+	switch {
+	case err != nil:
+		return err
+	case !added:
+		return w.conflict(&c)
+	case m.Seq == end.Seq+1:
+		end.Seq, end.ID = m.Seq, m.ID[:]
+		ch.dirty = true
+	}
+	return nil
 }
 
 // tidyBatch bounds how much one transaction of tidying does.

@@ -92,8 +92,7 @@ func (n *Node) receiveAll(ctx context.Context, batch [][]byte) (device identity.
 		}
 		return nil
 	})
-	var crash *store.PanicError
-	if !errors.As(err, &crash) {
+	if !isPoison(err) {
 		return device, err
 	}
 	if len(batch) > 1 {
@@ -108,10 +107,32 @@ func (n *Node) receiveAll(ctx context.Context, batch [][]byte) (device identity.
 		}
 		return device, nil
 	}
-	n.log.Error("an envelope was set aside because the program failed on it", "stack", string(crash.Stack))
+	var crash *store.PanicError
+	if errors.As(err, &crash) {
+		n.log.Error("an envelope was set aside because the program failed on it", "stack", string(crash.Stack))
+	} else {
+		n.log.Error("an envelope was set aside because it could not be processed")
+	}
 	return device, n.update(ctx, func(w *work) error {
+		if !n.gate.once("set aside", w.now) {
+			return nil
+		}
 		return w.emit(eventHealth, 0, healthEvent{Text: "a message could not be processed and was set aside"})
 	})
+}
+
+// isPoison says whether an error belongs to an envelope and would come again
+// with it: a panic, or anything but the store's and our own refusals, after
+// which the sender is to try again.
+func isPoison(err error) bool {
+	for _, passing := range []error{
+		errBusy, errTooMuch, store.ErrFull, store.ErrReadOnly, store.ErrClosed, context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, passing) {
+			return false
+		}
+	}
+	return err != nil
 }
 
 // receive takes one envelope and returns the device it came from, or zero if
@@ -272,8 +293,10 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 		ID: id[:], Contact: c.ID, Author: s.device[:], Seq: m.Seq, Depth: m.Depth, Received: w.ms(), Wire: wire,
 		Owed: !receipted(c),
 	}
-	if err := w.tx.AddMessage(&row); err != nil {
+	if added, err := w.tx.AddMessage(&row); err != nil {
 		return err
+	} else if !added { // its author gave its id to another place
+		return w.conflict(&c)
 	}
 	if !row.Owed {
 		w.receipts[c.ID] = append(w.receipts[c.ID], id)

@@ -18,6 +18,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -260,8 +261,10 @@ func (w *work) post(c store.ContactRow, ch *chain, m *message.Message, life time
 		ID: id[:], Contact: c.ID, Author: hash[:], Mine: true, Seq: m.Seq, Depth: m.Depth,
 		Received: w.ms(), Wire: wire,
 	}
-	if err := w.tx.AddMessage(&row); err != nil {
+	if added, err := w.tx.AddMessage(&row); err != nil {
 		return row, err
+	} else if !added {
+		return row, fmt.Errorf("node: our place %d in a conversation is taken: %w", m.Seq, store.ErrDamaged)
 	}
 	ch.mine.Seq, ch.mine.ID, ch.mine.Depth = m.Seq, id[:], m.Depth
 	ch.dirty = true

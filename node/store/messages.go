@@ -129,20 +129,20 @@ func (tx *Tx) CountMessages(contact int64) (int64, error) {
 	return n, err
 }
 
-// AddMessage adds a message and sets its N. Both its id and its place in its
-// author's chain must be free.
-func (tx *Tx) AddMessage(m *MessageRow) error {
+// AddMessage adds a message and sets its N. It adds nothing, and says so, if
+// its id or its place in its author's chain is taken.
+func (tx *Tx) AddMessage(m *MessageRow) (added bool, err error) {
 	if m.Wire == nil {
 		m.Wire = []byte{}
 	}
-	_, err := tx.exec(`INSERT INTO messages (id, contact, author, mine, seq, depth, received, owed, gone, wire)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	n, err := tx.exec(`INSERT INTO messages (id, contact, author, mine, seq, depth, received, owed, gone, wire)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
 		m.ID, m.Contact, m.Author, m.Mine, m.Seq, m.Depth, m.Received, m.Owed, m.Gone, m.Wire)
-	if err != nil {
-		return err
+	if err != nil || n == 0 {
+		return false, err
 	}
 	m.N = tx.conn.db.LastInsertRowID()
-	return nil
+	return true, nil
 }
 
 // SetGone erases the content of a message, in the event log too, and keeps its
