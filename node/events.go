@@ -81,13 +81,15 @@ func (w *work) emitContact(c store.ContactRow, what string) error {
 	return w.emit(eventContact, c.ID, contactEvent{ID: c.Handle, Name: c.Name, State: contactStateName(c), Verified: c.Verified, What: what})
 }
 
-// feed wakes those who wait for the event log to grow.
+// feed reads the event log, and wakes those who wait for it to grow.
 type feed struct {
+	n *Node
+
 	mu      sync.Mutex
 	waiters map[chan struct{}]struct{}
 }
 
-func newFeed() *feed { return &feed{waiters: make(map[chan struct{}]struct{})} }
+func newFeed(n *Node) *feed { return &feed{n: n, waiters: make(map[chan struct{}]struct{})} }
 
 // subscribe returns a channel that receives something after the log has grown.
 func (f *feed) subscribe() chan struct{} {
@@ -142,12 +144,12 @@ func (n *Node) WatchEvents(ctx context.Context, req *apiv1.WatchEventsRequest, e
 	after := req.After
 	if req.Cursor != "" || after == 0 {
 		var err error
-		if after, err = n.position(ctx, req.Cursor, req.From); err != nil {
+		if after, err = n.feed.position(ctx, req.Cursor, req.From); err != nil {
 			return explain(err)
 		}
 	}
 	for {
-		events, err := n.events(ctx, after, eventPage)
+		events, err := n.feed.events(ctx, after, eventPage)
 		if err != nil {
 			return err
 		}
@@ -158,7 +160,7 @@ func (n *Node) WatchEvents(ctx context.Context, req *apiv1.WatchEventsRequest, e
 			after = e.Id
 		}
 		if len(events) > 0 && req.AutoAck && req.Cursor != "" {
-			if err := n.ack(ctx, req.Cursor, after); err != nil {
+			if err := n.feed.ack(ctx, req.Cursor, after); err != nil {
 				return explain(err)
 			}
 		}
@@ -183,7 +185,7 @@ func (n *Node) ListEvents(ctx context.Context, req *apiv1.ListEventsRequest) (*a
 	after := req.After
 	if req.Cursor != "" || after == 0 {
 		var err error
-		if after, err = n.position(ctx, req.Cursor, req.From); err != nil {
+		if after, err = n.feed.position(ctx, req.Cursor, req.From); err != nil {
 			return nil, explain(err)
 		}
 	}
@@ -194,7 +196,7 @@ func (n *Node) ListEvents(ctx context.Context, req *apiv1.ListEventsRequest) (*a
 	patience := time.NewTimer(time.Duration(req.WaitMs) * time.Millisecond)
 	defer patience.Stop()
 	for {
-		events, err := n.events(ctx, after, min(limit, 1000))
+		events, err := n.feed.events(ctx, after, min(limit, 1000))
 		if err != nil {
 			return nil, err
 		}
@@ -234,14 +236,14 @@ func (n *Node) AckEvents(ctx context.Context, req *apiv1.AckEventsRequest) (*api
 	case req.Id > last:
 		return nil, refuse(CodeUsage, "acknowledge only what was received", "there is no event %d yet", req.Id)
 	}
-	return &apiv1.AckEventsResponse{}, explain(n.ack(ctx, req.Cursor, req.Id))
+	return &apiv1.AckEventsResponse{}, explain(n.feed.ack(ctx, req.Cursor, req.Id))
 }
 
 // position returns the id after which a reader begins, and creates its cursor.
-func (n *Node) position(ctx context.Context, cursor, from string) (after uint64, err error) {
+func (f *feed) position(ctx context.Context, cursor, from string) (after uint64, err error) {
 	var known bool
 	var cursors int
-	err = n.view(ctx, func(tx *store.Tx) error {
+	err = f.n.view(ctx, func(tx *store.Tx) error {
 		var err error
 		if cursor != "" {
 			if after, known, err = tx.Cursor(cursor); err != nil || known {
@@ -262,15 +264,15 @@ func (n *Node) position(ctx context.Context, cursor, from string) (after uint64,
 	if cursors >= maxCursors {
 		return 0, refuse(CodeQuota, "use one of the cursors there are", "there are already %d cursors", maxCursors)
 	}
-	return after, n.ack(ctx, cursor, after)
+	return after, f.ack(ctx, cursor, after)
 }
 
-func (n *Node) ack(ctx context.Context, cursor string, id uint64) error {
-	return n.update(ctx, func(w *work) error { return w.tx.SetCursor(cursor, id, w.age) })
+func (f *feed) ack(ctx context.Context, cursor string, id uint64) error {
+	return f.n.update(ctx, func(w *work) error { return w.tx.SetCursor(cursor, id, w.age) })
 }
 
-func (n *Node) events(ctx context.Context, after uint64, limit int) (out []*apiv1.Event, err error) {
-	err = n.view(ctx, func(tx *store.Tx) error {
+func (f *feed) events(ctx context.Context, after uint64, limit int) (out []*apiv1.Event, err error) {
+	err = f.n.view(ctx, func(tx *store.Tx) error {
 		rows, err := tx.Events(after, limit)
 		for _, r := range rows {
 			out = append(out, &apiv1.Event{Id: r.ID, Type: r.Type, TimeMs: r.Time, Data: string(r.Data)})

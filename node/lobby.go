@@ -237,7 +237,7 @@ func (l *lobby) hold(ctx context.Context, c *conversation) {
 	defer stop()
 	var reading sync.WaitGroup
 	reading.Go(c.read)
-	l.n.listen(ctx, c)
+	l.listen(ctx, c)
 	reading.Wait()
 }
 

@@ -100,7 +100,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	n := &Node{cfg: cfg, store: cfg.Store, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
-	n.feed = newFeed()
+	n.feed = newFeed(n)
 	if cfg.Role == RoleCommunity {
 		return n, nil
 	}

@@ -260,17 +260,6 @@ func (o *outbox) inFlight(device []byte, id int64) (f inFlight, by road, ok bool
 	return c.flight[i], c.conv.road, true
 }
 
-// conversation returns the live conversation with a device, or nil.
-func (o *outbox) conversation(d identity.DeviceHash) *conversation {
-	c := o.courier(d)
-	if c == nil {
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.conv
-}
-
 // errSummoned means that a device was called and did not answer.
 var errSummoned = errors.New("the device does not answer")
 
@@ -524,7 +513,7 @@ func (c *courier) call(ctx context.Context, o outlook) *conversation {
 	// A place comes free a moment after it was used, so that a long list of
 	// absent contacts does not become a storm.
 	defer time.AfterFunc(dialPause, func() { <-c.o.dials })
-	conv, err := c.n.reach(ctx, c.device, c.calls)
+	conv, err := c.reach(ctx)
 	if err == nil {
 		if conv.opened && !c.n.lobby.host(ctx, conv) {
 			conv.close(stream.ReasonShutdown)

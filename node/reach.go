@@ -16,7 +16,6 @@ import (
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/handshake"
-	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/invite"
 	"github.com/kith-im/kith/protocol/rendezvous"
 	"github.com/kith-im/kith/protocol/stream"
@@ -38,10 +37,10 @@ var (
 // reached, and, at the same time, at those it has announced. The first to
 // answer wins; a call from the device ends the search. On the way it learns
 // what the announcement holds: for a contact whose keys are missing, the keys.
-func (n *Node) reach(ctx context.Context, device identity.DeviceHash, calls chan *conversation) (*conversation, error) {
+func (c *courier) reach(ctx context.Context) (*conversation, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTime)
 	defer cancel()
-	d, keys, err := n.secrets(ctx, device)
+	d, keys, err := c.secrets(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -50,22 +49,22 @@ func (n *Node) reach(ctx context.Context, device identity.DeviceHash, calls chan
 	tries := 1
 	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 {
 		tries++
-		go func() { results <- outcome{id: old.ID, keys: keys, err: n.connect(ctx, old)} }()
+		go func() { results <- outcome{id: old.ID, keys: keys, err: c.connect(ctx, old)} }()
 	}
-	go func() { results <- n.seek(ctx, device, d, keys) }()
+	go func() { results <- c.seek(ctx, d, keys) }()
 	for ; tries > 0; tries-- {
 		var r outcome
 		select {
 		case r = <-results:
-		case conv := <-calls:
+		case conv := <-c.calls:
 			return conv, nil
 		}
 		if err = r.err; err != nil {
 			continue
 		}
 		var conv *conversation
-		if conv, err = n.open(ctx, device, r.keys, r.id); err == nil {
-			n.remember(ctx, device, conv)
+		if conv, err = c.open(ctx, r.keys, r.id); err == nil {
+			c.remember(ctx, conv)
 			return conv, nil
 		}
 	}
@@ -80,9 +79,9 @@ type outcome struct {
 }
 
 // secrets returns a device and what we share with it.
-func (n *Node) secrets(ctx context.Context, device identity.DeviceHash) (d store.DeviceRow, keys []protocol.Shared, err error) {
-	err = n.view(ctx, func(tx *store.Tx) error {
-		if d, err = tx.Device(device[:]); err != nil {
+func (c *courier) secrets(ctx context.Context) (d store.DeviceRow, keys []protocol.Shared, err error) {
+	err = c.n.view(ctx, func(tx *store.Tx) error {
+		if d, err = tx.Device(c.device[:]); err != nil {
 			return err
 		}
 		keys, err = sharedKeys(tx, d)
@@ -92,8 +91,8 @@ func (n *Node) secrets(ctx context.Context, device identity.DeviceHash) (d store
 }
 
 // seek finds what the device has announced, learns from it, and connects.
-func (n *Node) seek(ctx context.Context, device identity.DeviceHash, d store.DeviceRow, keys []protocol.Shared) outcome {
-	found, at, err := n.find(ctx, device, keys)
+func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.Shared) outcome {
+	found, at, err := c.find(ctx, keys)
 	if err != nil {
 		return outcome{err: err}
 	}
@@ -101,27 +100,27 @@ func (n *Node) seek(ctx context.Context, device identity.DeviceHash, d store.Dev
 		return outcome{err: errNoRecord} // the invite has ended
 	}
 	if d.Link != nil && found.Body.Bundle != nil {
-		if err := n.learn(ctx, device, found, at); err != nil && d.Public == nil {
+		if err := c.learn(ctx, found, at); err != nil && d.Public == nil {
 			return outcome{err: err}
 		}
-		if _, keys, err = n.secrets(ctx, device); err != nil {
+		if _, keys, err = c.secrets(ctx); err != nil {
 			return outcome{err: err}
 		}
 	}
-	info := n.addresses(found.Body.Addresses)
-	return outcome{id: info.ID, keys: keys, err: n.connect(ctx, info)}
+	info := c.addresses(found.Body.Addresses)
+	return outcome{id: info.ID, keys: keys, err: c.connect(ctx, info)}
 }
 
 // find looks for the device's record under all the secrets that we share with
 // it: first where it is today, and then, if nothing is there, where it will be
 // tomorrow, because clocks differ.
-func (n *Node) find(ctx context.Context, device identity.DeviceHash, keys []protocol.Shared) (discovery.Found, protocol.Shared, error) {
-	today := rendezvous.Day(n.now())
+func (c *courier) find(ctx context.Context, keys []protocol.Shared) (discovery.Found, protocol.Shared, error) {
+	today := rendezvous.Day(c.n.now())
 	err := errNoRecord
 	for day := today; day <= today+1; day++ {
 		for _, k := range keys {
-			points := rendezvous.Derive(k.Rendezvous, device, day)
-			f, findErr := n.cfg.Discovery.Find(ctx, points[:])
+			points := rendezvous.Derive(k.Rendezvous, c.device, day)
+			f, findErr := c.n.cfg.Discovery.Find(ctx, points[:])
 			switch {
 			case findErr == nil:
 				return f, k, nil
@@ -140,13 +139,13 @@ func (n *Node) find(ctx context.Context, device identity.DeviceHash, keys []prot
 // learn begins the session with a device whose invite we accepted, from the
 // prekey bundle it announced; or begins it again, if the first bundle is out of
 // use and was never answered.
-func (n *Node) learn(ctx context.Context, device identity.DeviceHash, f discovery.Found, at protocol.Shared) error {
-	bundle, err := handshake.ParseBundle(f.Body.Bundle, device, at.Bundle, 0, n.now())
+func (c *courier) learn(ctx context.Context, f discovery.Found, at protocol.Shared) error {
+	bundle, err := handshake.ParseBundle(f.Body.Bundle, c.device, at.Bundle, 0, c.n.now())
 	if err != nil {
 		return fmt.Errorf("the contact's keys cannot be used: %w", err)
 	}
-	return n.update(ctx, func(w *work) error {
-		d, err := w.tx.Device(device[:])
+	return c.n.update(ctx, func(w *work) error {
+		d, err := w.tx.Device(c.device[:])
 		if err != nil {
 			return err
 		}
@@ -157,33 +156,33 @@ func (n *Node) learn(ctx context.Context, device identity.DeviceHash, f discover
 		if err != nil {
 			return errors.Join(store.ErrDamaged, err)
 		}
-		c, err := w.tx.Contact(d.Contact)
+		contact, err := w.tx.Contact(d.Contact)
 		if err != nil {
 			return err
 		}
 		if d.Public != nil {
-			if stale, err := w.stale(device, bundle); !stale {
+			if stale, err := w.stale(c.device, bundle); !stale {
 				return err
 			}
 		}
-		return w.begin(c, d, link, bundle)
+		return w.begin(contact, d, link, bundle)
 	})
 }
 
 // connect makes sure that there is a connection to a peer.
-func (n *Node) connect(ctx context.Context, info peer.AddrInfo) error {
+func (c *courier) connect(ctx context.Context, info peer.AddrInfo) error {
 	if len(info.Addrs) == 0 {
 		return errDial
 	}
-	if err := n.cfg.Host.Connect(ctx, info); err != nil {
+	if err := c.n.cfg.Host.Connect(ctx, info); err != nil {
 		return errors.Join(errDial, ctx.Err())
 	}
 	return nil
 }
 
 // open opens a conversation with a device on a connection.
-func (n *Node) open(ctx context.Context, device identity.DeviceHash, keys []protocol.Shared, id peer.ID) (*conversation, error) {
-	today := rendezvous.Day(n.now())
+func (c *courier) open(ctx context.Context, keys []protocol.Shared, id peer.ID) (*conversation, error) {
+	today := rendezvous.Day(c.n.now())
 	names := make(map[libp2p.ID]protocol.StreamKey)
 	var order []libp2p.ID
 	for _, k := range keys {
@@ -191,12 +190,12 @@ func (n *Node) open(ctx context.Context, device identity.DeviceHash, keys []prot
 		names[name] = k.Stream
 		order = append(order, name)
 	}
-	s, err := n.cfg.Host.NewStream(ctx, id, order...)
+	s, err := c.n.cfg.Host.NewStream(ctx, id, order...)
 	if err != nil {
 		return nil, errors.Join(errDial, ctx.Err())
 	}
-	conv := newConversation(s, names[s.Protocol()], device, true)
-	if err := conv.greet(ctx, n.self.rand); err != nil {
+	conv := newConversation(s, names[s.Protocol()], c.device, true)
+	if err := conv.greet(ctx, c.n.self.rand); err != nil {
 		conv.reset()
 		if errors.Is(err, stream.ErrHello) {
 			return nil, err
@@ -208,7 +207,7 @@ func (n *Node) open(ctx context.Context, device identity.DeviceHash, keys []prot
 
 // addresses reads the addresses of a record: all of one peer, at most
 // maxRemembered, and none that we may not dial.
-func (n *Node) addresses(encoded [][]byte) peer.AddrInfo {
+func (c *courier) addresses(encoded [][]byte) peer.AddrInfo {
 	var info peer.AddrInfo
 	for _, b := range encoded {
 		a, err := ma.NewMultiaddrBytes(b)
@@ -219,7 +218,7 @@ func (n *Node) addresses(encoded [][]byte) peer.AddrInfo {
 		if err != nil || len(one.Addrs) == 0 || info.ID != "" && one.ID != info.ID {
 			continue
 		}
-		if n.cfg.Reachable != nil && !n.cfg.Reachable(one.Addrs[0]) {
+		if c.n.cfg.Reachable != nil && !c.n.cfg.Reachable(one.Addrs[0]) {
 			continue
 		}
 		if len(info.Addrs) < maxRemembered {
@@ -232,10 +231,10 @@ func (n *Node) addresses(encoded [][]byte) peer.AddrInfo {
 
 // remember keeps where a device was reached. That is a help for the next time
 // and no more, so it is not an error if it fails.
-func (n *Node) remember(ctx context.Context, device identity.DeviceHash, conv *conversation) {
+func (c *courier) remember(ctx context.Context, conv *conversation) {
 	where := encodeAddresses(peer.AddrInfo{ID: conv.remote(), Addrs: []ma.Multiaddr{conv.stream.Conn().RemoteMultiaddr()}})
-	err := n.update(ctx, func(w *work) error {
-		d, err := w.tx.Device(device[:])
+	err := c.n.update(ctx, func(w *work) error {
+		d, err := w.tx.Device(c.device[:])
 		if err != nil || bytes.Equal(d.Addresses, where) {
 			return err
 		}
@@ -243,7 +242,7 @@ func (n *Node) remember(ctx context.Context, device identity.DeviceHash, conv *c
 		return w.tx.SaveDevice(d)
 	})
 	if err != nil && ctx.Err() == nil {
-		n.log.Debug("where a contact was reached could not be kept")
+		c.n.log.Debug("where a contact was reached could not be kept")
 	}
 }
 

@@ -35,7 +35,8 @@ import (
 )
 
 // listen receives what arrives on a conversation until it ends.
-func (n *Node) listen(ctx context.Context, c *conversation) {
+func (l *lobby) listen(ctx context.Context, c *conversation) {
+	n := l.n
 	defer c.reset()
 	unknown := time.AfterFunc(guestTime, func() {
 		if _, known := c.peerDevice(); !known {
@@ -57,7 +58,7 @@ func (n *Node) listen(ctx context.Context, c *conversation) {
 				break gather
 			}
 		}
-		device, err := n.receiveAll(ctx, batch)
+		device, err := l.receiveAll(ctx, batch)
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, errBusy) {
 				n.log.Warn("receiving failed; the sender will offer it again", "full", errors.Is(err, errTooMuch))
@@ -78,7 +79,8 @@ func (n *Node) listen(ctx context.Context, c *conversation) {
 // receiveAll receives envelopes in one transaction and returns the device of
 // the last one that opened. An envelope that makes the program panic is taken
 // out of the way alone: it must neither stop its neighbours nor come back.
-func (n *Node) receiveAll(ctx context.Context, batch [][]byte) (device identity.DeviceHash, err error) {
+func (l *lobby) receiveAll(ctx context.Context, batch [][]byte) (device identity.DeviceHash, err error) {
+	n := l.n
 	err = n.update(ctx, func(w *work) error {
 		device = identity.DeviceHash{}
 		for _, raw := range batch {
@@ -97,7 +99,7 @@ func (n *Node) receiveAll(ctx context.Context, batch [][]byte) (device identity.
 	}
 	if len(batch) > 1 {
 		for _, raw := range batch {
-			d, err := n.receiveAll(ctx, [][]byte{raw})
+			d, err := l.receiveAll(ctx, [][]byte{raw})
 			if err != nil {
 				return device, err
 			}
