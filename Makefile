@@ -70,7 +70,7 @@ bench:
 fuzz:
 	@set -eu; git grep -o '^func Fuzz[A-Za-z0-9_]*' -- '*_test.go' | while IFS=: read -r file func; do \
 		name=$${func#func }; echo "$$(dirname "$$file") $$name $(T)"; \
-		CGO_ENABLED=0 go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(T) "./$$(dirname "$$file")"; \
+		CGO_ENABLED=0 go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(T) -fuzzminimizetime 1x "./$$(dirname "$$file")"; \
 	done
 
 # The same tests, those that can go on for longer doing so.

@@ -180,12 +180,24 @@ friend is offline: what you write is delivered when they come back.`,
 			if contact.GetState() == "pending" {
 				k.notef("Found %s. Waiting for the first answer …", clean(contact.GetName()))
 			}
-			if contact, err = waitEstablished(ctx, client, contact); err != nil {
+			name := clean(contact.GetName())
+			contact, err = waitEstablished(ctx, client, contact)
+			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return &api.Error{
+					Code:    api.CodeTimeout,
+					Message: name + " has not answered yet; kith keeps trying while it runs",
+					Hint:    "they may be offline, or somebody else has used the link: then ask for a new one",
+				}
+			}
+			if err != nil {
 				return err
 			}
 		}
 		sentence := "%s is a contact now."
-		if contact.GetState() == "pending" {
+		switch {
+		case contact.GetDevices() == 0:
+			sentence = "%s was not found yet; kith keeps looking, and you can write as soon as kith contacts shows a device."
+		case contact.GetState() == "pending":
 			sentence = "You can write to %s now; the contact is pending until the first answer."
 		}
 		k.printContact(contact, sentence)
