@@ -103,7 +103,7 @@ func (o *outbox) supervise(ctx context.Context) {
 		o.added = nil
 		for _, d := range added {
 			if c := o.couriers[d]; c != nil {
-				poke(c.changed)
+				c.hurry()
 				continue
 			}
 			c := &courier{
@@ -410,11 +410,15 @@ func (o *outbox) hurry() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, c := range o.couriers {
-		c.mu.Lock()
-		c.failures, c.retry = 0, time.Time{}
-		c.mu.Unlock()
-		poke(c.changed)
+		c.hurry()
 	}
+}
+
+func (c *courier) hurry() {
+	c.mu.Lock()
+	c.failures, c.retry = 0, time.Time{}
+	c.mu.Unlock()
+	poke(c.changed)
 }
 
 // outlook is what a courier knows of its device before it acts.
@@ -424,7 +428,8 @@ type outlook struct {
 	paused  bool          // nothing is to leave: it is blocked, or an alarm waits for the user
 	friend  bool          // an established contact
 	pending bool          // it has never answered
-	needed  bool          // something waits, or its keys are missing
+	keyless bool          // its keys are missing, or those of a newer invite are to replace them
+	needed  bool          // something waits, or it is keyless
 	due     time.Duration // until then
 }
 
@@ -446,7 +451,7 @@ func (c *courier) outlook(ctx context.Context) (o outlook, err error) {
 		}
 		o.pending = contact.State == store.ContactPending
 		o.friend = contact.State == store.ContactEstablished
-		if d.Public == nil {
+		if o.keyless = d.Public == nil; o.keyless {
 			o.needed = true
 			return nil
 		}
@@ -563,7 +568,7 @@ func (c *courier) noteFailure(ctx context.Context, cause error) error {
 // was offered and nothing was taken.
 func (c *courier) converse(ctx context.Context, conv *conversation) (next *conversation, progress bool) {
 	defer conv.reset()
-	if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned {
+	if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned || o.keyless {
 		return nil, true
 	}
 	last := int64(0)     // the newest envelope offered
@@ -580,14 +585,14 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 		return nil, true
 	}
 	for {
-		if c.landed() {
-			last = 0 // nothing is in flight: whatever is due goes next
-		}
 		if !settleAt.IsZero() && (draining == nil || time.Until(settleAt) <= 0 || c.unsettled() >= maxUnsettled) {
 			if !c.settle(ctx, conv) {
 				return
 			}
 			settleAt = time.Time{}
+		}
+		if c.landed() {
+			last = 0 // nothing is in flight: whatever is due goes next
 		}
 		if draining != nil {
 			n, err := c.offer(ctx, conv, &last)
@@ -632,7 +637,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			timer.Stop()
 			return
 		case <-c.changed:
-			if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned {
+			if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned || o.keyless {
 				timer.Stop()
 				return
 			}
