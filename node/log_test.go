@@ -97,7 +97,9 @@ func TestH16_LogsAreSilent(t *testing.T) {
 		for i, d := range devices(t, alice, "Bobadilla") {
 			add(fmt.Sprint("a device ", i), hex.EncodeToString(d.Hash))
 			add(fmt.Sprint("a device in base64 ", i), base64.StdEncoding.EncodeToString(d.Hash)[:20])
-			add(fmt.Sprint("a pair's secret ", i), hex.EncodeToString(d.Pair))
+		}
+		for i, p := range pairs(t, alice, "Bobadilla") {
+			add(fmt.Sprint("a pair's secret ", i), hex.EncodeToString(p[:]))
 		}
 		for _, u := range []*nodetest.User{alice, bob} {
 			add("an address of "+u.Name, u.IP.String())

@@ -107,29 +107,40 @@ func TestReject(t *testing.T) {
 	})
 }
 
-// TestA07_G17_FiftyRequests answers a reusable invite sixty times. Of more than
-// fifty requests the oldest are dropped. No answer spends what the next one needs,
-// and nothing changes for a contact.
+// TestA07_G17_FiftyRequests answers a reusable invite sixty times. Fifty wait; the
+// others are not taken, and come in when there is room. No answer spends what the
+// next one needs, and nothing changes for a contact.
 func TestA07_G17_FiftyRequests(t *testing.T) {
 	simulate(t, 1, func(t *testing.T, w *world) {
 		alice, bob := w.talking()
 		session := sessions(t, alice, "bob")
 		link := reusable(alice)
 		announced(alice)
-		for i := range 60 {
+		ask := func(first []byte) bool {
 			door := w.knock(t, alice, link)
-			door.send(t, newStranger(t, alice, link).text(t, fmt.Sprint("stranger ", i)))
-			door.hangUp()
+			defer door.hangUp()
+			return door.offer(t, first)
+		}
+		var refused []byte
+		for i := range 60 {
+			first := newStranger(t, alice, link).text(t, fmt.Sprint("stranger ", i))
+			if taken := ask(first); taken != (i < 50) {
+				t.Fatalf("answer %d was taken: %v", i, taken)
+			}
+			refused = first
 		}
 		all := requests(t, alice)
-		if len(all) != 50 {
+		if len(all) != 50 || all[0].FirstText != "stranger 0" || all[49].FirstText != "stranger 49" {
 			t.Fatalf("%d requests wait", len(all))
-		}
-		if first, last := all[0].FirstText, all[49].FirstText; first != "stranger 10" || last != "stranger 59" {
-			t.Errorf("they are from %q to %q", first, last)
 		}
 		if now := sessions(t, alice, "bob"); len(now) != 1 || !bytes.Equal(now[0].State, session[0].State) {
 			t.Error("the session with a contact changed")
+		}
+		if _, err := alice.RejectRequest(context.Background(), &apiv1.RejectRequestRequest{Id: all[0].Id}); err != nil {
+			t.Fatal(err)
+		}
+		if !ask(refused) || len(requests(t, alice)) != 50 {
+			t.Error("there is room, and the next one is not taken")
 		}
 		alice.UntilDelivered(alice.Say("bob", "still here")...)
 		agree(t, alice, bob, before+1)

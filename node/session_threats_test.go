@@ -336,7 +336,7 @@ func TestD01_ReceiptsForMessagesAlone(t *testing.T) {
 		if silent != 2 { // alice's own device list and profile
 			t.Errorf("%d envelopes came back to probes", silent-2)
 		}
-		door = w.dial(t, alice, pairKey(t, alice, "another"))
+		door = w.dial(t, alice, pairKey(t, alice, "stranger"))
 		door.send(t, s.text(t, "something to see"))
 		time.Sleep(time.Minute)
 		if heard := door.hangUp(); len(heard) != 1 {

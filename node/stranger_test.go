@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -111,24 +112,34 @@ func (w *world) tryDial(t *testing.T, u *nodetest.User, key protocol.StreamKey, 
 // send sends envelopes and waits until all are acknowledged.
 func (l *line) send(t *testing.T, envelopes ...[]byte) {
 	t.Helper()
-	for len(envelopes) > 0 {
+	if !l.offer(t, envelopes...) {
+		t.Fatal("the line broke")
+	}
+}
+
+// offer is send, but false if the other side ends the line instead.
+func (l *line) offer(t *testing.T, envelopes ...[]byte) bool {
+	t.Helper()
+	for window := range slices.Chunk(envelopes, 64) {
 		var b []byte
-		window := envelopes[:min(64, len(envelopes))]
 		for _, e := range window {
 			b = stream.AppendFrame(b, stream.Frame{Type: stream.TypeEnvelope, Envelope: e})
 		}
 		if _, err := l.stream.Write(b); err != nil {
-			t.Fatalf("the line broke: %v", err)
+			return false
 		}
 		l.sent += uint64(len(window))
-		envelopes = envelopes[len(window):]
 		for count := uint64(0); count < l.sent; {
 			var ok bool
 			if count, ok = <-l.acks; !ok {
-				t.Fatalf("the line broke before %d envelopes were acknowledged", l.sent)
+				return false
+			}
+			if count > l.sent {
+				t.Fatalf("%d envelopes of %d were acknowledged", count, l.sent)
 			}
 		}
 	}
+	return true
 }
 
 // hangUp ends the line and returns the envelopes that came back.
@@ -176,7 +187,28 @@ func (w *world) probe(t *testing.T, u *nodetest.User) []byte {
 // pairKey is the key of the streams between u and a contact.
 func pairKey(t *testing.T, u *nodetest.User, contact string) protocol.StreamKey {
 	t.Helper()
-	return protocol.SharedFromPair(protocol.PairSecret(devices(t, u, contact)[0].Pair)).Stream
+	return protocol.SharedFromPair(pairs(t, u, contact)[0]).Stream
+}
+
+// pairs returns the secrets that u shares with a contact, one for each session.
+func pairs(t *testing.T, u *nodetest.User, contact string) (all []protocol.PairSecret) {
+	t.Helper()
+	ds := devices(t, u, contact)
+	if err := u.Store.View(context.Background(), func(tx *store.Tx) error {
+		for _, d := range ds {
+			secrets, err := tx.Pairs(d.Hash)
+			if err != nil {
+				return err
+			}
+			for _, p := range secrets {
+				all = append(all, protocol.PairSecret(p))
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 // knock opens a line to u as the holder of an invite's link.

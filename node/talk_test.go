@@ -56,7 +56,7 @@ func TestTwentyPeople(t *testing.T) {
 	if testing.Short() {
 		t.Skip("twenty daemons")
 	}
-	const people, each = 20, 5
+	const people, each = 20, 3
 	simulate(t, 4, func(t *testing.T, w *world) {
 		var ring []*nodetest.User
 		for i := range people {
@@ -179,11 +179,11 @@ func TestOrderUnderPartition(t *testing.T) {
 }
 
 // TestFS07_PartitionAndHeal cuts six users and three community nodes in two,
-// another way every 20 seconds, for ten minutes. A minute after the network
+// another way every 20 seconds, for five minutes. A minute after the network
 // healed everything has arrived.
 func TestFS07_PartitionAndHeal(t *testing.T) {
 	if testing.Short() {
-		t.Skip("nine daemons for ten minutes")
+		t.Skip("nine daemons for five minutes")
 	}
 	const people = 6
 	simulate(t, 3, func(t *testing.T, w *world) {
@@ -200,7 +200,7 @@ func TestFS07_PartitionAndHeal(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 3))
 		count := make(map[talk]int)
 		ids := make(map[int][]string)
-		for range 30 {
+		for range 15 {
 			var sides [2][]netip.Addr
 			for _, u := range us {
 				k := rng.IntN(2)

@@ -19,9 +19,11 @@ type world struct {
 	users int
 }
 
-// simulate runs f in a bubble with a world of its own.
+// simulate runs f in a bubble with a world of its own, beside other tests: most
+// of a test's real time is spent waiting for the disk.
 func simulate(t *testing.T, communities int, f func(*testing.T, *world)) {
 	t.Helper()
+	t.Parallel()
 	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
 		n.SetLatency(10 * time.Millisecond)
 		f(t, &world{Network: n, t: t, ways: nodetest.NewCommunities(t, n, communities)})
