@@ -28,8 +28,13 @@ const (
 	// maxBatch envelopes share one transaction on arrival.
 	maxBatch = 64
 
-	// A write that makes no progress for writeTime ends the stream.
-	writeTime = 15 * time.Second
+	// A write of which writePiece bytes take longer than writeTime ends the
+	// stream: the slowest link that works has 1 kB/s.
+	writeTime  = 15 * time.Second
+	writePiece = 16 << 10
+	// What is written in one turn, so that an acknowledgement does not wait
+	// behind a window full of envelopes.
+	writeTurn = 32 << 10
 	// Who answers an invite has guestTime until the first envelope opens.
 	guestTime = 15 * time.Second
 	// An envelope not acknowledged after ackTime is taken back.
@@ -58,7 +63,7 @@ type conversation struct {
 	bytes   int                 // what those take
 	pings   map[[8]byte]chan struct{}
 
-	writing sync.Mutex
+	writing chan struct{} // holds one token: whoever takes it writes
 
 	guest bool // counted among the lobby's guests; under the lobby's lock
 }
@@ -73,13 +78,16 @@ const (
 )
 
 func newConversation(s network.Stream, key protocol.StreamKey, device identity.DeviceHash, opened bool) *conversation {
-	return &conversation{
+	c := &conversation{
 		stream: s, in: transport.NewReader(s), key: key, device: device, opened: opened, road: roadOf(s.Conn()),
 		arrived: make(chan []byte, maxBatch),
 		acked:   make(chan uint64, 1),
 		ended:   make(chan struct{}),
 		pings:   make(map[[8]byte]chan struct{}),
+		writing: make(chan struct{}, 1),
 	}
+	c.writing <- struct{}{}
+	return c
 }
 
 // remote is the transport's name of the other side.
@@ -189,6 +197,9 @@ func (c *conversation) read() {
 			}
 			c.acked <- f.Count
 		case stream.TypePing:
+			if _, known := c.peerDevice(); !known {
+				continue // a guest does not learn how far away we are
+			}
 			if err := c.write(stream.Frame{Type: stream.TypePong, Token: f.Token}); err != nil {
 				return
 			}
@@ -207,13 +218,23 @@ func (c *conversation) write(f stream.Frame) error {
 }
 
 func (c *conversation) writeBytes(b []byte) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	if err := c.stream.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
-		return err
+	select {
+	case <-c.writing:
+	case <-c.ended:
+		return errEnded
 	}
-	_, err := c.stream.Write(b)
-	return err
+	defer func() { c.writing <- struct{}{} }()
+	for len(b) > 0 {
+		n := min(len(b), writePiece)
+		if err := c.stream.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+			return err
+		}
+		if _, err := c.stream.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
 }
 
 // admit counts an envelope that arrived, if the sender keeps to the window.

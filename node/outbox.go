@@ -681,15 +681,26 @@ func (c *courier) patience(ctx context.Context, moved time.Time) (wait time.Dura
 // offer writes what is due and fits the window, and says how many envelopes
 // that were.
 func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (int, error) {
-	frames, count, err := c.load(ctx, last)
-	if err != nil || count == 0 {
+	envelopes, err := c.load(ctx, last)
+	if err != nil {
 		return 0, err
 	}
-	return count, conv.writeBytes(frames)
+	var turn []byte
+	for i, e := range envelopes {
+		turn = stream.AppendFrame(turn, stream.Frame{Type: stream.TypeEnvelope, Envelope: e})
+		if len(turn) < writeTurn && i < len(envelopes)-1 {
+			continue
+		}
+		if err := conv.writeBytes(turn); err != nil {
+			return 0, err
+		}
+		turn = turn[:0]
+	}
+	return len(envelopes), nil
 }
 
-// load puts what is due and fits the window in flight, and returns its frames.
-func (c *courier) load(ctx context.Context, last *int64) (frames []byte, count int, err error) {
+// load puts what is due and fits the window in flight, and returns it.
+func (c *courier) load(ctx context.Context, last *int64) (envelopes [][]byte, err error) {
 	c.offering.Lock()
 	defer c.offering.Unlock()
 	c.mu.Lock()
@@ -703,7 +714,7 @@ func (c *courier) load(ctx context.Context, last *int64) (frames []byte, count i
 		}
 	}
 	if room <= 0 || size >= maxInFlightBytes {
-		return nil, 0, nil
+		return nil, nil
 	}
 	var rows []store.DeliveryRow
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
@@ -715,7 +726,7 @@ func (c *courier) load(ctx context.Context, last *int64) (frames []byte, count i
 		rows, err = tx.Outbox(c.device[:], *last, now, now, room)
 		return err
 	}); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	for _, d := range rows {
 		if slices.ContainsFunc(flight, func(f inFlight) bool { return f.id == d.ID }) {
@@ -728,22 +739,21 @@ func (c *courier) load(ctx context.Context, last *int64) (frames []byte, count i
 		if size > 0 && size+len(d.Envelope) > maxInFlightBytes {
 			break
 		}
-		frames = stream.AppendFrame(frames, stream.Frame{Type: stream.TypeEnvelope, Envelope: d.Envelope})
+		envelopes = append(envelopes, d.Envelope)
 		size += len(d.Envelope)
 		offers, err := timesTaken(d.Attempts)
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		flight = append(flight, inFlight{
 			id: d.ID, control: d.Message == nil, offers: offers, size: len(d.Envelope), at: time.Now(),
 		})
 		*last = d.ID
-		count++
 	}
-	if count > 0 {
+	if len(envelopes) > 0 {
 		c.setFlight(flight)
 	}
-	return frames, count, nil
+	return envelopes, nil
 }
 
 // isPaused says whether nothing is to leave for a device: its contact is
