@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -170,6 +171,9 @@ func (n *Node) WatchEvents(ctx context.Context, req *apiv1.WatchEventsRequest, e
 		select {
 		case <-news:
 		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return ctx.Err() // the caller's patience ended
+			}
 			return nil
 		}
 	}
