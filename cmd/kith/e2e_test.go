@@ -29,15 +29,17 @@ func soak() bool { return os.Getenv("KITH_SOAK") != "" }
 
 // network is a community node and whoever was started beside it.
 type network struct {
-	t    testing.TB
-	dir  string
-	node *home
+	t     testing.TB
+	dir   string
+	node  *home
+	calm  bool         // its daemons do not log at debug level
+	enter func(func()) // runs a function where its processes are to start; nil: here
 }
 
-// home is one --home and the daemon that runs on it, if one does. Daemons log
-// at debug level.
+// home is one --home and the daemon that runs on it, if one does.
 type home struct {
 	t    testing.TB
+	n    *network
 	dir  string
 	args []string // of kith up
 	log  string   // the standard error of all its daemons
@@ -63,7 +65,7 @@ func newNetwork(t testing.TB) *network {
 
 // home prepares a home; nothing runs on it yet.
 func (n *network) home(name string, args ...string) *home {
-	h := &home{t: n.t, dir: filepath.Join(n.dir, name), log: filepath.Join(n.dir, name+".log"), args: args}
+	h := &home{t: n.t, n: n, dir: filepath.Join(n.dir, name), log: filepath.Join(n.dir, name+".log"), args: args}
 	n.t.Cleanup(h.kill)
 	return h
 }
@@ -107,7 +109,10 @@ func (h *home) start(args ...string) error {
 		return err
 	}
 	defer log.Close()
-	args = append([]string{"up", "-v", "--json", "--until-eof", "--home", h.dir}, append(args, h.args...)...)
+	args = append([]string{"up", "--json", "--until-eof", "--home", h.dir}, append(args, h.args...)...)
+	if !h.n.calm {
+		args = append(args, "-v")
+	}
 	h.cmd = exec.Command(os.Args[0], args...)
 	h.cmd.Env = append(os.Environ(), "KITH_TEST_MAIN=1")
 	h.cmd.Stderr = log
@@ -119,7 +124,12 @@ func (h *home) start(args ...string) error {
 		return err
 	}
 	began := time.Now()
-	if err := h.cmd.Start(); err != nil {
+	if h.n.enter == nil {
+		err = h.cmd.Start()
+	} else {
+		h.n.enter(func() { err = h.cmd.Start() })
+	}
+	if err != nil {
 		return err
 	}
 	exited, cmd := make(chan error, 1), h.cmd
