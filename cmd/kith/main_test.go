@@ -356,7 +356,7 @@ func TestH15_EveryVerb(t *testing.T) {
 				}
 			}
 		}
-		b.fail = &api.Error{Code: api.CodeRefused, Message: attack, Hint: attack}
+		home = serve(t, &teller{fail: &api.Error{Code: api.CodeRefused, Message: attack, Hint: attack}})
 		for _, form := range []string{"--json", "-v"} {
 			_, _, stderr := cli(t, "", "--home", home, "contacts", form)
 			if strings.ContainsFunc(strings.TrimSuffix(stderr, "\n"), acts) {

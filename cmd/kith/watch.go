@@ -21,6 +21,8 @@ const (
 	pingEvery = time.Second
 	// lookEvery is how often a command that waits for a change looks by itself.
 	lookEvery = time.Second
+	// ackWait bounds one acknowledgement, and with it the end of kith watch.
+	ackWait = 2 * time.Second
 )
 
 // pause waits for d, or until ctx ends.
@@ -100,13 +102,20 @@ func (k *kith) watch(ctx context.Context, client *api.Client, req *apiv1.WatchEv
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	acks := newAcker(client, req.Cursor)
-	defer acks.flush(context.WithoutCancel(ctx))
 	switch {
 	case req.Cursor == "":
 	case auto:
-		go acks.run(ctx, cancel)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			acks.run(ctx, cancel)
+		}()
+		defer func() {
+			cancel(nil)
+			<-ended
+		}()
 	default:
-		go acks.read(ctx, k.stdin, cancel)
+		go acks.read(ctx, k.stdin, cancel) // a read of the terminal can not be called off
 	}
 	n := 0
 	err := client.WatchEvents(ctx, req, func(e *apiv1.Event) error {
@@ -150,29 +159,32 @@ func (a *acker) set(id uint64) {
 	a.todo <- id
 }
 
+// run acknowledges until ctx ends, and then what is left.
 func (a *acker) run(ctx context.Context, fail context.CancelCauseFunc) {
 	for {
 		select {
 		case id := <-a.todo:
-			if _, err := a.client.AckEvents(ctx, &apiv1.AckEventsRequest{Cursor: a.cursor, Id: id}); err != nil {
+			if err := a.ack(ctx, id); err != nil {
 				fail(err)
 				return
 			}
 		case <-ctx.Done():
+			select {
+			case id := <-a.todo:
+				_ = a.ack(ctx, id) // else it comes again
+			default:
+			}
 			return
 		}
 	}
 }
 
-// flush acknowledges what is left at the end.
-func (a *acker) flush(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+// ack acknowledges one id even after ctx has ended: what was printed counts.
+func (a *acker) ack(ctx context.Context, id uint64) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackWait)
 	defer cancel()
-	select {
-	case id := <-a.todo:
-		_, _ = a.client.AckEvents(ctx, &apiv1.AckEventsRequest{Cursor: a.cursor, Id: id}) // else it comes again
-	default:
-	}
+	_, err := a.client.AckEvents(ctx, &apiv1.AckEventsRequest{Cursor: a.cursor, Id: id})
+	return err
 }
 
 // read acknowledges the ids in the lines of r. The end of r ends nothing.
@@ -188,7 +200,7 @@ func (a *acker) read(ctx context.Context, r io.Reader, fail context.CancelCauseF
 			fail(usagef("write the id of an event on each line", "an acknowledgement is no number"))
 			return
 		}
-		if _, err := a.client.AckEvents(ctx, &apiv1.AckEventsRequest{Cursor: a.cursor, Id: id}); err != nil {
+		if err := a.ack(ctx, id); err != nil {
 			fail(err)
 			return
 		}
