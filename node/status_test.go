@@ -1,0 +1,168 @@
+package node_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kith-im/kith/node"
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/store"
+)
+
+// TestSafetyNumber: two contacts read the same number, and nobody else's is it.
+func TestSafetyNumber(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice, bob := w.pair()
+		carol := w.user("carol")
+		nodetest.Befriend(alice, carol)
+		number := func(u *nodetest.User, of string) *apiv1.GetSafetyNumberResponse {
+			t.Helper()
+			out, err := u.GetSafetyNumber(ctx, &apiv1.GetSafetyNumberRequest{Contact: of})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+		ours, theirs := number(alice, "bob"), number(bob, "alice")
+		if ours.Number != theirs.Number || ours.Qr != theirs.Qr || len(strings.ReplaceAll(ours.Number, " ", "")) != 60 {
+			t.Errorf("alice reads %q, bob %q", ours.Number, theirs.Number)
+		}
+		if number(alice, "carol").Number == ours.Number {
+			t.Error("two contacts have one number")
+		}
+		if alice.Contact("bob").Fingerprint != account(t, bob).Fingerprint {
+			t.Error("alice holds another fingerprint than bob shows")
+		}
+		verify := func(verified bool) {
+			if _, err := alice.SetVerified(ctx, &apiv1.SetVerifiedRequest{Contact: "bob", Verified: verified}); err != nil {
+				t.Fatal(err)
+			}
+			alice.Restart()
+			if c := alice.Contact("bob"); c.Verified != verified {
+				t.Errorf("verified is %v, want %v", c.Verified, verified)
+			}
+		}
+		verify(true)
+		verify(false)
+		bob.Restart()
+		if number(alice, "bob").Number != ours.Number {
+			t.Error("the number changed by a restart")
+		}
+	})
+}
+
+func account(t *testing.T, u *nodetest.User) *apiv1.GetIdentityResponse {
+	t.Helper()
+	out, err := u.GetIdentity(ctx, &apiv1.GetIdentityRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestIdentityStays: the account and the device are the same after a restart and
+// a crash; the transport's name is another one every time.
+func TestIdentityStays(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		first, peer := account(t, alice), alice.Contacts.ID()
+		for _, stop := range []func(){alice.Stop, alice.Crash} {
+			stop()
+			alice.Start()
+			again := account(t, alice)
+			if again.Fingerprint != first.Fingerprint || len(again.Devices) != 1 || again.Devices[0].Id != first.Devices[0].Id {
+				t.Error("the identity changed")
+			}
+			if alice.Contacts.ID() == peer {
+				t.Error("the transport's name is the one of the last run")
+			}
+		}
+	})
+}
+
+// TestCommunityNodeHasNoAccount: whatever only a person's node does is refused,
+// with the next step, and status says what the node is.
+func TestCommunityNodeHasNoAccount(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		st, err := store.Open(store.Options{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		c := w.ways[0]
+		n, err := node.New(ctx, node.Config{Store: st, Discovery: c.Discovery, Host: c.Host, Role: node.RoleCommunity, Version: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run, stop := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- n.Run(run) }()
+		for name, call := range map[string]func() error{
+			"identity": func() error { _, err := n.GetIdentity(ctx, &apiv1.GetIdentityRequest{}); return err },
+			"invite":   func() error { _, err := n.CreateInvite(ctx, &apiv1.CreateInviteRequest{}); return err },
+			"accept":   func() error { _, err := n.AcceptInvite(ctx, &apiv1.AcceptInviteRequest{}); return err },
+			"contacts": func() error { _, err := n.ListContacts(ctx, &apiv1.ListContactsRequest{}); return err },
+			"block":    func() error { _, err := n.SetBlocked(ctx, &apiv1.SetBlockedRequest{}); return err },
+			"send":     func() error { _, err := n.Send(ctx, &apiv1.SendRequest{}); return err },
+			"trace":    func() error { _, err := n.Trace(ctx, &apiv1.TraceRequest{}); return err },
+			"cancel":   func() error { _, err := n.Cancel(ctx, &apiv1.CancelRequest{}); return err },
+			"ping":     func() error { _, err := n.Ping(ctx, &apiv1.PingRequest{}); return err },
+			"events":   func() error { _, err := n.ListEvents(ctx, &apiv1.ListEventsRequest{}); return err },
+			"ack":      func() error { _, err := n.AckEvents(ctx, &apiv1.AckEventsRequest{}); return err },
+		} {
+			t.Log(name)
+			wantCode(t, call(), node.CodeRefused)
+		}
+		if s, err := n.Status(ctx, &apiv1.StatusRequest{}); err != nil || s.Role != "community" || s.Account != "" || s.Dht.Mode != "server" {
+			t.Errorf("status is %v, %v", s, err)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestDoctor finds nothing wrong with a healthy node, and names the next step for
+// what is.
+func TestDoctor(t *testing.T) {
+	simulate(t, 2, func(t *testing.T, w *world) {
+		alice, bob := w.talking()
+		announced(alice)
+		checks := func() map[string]*apiv1.Check {
+			t.Helper()
+			out, err := alice.Doctor(ctx, &apiv1.DoctorRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := make(map[string]*apiv1.Check)
+			for _, c := range out.Checks {
+				if c.Text == "" || c.Ok != (c.Hint == "") {
+					t.Errorf("the check %v", c)
+				}
+				all[c.Name] = c
+			}
+			return all
+		}
+		for name, c := range checks() {
+			if !c.Ok && name != "protection" { // these stores have no passphrase
+				t.Errorf("a healthy node: %v", c)
+			}
+		}
+		bob.Stop()
+		alice.Say("bob", "wait")
+		for _, c := range w.ways {
+			c.Kill()
+		}
+		time.Sleep(5 * time.Minute)
+		after := checks()
+		for _, name := range []string{"directory", "outbox"} {
+			if after[name].Ok {
+				t.Errorf("without community nodes and with something waiting: %v", after[name])
+			}
+		}
+	})
+}
