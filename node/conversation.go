@@ -101,11 +101,11 @@ func (c *conversation) opener() peer.ID {
 	return c.remote()
 }
 
-// peerDevice returns the device at the other end, once it is known.
-func (c *conversation) peerDevice() (d identity.DeviceHash, known bool) {
+// known says whether the device at the other end is known.
+func (c *conversation) known() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.device, c.device != identity.DeviceHash{}
+	return c.device != identity.DeviceHash{}
 }
 
 // name fixes the device at the other end of a stream that an invite named. The
@@ -197,7 +197,7 @@ func (c *conversation) read() {
 			}
 			c.acked <- f.Count
 		case stream.TypePing:
-			if _, known := c.peerDevice(); !known {
+			if !c.known() {
 				continue // a guest does not learn how far away we are
 			}
 			if err := c.write(stream.Frame{Type: stream.TypePong, Token: f.Token}); err != nil {

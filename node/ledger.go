@@ -26,9 +26,9 @@ import (
 // delivered: the device's receipt is here. A sent message can still expire
 // without a receipt, and a receipt that comes even later is the truth.
 // moveDelivery is the only way to move.
-func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.DeliveryState, reason string) (bool, error) {
+func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.DeliveryState, reason string) error {
 	if !mayMove(d.State, to) {
-		return false, nil
+		return nil
 	}
 	d.State, d.Reason = to, reason
 	d.Open = to == store.DeliverySent || to == store.DeliveryHeld
@@ -36,9 +36,9 @@ func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.D
 		d.Delivered = w.ms()
 	}
 	if err := w.tx.SaveDelivery(*d); err != nil {
-		return false, err
+		return err
 	}
-	return true, w.emit(eventLedger, c.ID, ledgerEvent{
+	return w.emit(eventLedger, c.ID, ledgerEvent{
 		ID: messageText(d.Message), Conversation: c.Handle, State: stateName(to), Device: hex.EncodeToString(d.Device),
 		Time: w.ms(), Reason: reason,
 	})
@@ -376,7 +376,7 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			}
 		}
 		for _, d := range deliveries {
-			if _, err := w.moveDelivery(c, &d, store.DeliveryCancelled, ""); err != nil {
+			if err := w.moveDelivery(c, &d, store.DeliveryCancelled, ""); err != nil {
 				return err
 			}
 		}
@@ -523,7 +523,7 @@ func (w *work) tidy() (more bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if _, err := w.moveDelivery(c, &d, store.DeliveryExpired, "not delivered in time"); err != nil {
+		if err := w.moveDelivery(c, &d, store.DeliveryExpired, "not delivered in time"); err != nil {
 			return false, err
 		}
 	}

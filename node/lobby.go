@@ -192,7 +192,7 @@ func (l *lobby) accept(ctx context.Context, s network.Stream) {
 // enter counts a conversation in, leave counts it out, and named says that a
 // guest's name is known.
 func (l *lobby) enter(c *conversation) bool {
-	_, known := c.peerDevice()
+	known := c.known()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.shut || !known && l.guests >= maxGuests {

@@ -604,8 +604,7 @@ func (w *work) taken(f inFlight, by road) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.moveDelivery(c, &d, store.DeliverySent, "")
-	return err
+	return w.moveDelivery(c, &d, store.DeliverySent, "")
 }
 
 // noteTaken adds to a delivery, whose receipt is here, the attempt that

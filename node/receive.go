@@ -39,7 +39,7 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 	n := l.n
 	defer c.reset()
 	unknown := time.AfterFunc(guestTime, func() {
-		if _, known := c.peerDevice(); !known {
+		if !c.known() {
 			c.reset()
 		}
 	})
@@ -65,7 +65,7 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 			}
 			return
 		}
-		if _, known := c.peerDevice(); !known && device != (identity.DeviceHash{}) {
+		if !c.known() && device != (identity.DeviceHash{}) {
 			c.name(device)
 			n.lobby.named(c)
 			n.outbox.attach(device, c)
@@ -436,7 +436,7 @@ func (w *work) takeReceipt(s *session, c store.ContactRow, ids []message.ID, to 
 		if err := w.noteTaken(&d); err != nil {
 			return err
 		}
-		if _, err := w.moveDelivery(c, &d, to, ""); err != nil {
+		if err := w.moveDelivery(c, &d, to, ""); err != nil {
 			return err
 		}
 		// Which session carried the message is not on record; it was this one

@@ -18,8 +18,8 @@ import (
 // daemonProcess is a kith up in a process of its own.
 type daemonProcess struct {
 	*exec.Cmd
-	home, stderr string
-	ready        struct {
+	home  string
+	ready struct {
 		Account, API string
 		Web          *string
 		Listen       []string

@@ -167,7 +167,7 @@ func (s *simTransport) Listen(addr ma.Multiaddr) (libp2p.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tappedListener{s.upgrader.UpgradeListener(s, l), s.network, s.ip}, nil
+	return &tappedListener{s.upgrader.UpgradeGatedMaListener(s, s.upgrader.GateMaListener(l)), s.network, s.ip}, nil
 }
 
 func addrPort(addr ma.Multiaddr) (netip.AddrPort, error) {
