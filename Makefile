@@ -34,7 +34,8 @@ cross:
 		GOOS=$${target%/*} GOARCH=$${target#*/} $(BUILD) -o "$$out" ./cmd/kith; \
 	done; ls -l dist
 
-# Everything once as it ships, without C, and once under the race detector.
+# Everything once as it ships, without C, and once under the race detector,
+# there without the long property runs, which have no concurrency to check.
 test:
 	@tools/need.sh gcc
 	CGO_ENABLED=0 go vet ./...
@@ -45,7 +46,7 @@ test:
 # installed, the tests above have run and this says what is missing.
 race:
 	@if command -v cc >/dev/null; then \
-		set -x; CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -race -timeout 30m ./...; \
+		set -x; CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -race -short -timeout 30m ./...; \
 	else \
 		echo "no C compiler: the tests ran without the race detector; install gcc for it"; \
 	fi
