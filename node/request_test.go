@@ -203,6 +203,9 @@ func TestBlockedRequest(t *testing.T) {
 		if all := requests(t, alice); len(all) != 0 {
 			t.Errorf("%d requests wait", len(all))
 		}
+		if n := len(alice.Messages(r.Id)); n != 1 {
+			t.Errorf("%d messages of somebody who is blocked were kept", n-1)
+		}
 	})
 }
 
