@@ -5,7 +5,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 )
 
 // disk is where database blocks go: the real one, and in tests one that fails.
@@ -55,15 +54,6 @@ func (osDisk) exists(path string) (bool, error) {
 func (osDisk) remove(path string) error     { return os.Remove(path) }
 func (osDisk) removeAll(dir string) error   { return os.RemoveAll(dir) }
 func (osDisk) rename(from, to string) error { return os.Rename(from, to) }
-
-// syncDir makes names created, renamed or removed in dir durable.
-func (osDisk) syncDir(dir string) error {
-	d, err := os.Open(filepath.Clean(dir))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
 
 func (f osFile) Size() (int64, error) {
 	fi, err := f.Stat()

@@ -445,7 +445,9 @@ func connURI(e engine, v *cryptVFS, dir string) string {
 	if e.plain {
 		name = "os"
 	}
-	u := url.URL{Scheme: "file", Path: filepath.ToSlash(filepath.Join(dir, databaseName)), RawQuery: "vfs=" + name}
+	// Without "//": SQLite would take the drive of a Windows path for a host.
+	path := url.URL{Path: filepath.ToSlash(filepath.Join(dir, databaseName))}
+	u := url.URL{Scheme: "file", Opaque: path.EscapedPath(), RawQuery: "vfs=" + name}
 	return u.String()
 }
 

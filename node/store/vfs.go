@@ -15,7 +15,6 @@ import (
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/vfs"
-	"golang.org/x/sys/unix"
 	"lukechampine.com/adiantum"
 	"lukechampine.com/adiantum/hbsh"
 
@@ -88,7 +87,7 @@ func (v *cryptVFS) failure() error {
 
 // note remembers err and gives it the code SQLite expects.
 func (v *cryptVFS) note(err error, code sqlite3.ExtendedErrorCode) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if noSpace(err) {
 		if code != sqlite3.IOERR_FSYNC {
 			return vfs.SystemError(err, sqlite3.FULL)
 		}
