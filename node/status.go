@@ -134,10 +134,11 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		}[s.ReadOnly], "check the disk and restart kith")
 	}
 	if n.self != nil {
-		add("protection", s.Store == "passphrase", map[bool]string{
-			true:  "A passphrase protects the data at rest.",
-			false: "Whoever can read the data directory can read your messages.",
-		}[s.Store == "passphrase"], "protect it with a passphrase: kith up --passphrase-file FILE")
+		text := "A passphrase protects the data at rest."
+		if s.Store != "passphrase" {
+			text = "No passphrase is set: whoever can read the data directory can read your messages (kith up --passphrase sets one in a new home)."
+		}
+		add("protection", true, text, "")
 	}
 	add("listen", len(s.Listen) > 0, fmt.Sprintf("Contacts can reach %d addresses here.", len(s.Listen)),
 		"nothing is listened on: start with --listen, or let contacts be reachable instead")
