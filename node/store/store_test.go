@@ -16,6 +16,8 @@ import (
 	"testing/fstest"
 	"testing/synctest"
 	"time"
+
+	"github.com/ncruces/go-sqlite3"
 )
 
 // cheapKDF keeps the tests fast: what Argon2id costs is not what they are about.
@@ -477,6 +479,29 @@ func TestQueryNested(t *testing.T) {
 		}
 		if pairs != 16 {
 			t.Errorf("%d pairs, want 16", pairs)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A statement is prepared once, whatever is bound to it.
+func TestStatementsStayPrepared(t *testing.T) {
+	e := testEngine()
+	e.schema = migrations
+	s := openTest(t, t.TempDir(), e)
+	err := s.View(t.Context(), func(tx *Tx) error {
+		for n := range uint64(10) {
+			if _, err := tx.SeqBefore(1, []byte("author"), n); err != nil {
+				return err
+			}
+		}
+		for sql, st := range tx.conn.stmts {
+			if n := st.Status(sqlite3.STMTSTATUS_REPREPARE, false); n != 0 {
+				t.Errorf("prepared again %d times: %s", n, sql)
+			}
 		}
 		return nil
 	})

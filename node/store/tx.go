@@ -166,6 +166,11 @@ func openConn(uri string, flags sqlite3.OpenFlag) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Otherwise SQLite, built with STAT4, prepares a statement anew for every
+	// value bound to it that might change its plan.
+	if _, err := db.Config(sqlite3.DBCONFIG_ENABLE_QPSG, true); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	return &conn{db: db, stmts: make(map[string]*stmt)}, nil
 }
 
