@@ -186,6 +186,49 @@ func TestB08_DroppedMessage(t *testing.T) {
 	})
 }
 
+// TestP4_CommitThenAcknowledge looks into the store at the moment when an
+// acknowledgement leaves: what it acknowledges is there.
+func TestP4_CommitThenAcknowledge(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		link := oneTime(alice, "")
+		s := newStranger(t, alice, link)
+		door := w.knock(t, alice, link)
+		door.send(t, s.introduction(t)...)
+		stored := func() (n int64) {
+			if err := alice.Store.View(ctx, func(tx *store.Tx) error {
+				all, err := tx.Contacts()
+				for _, c := range all {
+					n, err = tx.CountMessages(c.ID)
+				}
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+			return n
+		}
+		acks := make(chan struct{}, 100)
+		w.Tap(func(from, _ netip.Addr, b []byte) []byte {
+			all, _ := frames(b)
+			for _, f := range all {
+				if f.Type == stream.TypeAck && from == alice.IP {
+					if n := stored(); n+2 < int64(f.Count) {
+						t.Errorf("%d envelopes are acknowledged, and %d messages are stored", f.Count, n)
+					}
+					acks <- struct{}{}
+				}
+			}
+			return b
+		})
+		for range 20 {
+			door.send(t, s.text(t, "text"))
+		}
+		if len(acks) == 0 {
+			t.Error("no acknowledgement was looked at")
+		}
+	})
+}
+
 // TestB09_Reordered delivers six messages in many orders: they are shown in the
 // order of their author.
 func TestB09_Reordered(t *testing.T) {
