@@ -512,6 +512,8 @@ func explain(err error) error {
 		return refuse(CodeQuota, "free some space and try again", "the disk is full, so nothing was saved")
 	case errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrClosed):
 		return refuse(CodeRefused, "check the disk and restart kith", "kith can only read because saving failed")
+	case errors.Is(err, store.ErrDamaged):
+		return refuse(CodeRefused, "stop kith and restore the data directory from a backup", "the database is damaged")
 	case errors.Is(err, errTooLong), errors.Is(err, message.ErrTextTooLong):
 		return refuse(CodeUsage, "send it as several messages", "a text has at most %d bytes", protocol.MaxText)
 	case errors.Is(err, ratchet.ErrExhausted):

@@ -152,7 +152,7 @@ func (n *Node) WatchEvents(ctx context.Context, req *apiv1.WatchEventsRequest, e
 	for {
 		events, err := n.feed.events(ctx, after, eventPage)
 		if err != nil {
-			return err
+			return explain(err)
 		}
 		for _, e := range events {
 			if err := emit(e); err != nil {
@@ -202,7 +202,7 @@ func (n *Node) ListEvents(ctx context.Context, req *apiv1.ListEventsRequest) (*a
 	for {
 		events, err := n.feed.events(ctx, after, min(limit, 1000))
 		if err != nil {
-			return nil, err
+			return nil, explain(err)
 		}
 		if len(events) > 0 || req.WaitMs <= 0 {
 			return &apiv1.ListEventsResponse{Events: events}, nil

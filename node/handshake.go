@@ -149,7 +149,7 @@ func (w *work) respond(inviteID, payload []byte) (s *session, rest, plaintext []
 	case !w.n.gate.admit(w.now):
 		return nil, nil, nil, errBusy
 	case inv.State == store.InviteUsed:
-		return nil, nil, nil, w.usedTwice(inv)
+		return nil, nil, nil, w.usedTwice(inv) // once: then its state is another
 	case inv.State != store.InviteOpen || !answerable(inv, w.now):
 		return nil, nil, nil, nil
 	}
@@ -294,10 +294,7 @@ func (w *work) requestsFull() (bool, error) {
 // usedTwice tells the user that somebody else holds a one-time invite's link:
 // one of the two is not who it was meant for.
 func (w *work) usedTwice(inv store.InviteRow) error {
-	if inv.Uses > 1 {
-		return nil // the user has been told
-	}
-	if err := w.tx.SetInvite(inv.ID, inv.State, inv.Uses+1); err != nil {
+	if err := w.tx.SetInvite(inv.ID, store.InviteTwice, inv.Uses); err != nil {
 		return err
 	}
 	return w.emit(eventContact, 0, contactEvent{

@@ -161,7 +161,7 @@ func (w *work) showInvite(r store.InviteRow) *apiv1.Invite { return showInvite(r
 func showInvite(r store.InviteRow, now time.Time) *apiv1.Invite {
 	state := "open"
 	switch {
-	case r.State == store.InviteUsed:
+	case r.State == store.InviteUsed, r.State == store.InviteTwice:
 		state = "used"
 	case r.State == store.InviteRevoked:
 		state = "revoked"

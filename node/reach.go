@@ -47,7 +47,7 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 	// Both ways end with a connection; only then is a stream opened, once.
 	results := make(chan outcome, 2)
 	tries := 1
-	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 {
+	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 && d.Public != nil {
 		tries++
 		go func() { results <- outcome{id: old.ID, keys: keys, err: c.connect(ctx, old)} }()
 	}

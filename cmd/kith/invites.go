@@ -182,7 +182,8 @@ friend is offline: what you write is delivered when they come back.`,
 			}
 			name := clean(contact.GetName())
 			contact, err = waitEstablished(ctx, client, contact)
-			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			var late *api.Error
+			if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &late) && late.Code == api.CodeTimeout {
 				return &api.Error{
 					Code:    api.CodeTimeout,
 					Message: name + " has not answered yet; kith keeps trying while it runs",

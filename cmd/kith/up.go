@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -315,8 +316,8 @@ func explainStore(err error) error {
 		return &api.Error{Code: api.CodeRefused, Message: inUse.Error()}
 	case errors.Is(err, store.ErrPassphraseNeeded), errors.Is(err, store.ErrPassphrase):
 		return &api.Error{Code: api.CodeLocked, Message: err.Error(), Hint: "use --passphrase-file FILE, or --passphrase to be asked"}
-	case errors.Is(err, store.ErrFull):
-		return &api.Error{Code: api.CodeQuota, Message: err.Error()}
+	case errors.Is(err, store.ErrFull), errors.Is(err, syscall.ENOSPC):
+		return &api.Error{Code: api.CodeQuota, Message: "the disk is full, so the store could not be opened", Hint: "free some space and try again"}
 	}
 	return err
 }

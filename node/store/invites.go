@@ -8,6 +8,7 @@ const (
 	InviteOpen    InviteState = 1
 	InviteUsed    InviteState = 2 // a one-time invite that was answered
 	InviteRevoked InviteState = 3
+	InviteTwice   InviteState = 4 // a used one that was answered again, of which its maker has been told
 )
 
 // InviteRow is an invite of ours.
