@@ -102,6 +102,7 @@ func (w *world) tryDial(t *testing.T, u *nodetest.User, key protocol.StreamKey, 
 				}
 			case stream.TypeAck:
 				l.acks <- f.Count
+			case stream.TypePing, stream.TypePong, stream.TypeClose:
 			}
 		}
 	}()

@@ -218,12 +218,33 @@ func serve(t testing.TB, b api.Backend) (home string) {
 
 // verbs is every command that asks the daemon something.
 var verbs = [][]string{
-	{"status"}, {"doctor"}, {"id"},
-	{"invite"}, {"invite", "--qr"}, {"invite", "revoke", "x"}, {"invites"}, {"accept", "kith:x"}, {"accept", "kith:x", "--wait"},
-	{"requests"}, {"approve", "x"}, {"reject", "x"},
-	{"contacts"}, {"rename", "x", "y"}, {"block", "x"}, {"unblock", "x"}, {"verify", "x"}, {"verify", "x", "--yes", "--qr"}, {"ping", "x"},
-	{"send", "x", "hi"}, {"read", "x"}, {"chats"}, {"trace", "x"}, {"cancel", "x"}, {"watch", "-n", "4"},
-	{"wait"}, {"down"},
+	{"status"},
+	{"doctor"},
+	{"id"},
+	{"invite"},
+	{"invite", "--qr"},
+	{"invite", "revoke", "x"},
+	{"invites"},
+	{"accept", "kith:x"},
+	{"accept", "kith:x", "--wait"},
+	{"requests"},
+	{"approve", "x"},
+	{"reject", "x"},
+	{"contacts"},
+	{"rename", "x", "y"},
+	{"block", "x"},
+	{"unblock", "x"},
+	{"verify", "x"},
+	{"verify", "x", "--yes", "--qr"},
+	{"ping", "x"},
+	{"send", "x", "hi"},
+	{"read", "x"},
+	{"chats"},
+	{"trace", "x"},
+	{"cancel", "x"},
+	{"watch", "-n", "4"},
+	{"wait"},
+	{"down"},
 }
 
 func TestNotRunning(t *testing.T) {
@@ -327,8 +348,10 @@ func TestH15_EveryVerb(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := &teller{name: attack, text: attack, events: []*apiv1.Event{
-			{Id: 1, Type: "message", Data: string(data)}, {Id: 2, Type: "ledger", Data: string(data)},
-			{Id: 3, Type: attack, Data: string(data)}, {Id: 4, Type: "message", Data: attack},
+			{Id: 1, Type: "message", Data: string(data)},
+			{Id: 2, Type: "ledger", Data: string(data)},
+			{Id: 3, Type: attack, Data: string(data)},
+			{Id: 4, Type: "message", Data: attack},
 		}}
 		home := serve(t, b)
 		for _, verb := range verbs {
