@@ -117,23 +117,16 @@ func noise(n int) []byte {
 // tamper changes the envelopes that travel from one machine to another: each is
 // replaced by what f returns.
 func (w *world) tamper(from, to netip.Addr, f func(envelope []byte) [][]byte) {
-	w.Tap(func(a, b netip.Addr, written []byte) []byte {
-		all, ok := frames(written)
-		if !ok || a != from || b != to {
-			return written
+	w.Tap(framed(func(a, b netip.Addr, fr stream.Frame) []stream.Frame {
+		if fr.Type != stream.TypeEnvelope || a != from || b != to {
+			return []stream.Frame{fr}
 		}
-		var out []byte
-		for _, fr := range all {
-			if fr.Type != stream.TypeEnvelope {
-				out = stream.AppendFrame(out, fr)
-				continue
-			}
-			for _, e := range f(fr.Envelope) {
-				out = stream.AppendFrame(out, stream.Frame{Type: stream.TypeEnvelope, Envelope: e})
-			}
+		var out []stream.Frame
+		for _, e := range f(fr.Envelope) {
+			out = append(out, stream.Frame{Type: stream.TypeEnvelope, Envelope: e})
 		}
 		return out
-	})
+	}))
 }
 
 // TestB08_DroppedMessage loses messages on the way. The next one that arrives
@@ -208,18 +201,15 @@ func TestP4_CommitThenAcknowledge(t *testing.T) {
 			return n
 		}
 		acks := make(chan struct{}, 100)
-		w.Tap(func(from, _ netip.Addr, b []byte) []byte {
-			all, _ := frames(b)
-			for _, f := range all {
-				if f.Type == stream.TypeAck && from == alice.IP {
-					if n := stored(); n+2 < int64(f.Count) {
-						t.Errorf("%d envelopes are acknowledged, and %d messages are stored", f.Count, n)
-					}
-					acks <- struct{}{}
+		w.Tap(framed(func(from, _ netip.Addr, f stream.Frame) []stream.Frame {
+			if f.Type == stream.TypeAck && from == alice.IP {
+				if n := stored(); n+2 < int64(f.Count) {
+					t.Errorf("%d envelopes are acknowledged, and %d messages are stored", f.Count, n)
 				}
+				acks <- struct{}{}
 			}
-			return b
-		})
+			return []stream.Frame{f}
+		}))
 		for range 20 {
 			door.send(t, s.text(t, "text"))
 		}

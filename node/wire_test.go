@@ -4,6 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
+	"io"
 	"net/netip"
 	"slices"
 	"sync"
@@ -15,20 +18,39 @@ import (
 	"github.com/kith-im/kith/protocol/stream"
 )
 
-// frames splits what was written to a stream at once into frames; ok says that
-// it was nothing else.
-func frames(b []byte) (all []stream.Frame, ok bool) {
-	r := bufio.NewReader(bytes.NewReader(b))
-	for {
-		if _, err := r.Peek(1); err != nil {
-			return all, len(all) > 0
+// framed returns a tap that hands every frame a stream carries to f, which
+// returns the frames that travel in its place. What is not frames, a greeting for
+// example, goes by.
+func framed(f func(from, to netip.Addr, fr stream.Frame) []stream.Frame) nodetest.Tap {
+	return func(from, to netip.Addr) func([]byte) []byte {
+		var pending []byte // the beginning of an envelope's frame
+		return func(b []byte) (out []byte) {
+			pending = append(pending, b...)
+			for len(pending) > 0 {
+				r := bytes.NewReader(pending)
+				in := bufio.NewReaderSize(r, 16)
+				fr, err := stream.ReadFrame(in)
+				switch {
+				case err == nil:
+					pending = pending[len(pending)-r.Len()-in.Buffered():]
+					for _, fr := range f(from, to, fr) {
+						out = stream.AppendFrame(out, fr)
+					}
+				case errors.Is(err, io.ErrUnexpectedEOF) && beginsEnvelope(pending):
+					return out
+				default:
+					out, pending = append(out, pending...), nil
+				}
+			}
+			return out
 		}
-		f, err := stream.ReadFrame(r)
-		if err != nil {
-			return nil, false
-		}
-		all = append(all, f)
 	}
+}
+
+// beginsEnvelope says whether b is the beginning of a frame with an envelope.
+func beginsEnvelope(b []byte) bool {
+	size, n := binary.Uvarint(b)
+	return n > 0 && len(b) > n && b[n] == byte(stream.TypeEnvelope) && bucket(int(size)-1)
 }
 
 // sighting is an envelope that travelled.
@@ -46,22 +68,15 @@ type recorder struct {
 // record begins to keep what travels.
 func (w *world) record() *recorder {
 	r := &recorder{}
-	w.Tap(func(from, to netip.Addr, b []byte) []byte {
-		r.see(from, to, b)
-		return b
-	})
-	return r
-}
-
-func (r *recorder) see(from, to netip.Addr, b []byte) {
-	all, _ := frames(b)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, f := range all {
+	w.Tap(framed(func(from, to netip.Addr, f stream.Frame) []stream.Frame {
 		if f.Type == stream.TypeEnvelope {
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			r.all = append(r.all, sighting{from, to, bytes.Clone(f.Envelope)})
 		}
-	}
+		return []stream.Frame{f}
+	}))
+	return r
 }
 
 // of returns the envelopes from one machine to another, each once, in order.

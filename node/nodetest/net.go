@@ -47,6 +47,7 @@ type Network struct {
 	ports     uint16
 	changed   chan struct{} // closed and replaced when a link comes or goes
 	tap       Tap
+	taps      int // how often tap was set
 }
 
 // NewNetwork makes an empty network without latency or loss. What chance it
@@ -87,15 +88,15 @@ func (n *Network) Partition(groups ...[]netip.Addr) {
 // Blackhole makes everything from and to ip vanish until Heal.
 func (n *Network) Blackhole(ip netip.Addr) { n.update(func() { n.hole[ip] = true }) }
 
-// A Tap sees what one machine writes to a stream with another, in clear, one
-// write at a time, and returns what travels in its place; nothing travels in
-// place of an empty answer. It is called from many goroutines, and must not
-// keep b.
-type Tap func(from, to netip.Addr, b []byte) []byte
+// A Tap is called for every stream between two machines and returns what is
+// called with each piece that from writes to it, in clear and in order. What that
+// returns travels in the piece's place: nothing, if it is empty. It must not keep b.
+type Tap func(from, to netip.Addr) func(b []byte) []byte
 
-// Tap puts f into every stream, present and future; nil ends that. It stands
-// where a broken or hostile peer does: above TLS, which nobody on the wire can.
-func (n *Network) Tap(f Tap) { n.update(func() { n.tap = f }) }
+// Tap puts f into every stream, present and future, in the place of an earlier
+// one; nil ends that. It stands where a broken or hostile peer does: above TLS,
+// which nobody on the wire can.
+func (n *Network) Tap(f Tap) { n.update(func() { n.tap = f; n.taps++ }) }
 
 // Heal ends all partitions and black holes. What stalled connections had
 // sent arrives.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -221,7 +222,7 @@ func (c *tappedConn) OpenStream(ctx context.Context) (network.MuxedStream, error
 	if err != nil {
 		return nil, err
 	}
-	return &tappedStream{s, c}, nil
+	return &tappedStream{MuxedStream: s, conn: c}, nil
 }
 
 func (c *tappedConn) AcceptStream() (network.MuxedStream, error) {
@@ -229,27 +230,44 @@ func (c *tappedConn) AcceptStream() (network.MuxedStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tappedStream{s, c}, nil
+	return &tappedStream{MuxedStream: s, conn: c}, nil
 }
 
 type tappedStream struct {
 	network.MuxedStream
 	conn *tappedConn
+
+	mu   sync.Mutex
+	tap  func([]byte) []byte
+	taps int // which of the network's taps that is
 }
 
 func (s *tappedStream) Write(b []byte) (int, error) {
-	n := s.conn.network
-	n.mu.Lock()
-	tap := n.tap
-	n.mu.Unlock()
-	out := b
-	if tap != nil {
-		if out = tap(s.conn.local, s.conn.remote, b); len(out) == 0 {
-			return len(b), nil
-		}
+	out := s.through(b)
+	if len(out) == 0 {
+		return len(b), nil
 	}
 	if _, err := s.MuxedStream.Write(out); err != nil {
 		return 0, err
 	}
 	return len(b), nil
+}
+
+// through returns what travels in the place of b.
+func (s *tappedStream) through(b []byte) []byte {
+	n := s.conn.network
+	n.mu.Lock()
+	tap, taps := n.tap, n.taps
+	n.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if taps != s.taps {
+		if s.tap, s.taps = nil, taps; tap != nil {
+			s.tap = tap(s.conn.local, s.conn.remote)
+		}
+	}
+	if s.tap == nil {
+		return b
+	}
+	return s.tap(b)
 }
