@@ -358,6 +358,36 @@ func TestSendErrors(t *testing.T) {
 	})
 }
 
+// TestConversations lists what there is to read, each with its last message.
+func TestConversations(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice, bob := w.pair()
+		carol := w.user("carol")
+		nodetest.Befriend(alice, carol)
+		alice.UntilDelivered(alice.Say("bob", "one", "two")...)
+		bob.UntilDelivered(bob.Say("alice", "three")...)
+		out, err := alice.ListConversations(ctx, &apiv1.ListConversationsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out.Conversations) != 2 {
+			t.Fatalf("%d conversations", len(out.Conversations))
+		}
+		for _, c := range out.Conversations {
+			switch c.Name {
+			case "bob":
+				if c.Messages != 3 || c.Last == nil || c.Last.Text != "three" || c.Contact.State != "established" {
+					t.Errorf("the one with bob is %v", c)
+				}
+			case "carol":
+				if c.Messages != 0 || c.Last != nil {
+					t.Errorf("the one with carol is %v", c)
+				}
+			}
+		}
+	})
+}
+
 // TestPages reads a conversation in pages, from both ends.
 func TestPages(t *testing.T) {
 	simulate(t, 1, func(t *testing.T, w *world) {

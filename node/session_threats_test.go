@@ -63,7 +63,47 @@ func TestB01_B05_CopiedDevice(t *testing.T) {
 	})
 }
 
-// TestB02_Garbage sends ten thousand envelopes that do not open, under a tag that
+// TestB01_Contradictions: two messages in one place, or one that follows another
+// than its author's last, are a sign of a copied device. So is a place that no
+// honest history reaches. The conversation is paused, once.
+func TestB01_Contradictions(t *testing.T) {
+	text := func(seq, depth uint64, prev message.ID) *message.Message {
+		return &message.Message{Seq: seq, Prev: prev, Depth: depth, Time: 1, Content: &message.Text{Body: "no"}}
+	}
+	for name, second := range map[string]func(first message.ID) *message.Message{
+		"the same place":     func(message.ID) *message.Message { return text(1, 2, message.ID{}) },
+		"another chain":      func(message.ID) *message.Message { return text(2, 2, message.ID{1}) },
+		"before the first":   func(first message.ID) *message.Message { return text(2, 1, first) },
+		"a far later place":  func(message.ID) *message.Message { return text(1<<40, 2, message.ID{1}) },
+		"far below the rest": func(first message.ID) *message.Message { return text(2, 1<<40, first) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, 1, func(t *testing.T, w *world) {
+				alice := w.user("alice")
+				link := oneTime(alice, "")
+				s := newStranger(t, alice, link)
+				door := w.knock(t, alice, link)
+				door.send(t, s.introduction(t)...)
+				door.send(t, s.text(t, "yes"))
+				first := s.prev
+				if c := alice.Contact("stranger"); c.Alarm != "" {
+					t.Fatalf("the first message alarms: %s", c.Alarm)
+				}
+				door.send(t, s.seal(t, second(first)))
+				if c := alice.Contact("stranger"); c.State != "key_changed" || c.Alarm == "" {
+					t.Errorf("the contact is %s", c.State)
+				}
+				_, err := alice.Send(ctx, &apiv1.SendRequest{Conversation: "stranger", Texts: []string{"x"}})
+				wantCode(t, err, node.CodeKeyUntrusted)
+				if all := alice.Messages("stranger"); all[0].Text != "yes" {
+					t.Error("the first message is not the first any more")
+				}
+			})
+		})
+	}
+}
+
+// TestB02_B14_Garbage sends ten thousand envelopes that do not open, under a tag that
 // names the session: the session is byte for byte what it was, and nothing is
 // said. TestB14: each kind of failure looks the same to the sender.
 func TestB02_B14_Garbage(t *testing.T) {
