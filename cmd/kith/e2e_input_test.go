@@ -94,6 +94,18 @@ func TestBadInvite(t *testing.T) {
 	if a.onlyContact() == "" {
 		t.Error("a used invite made another contact")
 	}
+
+	// Whoever asks for a new one gets in by it, with what was written meanwhile.
+	c.must("send", "ann", "is anybody there")
+	c.must("accept", a.invite("--name", "cid"), "--wait", "--timeout", "60s")
+	c.must("send", "ann", "you are", "--wait", "delivered", "--timeout", "60s")
+	var texts []string
+	for _, m := range a.read("cid") {
+		texts = append(texts, m.Text)
+	}
+	if got := strings.Join(texts, "|"); got != "is anybody there|you are" {
+		t.Errorf("after the second invite ann reads %q", got)
+	}
 }
 
 func TestBadText(t *testing.T) {

@@ -106,3 +106,22 @@ func TestFS04_DiskFull(t *testing.T) {
 	}
 	a.kill()
 }
+
+// TestFS04_NoRoomToBegin starts kith for the first time on a full disk.
+func TestFS04_NoRoomToBegin(t *testing.T) {
+	n := newNetwork(t)
+	dir := filepath.Join(n.dir, "a")
+	smallDisk(t, dir, "12m")
+	free := fill(t, dir)
+	code, stdout, stderr := cli(t, "", "--home", dir, "-q", "up", "--listen", "/ip4/127.0.0.1/tcp/0")
+	if code != exitQuota || strings.Contains(stdout, "ready") || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "free some space") {
+		t.Errorf("kith up on a full disk: exit %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+	free()
+	a := n.home("a", "--listen", "/ip4/127.0.0.1/tcp/0")
+	a.up()
+	if a.ready.Account == "" {
+		t.Error("there is no account")
+	}
+	a.kill()
+}

@@ -248,7 +248,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Log:       d.log,
 	})
 	if err != nil {
-		return fmt.Errorf("open the messenger: %w", err)
+		return explainStore(fmt.Errorf("open the messenger: %w", err))
 	}
 
 	// The local API.
