@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -96,4 +97,43 @@ func BenchmarkView(b *testing.B) {
 		stop()
 		wg.Wait()
 	})
+}
+
+// What a daemon commits while a sender streams: 256 texts in one update, each a
+// message under a random id with its delivery and its envelope of 1 KiB.
+func BenchmarkTexts(b *testing.B) {
+	const texts = 256
+	e := testEngine()
+	e.schema = migrations
+	s := openTest(b, b.TempDir(), e)
+	err := s.Update(context.Background(), func(tx *Tx) error {
+		_, err := tx.exec(`INSERT INTO contacts (id, handle, name, profile, state, blocked, verified, added) VALUES (1, 'h', 'n', '', 1, 0, 0, 0)`)
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	author, seq := bodyOf(1)[:32], uint64(0)
+	for b.Loop() {
+		err := s.Update(context.Background(), func(tx *Tx) error {
+			for range texts {
+				seq++
+				id := make([]byte, 32)
+				rand.Read(id)
+				m := MessageRow{ID: id, Contact: 1, Author: author, Mine: true, Seq: seq, Depth: seq, Wire: body600[:250]}
+				if _, err := tx.AddMessage(&m); err != nil {
+					return err
+				}
+				d := DeliveryRow{Device: author, Contact: 1, Envelope: make([]byte, 1024)}
+				if err := tx.AddDelivery(d, m.N); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(texts*b.N)/b.Elapsed().Seconds(), "texts/s")
 }

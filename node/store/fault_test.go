@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
 	"time"
 
 	"lukechampine.com/adiantum"
@@ -291,8 +292,46 @@ func subset(part, whole []int64) bool {
 func TestFS04_DiskFull(t *testing.T) {
 	// Some sizes end between a commit's last frame and the padding after it.
 	for blocks := range int64(soak(4, 200)) {
-		diskFull(t, 2<<20+blocks*blockSize)
+		diskFull(t, reserveSize+1<<20+blocks*blockSize)
 	}
+}
+
+// FS-04: kith was killed while the log was at its largest, and the disk is
+// full: the reserve is enough to open.
+func TestFS04_FullAtOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // the log is not emptied for want of work
+		e := testEngine()
+		disk := newSimDisk(1)
+		e.disk = disk
+		dir := t.TempDir()
+		s := openTest(t, dir, e)
+		const items, pages = 9, logPages / 10
+		for id := range int64(items) {
+			body := bytes.Repeat([]byte{byte(id)}, pages*blockSize)
+			if err := s.Update(t.Context(), func(tx *Tx) error { return put(tx, id, body) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		disk.mu.Lock()
+		log := len(disk.live[filepath.Join(s.dir, databaseName+"-wal")].live)
+		disk.off = true
+		disk.mu.Unlock()
+		s.Close() // fails: it was killed
+		if log < items*pages*blockSize {
+			t.Fatalf("the log has %d bytes, want %d or more", log, items*pages*blockSize)
+		}
+		disk.off, disk.quota = false, disk.used()
+		s = openTest(t, dir, e)
+		defer s.Close()
+		var n int
+		err := s.View(t.Context(), func(tx *Tx) error { return tx.queryRow(`SELECT count(*) FROM items`).scan(&n) })
+		if err != nil || n != items {
+			t.Fatalf("%d items and %v, want %d", n, err, items)
+		}
+		if err := s.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 func diskFull(t *testing.T, size int64) {

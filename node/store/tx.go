@@ -140,7 +140,7 @@ var (
 		`cache_size = -2048`,   // four connections; the system caches the files too
 	}
 	writerPragmas = append(slices.Clip(commonPragmas),
-		`wal_autocheckpoint = 256`,
+		fmt.Sprintf(`wal_autocheckpoint = %d`, logPages),
 		fmt.Sprintf(`busy_timeout = %d`, truncateWait.Milliseconds()))
 	readerPragmas = append(slices.Clip(commonPragmas),
 		`query_only = ON`,

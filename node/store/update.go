@@ -321,24 +321,32 @@ func (s *Store) emptyLog() bool {
 func (s *Store) restoreReserve() bool {
 	s.spent = true
 	name := filepath.Join(s.dir, reserveName)
-	if ok, err := s.disk.exists(name); ok || err != nil {
-		s.spent = err != nil
-		return !s.spent
-	}
 	f, err := s.disk.open(name, true)
 	if err != nil {
 		return false
 	}
-	ballast := make([]byte, reserveSize)
-	rand.Read(ballast) // so that no file system compresses it away
-	_, err = f.WriteAt(ballast, 0)
-	if err = errors.Join(err, f.Close()); err != nil {
-		// A partial reserve would pass for a whole one.
-		_ = s.disk.remove(name)
+	if err := errors.Join(fillReserve(f), f.Close()); err != nil {
+		_ = s.disk.remove(name) // a part of it would only take room
 		return false
 	}
 	s.spent = false
 	return true
+}
+
+// fillReserve writes what is missing of the reserve.
+func fillReserve(f diskFile) error {
+	at, err := f.Size()
+	if err != nil {
+		return err
+	}
+	ballast := make([]byte, 1<<20)
+	for ; at < reserveSize; at += int64(len(ballast)) {
+		rand.Read(ballast) // so that no file system compresses it away
+		if _, err := f.WriteAt(ballast, at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // spendReserve gives the space of the reserve back to the disk.
