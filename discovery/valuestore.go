@@ -30,7 +30,7 @@ const (
 	recordOverhead = 512
 	// maxPerPeer and maxPerAddress bound the records that one peer, and one
 	// address (/64 of IPv6), may have here: many contacts' points, and no flood.
-	maxPerPeer    = 256
+	maxPerPeer    = 1024
 	maxPerAddress = 2048
 	// maxAge bounds how long a record is kept, whatever it says.
 	maxAge = protocol.MaxRecordLife

@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
+	"github.com/kith-im/kith/discovery"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/invite"
@@ -37,6 +38,11 @@ const (
 	// lookAround is how often our own addresses are looked at: libp2p says
 	// nothing of changes to addresses that it does not publish.
 	lookAround = 20 * time.Second
+
+	// A record of ours is looked for, as a contact would, after proofMin to
+	// proofMax: community nodes come and go, and forget when they do.
+	proofMin = 10 * time.Minute
+	proofMax = 20 * time.Minute
 
 	// keepWays is how many addresses of community nodes are kept for the next run.
 	keepWays = 64
@@ -93,7 +99,10 @@ func (b *beacon) run(ctx context.Context) {
 	around := time.NewTicker(lookAround)
 	defer around.Stop()
 	addresses := b.addresses()
-	done := make(map[[32]byte]bool) // points whose record is in place
+	done := make(map[[32]byte]rendezvous.Point) // points whose record is in place
+	proof := time.NewTimer(proofMin + rand.N(proofMax-proofMin))
+	defer proof.Stop()
+	alone := false
 	renew := time.NewTimer(b.renewal())
 	defer renew.Stop()
 	retry := time.NewTimer(0)
@@ -107,13 +116,23 @@ func (b *beacon) run(ctx context.Context) {
 			clear(done)
 			renew.Reset(b.renewal())
 		case <-around.C:
-			now := b.addresses()
-			if now == addresses {
+			now, wasAlone := b.addresses(), alone
+			alone = b.n.cfg.Discovery.Status().Peers == 0
+			switch {
+			case now != addresses:
+				addresses = now
+				b.n.outbox.hurry()
+			case wasAlone && !alone: // they may have forgotten us
+			default:
 				continue
 			}
-			addresses = now
 			clear(done)
-			b.n.outbox.hurry()
+		case <-proof.C:
+			proof.Reset(proofMin + rand.N(proofMax-proofMin))
+			if b.proven(ctx, done) {
+				continue
+			}
+			clear(done)
 		case <-ctx.Done():
 			return
 		}
@@ -124,6 +143,15 @@ func (b *beacon) run(ctx context.Context) {
 		retry.Reset(pause/2 + rand.N(pause))
 		pause = min(2*pause, retryAnnounceMax)
 	}
+}
+
+// proven says whether one of our records is found where it was left.
+func (b *beacon) proven(ctx context.Context, done map[[32]byte]rendezvous.Point) bool {
+	for _, p := range done { // any one
+		_, err := b.n.cfg.Discovery.Find(ctx, []rendezvous.Point{p})
+		return err == nil || !errors.Is(err, discovery.ErrNotFound)
+	}
+	return true
 }
 
 // renewal is when all records are announced anew: before they run out, and
@@ -150,7 +178,7 @@ type audience struct {
 }
 
 // announce publishes the records that are not in place and says whether all are.
-func (b *beacon) announce(ctx context.Context, done map[[32]byte]bool) bool {
+func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Point) bool {
 	type announcement struct {
 		point rendezvous.Point
 		key   [32]byte
@@ -177,7 +205,8 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]bool) bool {
 		where.Bundle = a.bundle
 		for day := today; day <= today+1; day++ {
 			for _, p := range rendezvous.Derive(a.secret, b.n.self.device.Hash(), day) {
-				if goal++; !done[p.Key()] {
+				goal++
+				if _, ok := done[p.Key()]; !ok {
 					due = append(due, announcement{point: p, key: p.Key(), day: day, body: where})
 				}
 			}
@@ -214,7 +243,7 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]bool) bool {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			done[a.key] = true
+			done[a.key] = a.point
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.result.kept++

@@ -39,7 +39,7 @@ const (
 
 	// acceptPatience is how long accepting waits for the inviter's keys before
 	// it leaves the search to the background.
-	acceptPatience = 8 * time.Second
+	acceptPatience = 5 * time.Second
 )
 
 // CreateInvite makes a link that turns whoever opens it into a contact, or,
@@ -120,7 +120,7 @@ func (w *work) newPrekey(inv store.InviteRow) (*handshake.Prekey, error) {
 	if err != nil {
 		return nil, err
 	}
-	erase := inv.Erase
+	erase := inv.Erase - (messageLife - answerGrace).Milliseconds()
 	if inv.Reusable {
 		erase = min(erase, w.age+(prekeyLife+answerGrace).Milliseconds())
 	}

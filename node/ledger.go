@@ -366,6 +366,10 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 		if err != nil {
 			return err
 		}
+		if row.Gone != 0 { // already done
+			out.Message, err = n.show(w.tx, row, c)
+			return err
+		}
 		deliveries, err := w.tx.Deliveries(row)
 		if err != nil {
 			return err
@@ -511,33 +515,41 @@ func (w *work) takeGone(s *session, c store.ContactRow, ch *chain, m *message.Go
 // tidyBatch bounds how much one transaction of tidying does.
 const tidyBatch = 500
 
-// tidy ends what ends by itself, by the store's age, and says whether there is
-// more to do.
-func (w *work) tidy() (more bool, err error) {
+// tidy ends what ends by itself, by the store's age, and says when something
+// is to end next.
+func (w *work) tidy() (next time.Duration, err error) {
 	expired, err := w.tx.ExpiredDeliveries(w.age, tidyBatch)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	for _, d := range expired {
 		c, err := w.tx.Contact(d.Contact)
 		if err != nil {
-			return false, err
+			return 0, err
 		}
 		if err := w.moveDelivery(c, &d, store.DeliveryExpired, "not delivered in time"); err != nil {
-			return false, err
+			return 0, err
 		}
 	}
 	if len(expired) == tidyBatch {
-		return true, nil
+		return 0, nil
+	}
+	at, err := w.tx.NextExpiry()
+	if err != nil {
+		return 0, err
+	}
+	next = tidyEvery
+	if left := at - w.age; left < tidyEvery.Milliseconds() {
+		next = time.Duration(left) * time.Millisecond
 	}
 	if err := w.n.age.save(w.tx, w.now); err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := w.tx.EraseInvites(w.age); err != nil {
-		return false, err
+		return 0, err
 	}
 	if err := w.tx.ForgetIdempotent(w.age - messageLife.Milliseconds()); err != nil {
-		return false, err
+		return 0, err
 	}
-	return false, w.tx.PruneEvents(w.age-eventLife.Milliseconds(), w.age-cursorLife.Milliseconds())
+	return next, w.tx.PruneEvents(w.age-eventLife.Milliseconds(), w.age-cursorLife.Milliseconds())
 }

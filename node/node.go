@@ -87,6 +87,7 @@ type Node struct {
 	lobby   *lobby
 	beacon  *beacon
 	gate    *gate
+	hasty   chan struct{} // something expires soon
 	started time.Time
 }
 
@@ -115,6 +116,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("load the store's age: %w", err)
 	}
 	n.gate = newGate(cfg.Now())
+	n.hasty = make(chan struct{}, 1)
 	n.outbox = newOutbox(n)
 	n.lobby = newLobby(n)
 	n.beacon = newBeacon(n)
@@ -166,30 +168,33 @@ func (n *Node) keep(ctx context.Context) error {
 	}
 }
 
-// tidyEvery is how often expiry is looked after.
-const tidyEvery = time.Hour
+// tidyEvery is how often expiry is looked after, and sooner if something is to
+// expire sooner, but not before tidyRest.
+const (
+	tidyEvery = time.Hour
+	tidyRest  = 250 * time.Millisecond
+)
 
 // tidy looks after everything that ends by itself: envelopes, invites, prekeys,
 // events.
 func (n *Node) tidy(ctx context.Context) {
-	tick := time.NewTicker(tidyEvery)
-	defer tick.Stop()
 	for {
-		for more := true; more; {
-			if err := n.update(ctx, func(w *work) (err error) {
-				more, err = w.tidy()
-				return err
-			}); err != nil {
-				if ctx.Err() == nil {
-					n.log.Warn("tidying up failed; it is tried again in an hour", "cause", err)
-				}
-				break
-			}
+		next := tidyEvery
+		if err := n.update(ctx, func(w *work) (err error) {
+			next, err = w.tidy()
+			return err
+		}); err != nil && ctx.Err() == nil {
+			n.log.Warn("tidying up failed; it is tried again in an hour", "cause", err)
+			next = tidyEvery
 		}
+		timer := time.NewTimer(min(max(next, tidyRest), tidyEvery))
 		select {
-		case <-tick.C:
+		case <-timer.C:
+		case <-n.hasty:
 		case <-ctx.Done():
+			timer.Stop()
 			return
 		}
+		timer.Stop()
 	}
 }

@@ -106,7 +106,7 @@ func createSelf(tx *store.Tx, cfg Config, rng io.Reader) (store.AccountRow, erro
 		return store.AccountRow{}, err
 	}
 	row := store.AccountRow{
-		Name:    cfg.Name,
+		Name:    cleanName(cfg.Name),
 		Secret:  append(account.Marshal(), device.Marshal()...),
 		List:    list.Marshal(),
 		Created: cfg.Now().UnixMilli(),

@@ -135,6 +135,10 @@ func (w *work) sentBefore(c store.ContactRow, req *apiv1.SendRequest, out *apiv1
 		}
 		out.Messages = append(out.Messages, shown)
 	}
+	same := func(text string, m *apiv1.Message) bool { return text == m.Text || m.Kind != "text" }
+	if !slices.EqualFunc(req.Texts, out.Messages, same) {
+		return false, refuse(CodeRefused, "use a new key for a new text", "this idempotency key was used for another text")
+	}
 	return true, nil
 }
 
@@ -268,6 +272,7 @@ func (w *work) post(c store.ContactRow, ch *chain, m *message.Message, life time
 	}
 	ch.mine.Seq, ch.mine.ID, ch.mine.Depth = m.Seq, id[:], m.Depth
 	ch.dirty = true
+	w.soon = w.soon || life < tidyEvery
 	return row, w.address(c, wire, row.N, w.age+life.Milliseconds())
 }
 

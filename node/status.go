@@ -140,15 +140,15 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		}
 		add("protection", true, text, "")
 	}
-	add("listen", len(s.Listen) > 0, fmt.Sprintf("Contacts can reach %d addresses here.", len(s.Listen)),
+	add("listen", len(s.Listen) > 0, fmt.Sprintf("Addresses listened on: %d.", len(s.Listen)),
 		"nothing is listened on: start with --listen, or let contacts be reachable instead")
-	add("directory", s.Dht.Table > 0, fmt.Sprintf("%d community nodes are known, %d connected.", s.Dht.Table, n.cfg.Discovery.Status().Peers),
+	add("directory", s.Dht.Table > 0 || n.self == nil, // the first community node of a network knows no other
+		fmt.Sprintf("Community nodes known: %d; connected: %d.", s.Dht.Table, n.cfg.Discovery.Status().Peers),
 		"no community node answers: check the network, or name one with --bootstrap")
 	if n.self != nil {
-		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("%d of %d records were read back from other nodes.", s.Published, s.PublishGoal),
+		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
 			"contacts may not find you yet; this is tried again by itself")
-		add("outbox", s.Outbox == 0, fmt.Sprintf("%d envelopes wait to be taken or receipted.", s.Outbox),
-			"this is normal while contacts are offline; see kith trace for a message")
+		add("outbox", true, fmt.Sprintf("Waiting to be taken or receipted: %d; kith trace says more of a message.", s.Outbox), "")
 	}
 	return out, nil
 }

@@ -32,6 +32,7 @@ type work struct {
 	names    bool                             // who may open a stream has changed
 	publish  bool                             // what we publish has changed
 	event    bool                             // the event log has grown
+	soon     bool                             // something expires before tidying is due
 }
 
 // update runs fn in one transaction. When it returns nil everything fn did is
@@ -80,6 +81,9 @@ func (w *work) finish() error {
 func (w *work) committed() {
 	if w.event {
 		w.n.feed.wake()
+	}
+	if w.soon {
+		poke(w.n.hasty)
 	}
 	if w.names {
 		w.n.lobby.refresh()

@@ -137,6 +137,14 @@ func (tx *Tx) Delivery(message, device []byte) (DeliveryRow, error) {
 	return tx.delivery(`d.message = (SELECT n FROM messages WHERE id = ?) AND d.device = ? ORDER BY d.id DESC LIMIT 1`, message, device)
 }
 
+// NextExpiry returns the age at which the next open delivery expires; the
+// largest number if none does.
+func (tx *Tx) NextExpiry() (int64, error) {
+	var at int64
+	err := tx.queryRow(`SELECT coalesce(min(expires), 9223372036854775807) FROM deliveries WHERE open = 1`).scan(&at)
+	return at, err
+}
+
 // DeliveryByID returns one delivery, or ErrNotFound.
 func (tx *Tx) DeliveryByID(id int64) (DeliveryRow, error) {
 	return tx.delivery(`d.id = ?`, id)

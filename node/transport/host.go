@@ -269,7 +269,9 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 		return cfg.Transports(up, resources)
 	}
 
-	tcpTransport, err := tcp.NewTCPTransport(up, resources, nil, tcp.WithConnectionTimeout(dialTimeout))
+	tcpTransport, err := tcp.NewTCPTransport(up, resources, nil, tcp.WithConnectionTimeout(dialTimeout),
+		// Shared ports would let two daemons listen on one, each hearing half.
+		tcp.DisableReuseport())
 	if err != nil {
 		return nil, fmt.Errorf("tcp: %w", err)
 	}
