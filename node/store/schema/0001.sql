@@ -142,7 +142,6 @@ CREATE TABLE deliveries (
 ) STRICT;
 CREATE INDEX deliveries_open ON deliveries(device, id) WHERE open = 1;
 CREATE INDEX deliveries_message ON deliveries(message) WHERE message IS NOT NULL;
-CREATE INDEX deliveries_contact ON deliveries(contact);
 
 -- The envelopes of open deliveries: apart from the ledger, which is small and
 -- stays.
