@@ -176,8 +176,8 @@ func (k *kith) explain(err error) *api.Error {
 	var e *api.Error
 	switch {
 	case errors.As(err, &e):
-		if e.Code == api.CodeNotRunning && k.home != "" {
-			return &api.Error{Code: e.Code, Message: e.Message, Hint: "start it with: kith up --home " + k.home}
+		if e.Code == api.CodeNotRunning {
+			return &api.Error{Code: e.Code, Message: e.Message, Hint: "start it with: " + k.at("kith up")}
 		}
 		return e
 	case errors.Is(err, context.DeadlineExceeded):
@@ -186,6 +186,17 @@ func (k *kith) explain(err error) *api.Error {
 		return &api.Error{Code: api.CodeRefused, Message: "interrupted"}
 	}
 	return &api.Error{Code: api.CodeRefused, Message: err.Error()}
+}
+
+// at is a command line with what tells the daemon of this one from others.
+func (k *kith) at(command string) string {
+	if k.home != "" {
+		command += " --home " + word(k.home)
+	}
+	if k.socket != "" {
+		command += " --api " + word(k.socket)
+	}
+	return command
 }
 
 // usagef reports a command line that can not be meant.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -60,8 +61,8 @@ sees no messages.`,
 	f.StringArrayVar(&flags.listen.value, "listen", nil, "a `MULTIADDR` to listen on; repeatable")
 	f.StringArrayVar(&flags.bootstrap.value, "bootstrap", nil, "the `MULTIADDR` of a community node, with /p2p/ID; repeatable")
 	f.StringVar(&flags.web.value, "web", "off", "the web UI's address; this version only knows off")
-	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase of the store")
-	f.BoolVar(&ask, "passphrase", false, "ask for a passphrase; at the first start it will protect the store")
+	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
+	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
 	f.BoolVar(&untilEOF, "until-eof", false, "stop when the standard input ends, as it does with the process that holds it")
 	_ = f.MarkHidden("until-eof")
 	k.command(c, 0, 0, func(ctx context.Context, _ []string) error {
@@ -195,12 +196,15 @@ func (d *daemon) serve(ctx context.Context) error {
 	// The store. Its lock is what makes a second daemon on this home impossible.
 	d.stage("store", "Opening the store in %s", d.cfg.paths.Data)
 	st, err := store.Open(store.Options{Dir: d.cfg.paths.Data, Passphrase: d.passphrase, Log: d.log})
+	if err == nil {
+		defer d.removeSocket() // last of all: kith down waits for it
+		defer st.Close()
+		err = d.protect(st)
+	}
 	clear(d.passphrase)
 	if err != nil {
-		return explainStore(err)
+		return d.explainStore(err)
 	}
-	defer d.removeSocket() // last of all: kith down waits for it
-	defer st.Close()
 
 	// The hosts. A user's look-ups go out under another identity than their
 	// conversations, so that nobody sees which belong together.
@@ -248,7 +252,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Log:       d.log,
 	})
 	if err != nil {
-		return explainStore(fmt.Errorf("open the messenger: %w", err))
+		return d.explainStore(fmt.Errorf("open the messenger: %w", err))
 	}
 
 	// The local API.
@@ -278,8 +282,31 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.stage("stopping", "Stopping")
 		return nil
 	case err := <-failed:
+		return d.explainEnd(err)
+	}
+}
+
+// explainEnd says why a part, and with it the daemon, has ended by itself.
+func (d *daemon) explainEnd(err error) error {
+	var explained *api.Error
+	if err = d.explainStore(err); errors.As(err, &explained) {
 		return err
 	}
+	message := "a part of kith ended by itself"
+	if err != nil {
+		message += ": " + err.Error()
+	}
+	return &api.Error{Code: api.CodeInternal, Message: message, Hint: "start it again"}
+}
+
+// protect gives a store that only its key file protects the passphrase that
+// was given for it: whoever gives one believes the store to be protected.
+func (d *daemon) protect(st *store.Store) error {
+	if len(d.passphrase) == 0 || st.Protection() == "passphrase" {
+		return nil
+	}
+	d.stage("protecting", "Protecting the store with the passphrase from now on")
+	return st.ChangePassphrase(nil, d.passphrase)
 }
 
 // part is something that runs until it is told to stop.
@@ -297,7 +324,7 @@ func start(ctx context.Context, run func(context.Context) error, failed chan<- e
 		defer close(p.done)
 		err := run(ctx)
 		if ctx.Err() == nil {
-			failed <- errors.Join(errors.New("a part of kith ended by itself; start it again"), err)
+			failed <- err
 		}
 	}()
 	return p
@@ -308,16 +335,43 @@ func (p *part) stop() {
 	<-p.done
 }
 
-// explainStore gives the errors of opening a store their codes.
-func explainStore(err error) error {
+// explainStore gives the errors of a store, when it is opened and while the
+// daemon runs, their codes and next steps.
+func (d *daemon) explainStore(err error) error {
+	var explained *api.Error
 	var inUse *store.InUseError
+	refused := func(message, hint string) error {
+		return &api.Error{Code: api.CodeRefused, Message: message, Hint: hint}
+	}
 	switch {
+	case errors.As(err, &explained):
+		return err
 	case errors.As(err, &inUse):
-		return &api.Error{Code: api.CodeRefused, Message: inUse.Error()}
-	case errors.Is(err, store.ErrPassphraseNeeded), errors.Is(err, store.ErrPassphrase):
-		return &api.Error{Code: api.CodeLocked, Message: err.Error(), Hint: "use --passphrase-file FILE, or --passphrase to be asked"}
+		holder := ""
+		if inUse.PID != 0 {
+			holder = fmt.Sprintf(" (process %d)", inUse.PID)
+		}
+		return refused("another kith"+holder+" uses this data directory", "stop it with: "+d.k.at("kith down")+", or choose another one with --home")
+	case errors.Is(err, store.ErrPassphraseNeeded):
+		return &api.Error{Code: api.CodeLocked, Message: "this store is protected by a passphrase", Hint: "use --passphrase-file FILE, or --passphrase to be asked"}
+	case errors.Is(err, store.ErrPassphrase):
+		return &api.Error{Code: api.CodeLocked, Message: "the passphrase does not open this store", Hint: "check it and try again with --passphrase-file FILE, or --passphrase to be asked"}
 	case errors.Is(err, store.ErrFull), errors.Is(err, syscall.ENOSPC):
-		return &api.Error{Code: api.CodeQuota, Message: "the disk is full, so the store could not be opened", Hint: "free some space and try again"}
+		return &api.Error{Code: api.CodeQuota, Message: "the disk is full, so kith can save nothing", Hint: "free some space and try again"}
+	case errors.Is(err, store.ErrDamaged):
+		what, ok := strings.CutSuffix(err.Error(), ": "+store.ErrDamaged.Error())
+		if !ok {
+			what = "the store is damaged"
+		}
+		return refused(what, store.ErrDamaged.Error())
+	case errors.Is(err, store.ErrReadOnly):
+		return refused("the disk failed while saving", "check the disk and start kith again")
+	case errors.Is(err, store.ErrNewerSchema):
+		return refused("this store was written by a newer kith", "install that version again, or a later one")
+	case errors.Is(err, syscall.ENOTDIR):
+		return refused(d.cfg.paths.Data+" is not a folder", "choose another one with --home DIR")
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EROFS):
+		return refused("kith can not write into "+d.cfg.paths.Data, "allow it to, or choose another folder with --home DIR")
 	}
 	return err
 }
@@ -328,12 +382,12 @@ func (k *kith) passphrase(cfg *config, ask bool) ([]byte, error) {
 	if path := cfg.passphrase.value; path != "" {
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, usagef("check --passphrase-file", "the passphrase file can not be read: %v", err)
+			return nil, usagef("check --passphrase-file", "the passphrase file %s", unreadable(err))
 		}
 		defer f.Close()
 		b, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
 		if err != nil {
-			return nil, usagef("check --passphrase-file", "the passphrase file can not be read: %v", err)
+			return nil, usagef("check --passphrase-file", "the passphrase file %s", unreadable(err))
 		}
 		b = []byte(strings.TrimRight(string(b), "\r\n"))
 		if len(b) == 0 || len(b) > maxPassphrase {
@@ -349,7 +403,7 @@ func (k *kith) passphrase(cfg *config, ask bool) ([]byte, error) {
 		return nil, usagef("use --passphrase-file FILE", "there is no terminal to ask for the passphrase")
 	}
 	first, err := k.askSecret(in, "Passphrase: ")
-	if err != nil || store.Exists(cfg.paths.Data) {
+	if err != nil || opensOnlyWithPassphrase(cfg.paths.Data) {
 		return first, err
 	}
 	second, err := k.askSecret(in, "The same once more: ")
@@ -360,6 +414,34 @@ func (k *kith) passphrase(cfg *config, ask bool) ([]byte, error) {
 		return nil, usagef("start again", "the two passphrases differ")
 	}
 	return first, nil
+}
+
+// opensOnlyWithPassphrase reports whether a passphrase is checked by opening the
+// store with it; else it will be a new one, in which a slip of the finger would
+// lock its owner out.
+func opensOnlyWithPassphrase(dir string) bool {
+	if !store.Exists(dir) {
+		return false
+	}
+	st, err := store.Open(store.Options{Dir: dir})
+	if err != nil {
+		return true // or not to be opened at all, which the daemon will say
+	}
+	st.Close()
+	return false
+}
+
+// unreadable says why a file could not be read.
+func unreadable(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "does not exist"
+	case errors.Is(err, fs.ErrPermission):
+		return "may not be read by this user"
+	case errors.Is(err, syscall.EISDIR):
+		return "is a folder"
+	}
+	return "can not be read: " + err.Error()
 }
 
 func (k *kith) askSecret(in *os.File, question string) ([]byte, error) {
@@ -602,10 +684,7 @@ func (d *daemon) ready(ctx context.Context, n *node.Node, host *transport.Host) 
 	if d.k.quiet {
 		return nil
 	}
-	home := ""
-	if d.k.home != "" {
-		home = " --home " + word(d.k.home)
-	}
+	home := d.k.at("")
 	w := d.k.stdout
 	fmt.Fprintf(w, "\nkith is ready.\n\n")
 	rows := [][]string{}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -13,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kith-im/kith/node/api"
+	"github.com/kith-im/kith/node/store"
 )
 
 // daemonProcess is a kith up in a process of its own.
@@ -237,6 +241,64 @@ func TestPassphrase(t *testing.T) {
 	}
 	if again := up(t, home, "--passphrase-file", right); again.ready.Account != d.ready.Account {
 		t.Error("the account changed")
+	}
+}
+
+// TestPassphraseLater gives a store that has none a passphrase.
+func TestPassphraseLater(t *testing.T) {
+	if testing.Short() {
+		t.Skip("stretches a passphrase twice")
+	}
+	home, file := shortDir(t), filepath.Join(shortDir(t), "passphrase")
+	writeFile(t, file, "correct horse\n")
+	account := ""
+	for _, args := range [][]string{nil, {"--passphrase-file", file}} {
+		d := up(t, home, args...)
+		_, stdout, _ := cli(t, "", "--home", home, "--json", "status")
+		want := "key file"
+		if args != nil {
+			want = "passphrase"
+		}
+		var s statusJSON
+		if err := json.Unmarshal([]byte(stdout), &s); err != nil || s.Store != want {
+			t.Errorf("kith up %v: the store is protected by %q, want %q", args, s.Store, want)
+		}
+		if account == "" {
+			account = d.ready.Account
+		} else if d.ready.Account != account {
+			t.Error("the account changed")
+		}
+		if code, _, stderr := cli(t, "", "--home", home, "down"); code != 0 {
+			t.Fatal(stderr)
+		}
+		d.wait(t)
+	}
+	if code, _, stderr := cli(t, "", "--home", home, "up"); code != exitLocked {
+		t.Errorf("kith up without it: exit %d, stderr %q, want exit %d", code, stderr, exitLocked)
+	}
+}
+
+// TestExplainEnd holds that a daemon ends with one sentence and a next step.
+func TestExplainEnd(t *testing.T) {
+	d := &daemon{k: &kith{home: "/h"}, cfg: &config{paths: paths{Data: "/h"}}}
+	for _, test := range []struct {
+		err           error
+		message, hint string
+	}{
+		{fmt.Errorf("load the outbox: %w", fmt.Errorf("the database is damaged (disk I/O error): %w", store.ErrDamaged)), "load the outbox: the database is damaged (disk I/O error)", "backup"},
+		{errors.Join(store.ErrDamaged, io.EOF), "the store is damaged", "backup"},
+		{fmt.Errorf("x: %w", store.ErrReadOnly), "the disk failed while saving", "check the disk"},
+		{fmt.Errorf("x: %w", store.ErrFull), "the disk is full", "free some space"},
+		{&store.InUseError{PID: 7}, "(process 7)", "kith down --home /h"},
+		{&os.PathError{Op: "mkdir", Path: "/h", Err: syscall.ENOTDIR}, "not a folder", "--home DIR"},
+		{&os.PathError{Op: "mkdir", Path: "/h", Err: syscall.EACCES}, "can not write", "--home DIR"},
+		{io.EOF, "ended by itself: EOF", "start it again"},
+		{nil, "ended by itself", "start it again"},
+	} {
+		var e *api.Error
+		if !errors.As(d.explainEnd(test.err), &e) || !strings.Contains(e.Message, test.message) || !strings.Contains(e.Hint, test.hint) || strings.Contains(e.Message, "\n") {
+			t.Errorf("%v: %+v, want %q and the hint %q", test.err, e, test.message, test.hint)
+		}
 	}
 }
 
