@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
@@ -102,11 +103,11 @@ func list(file *[]string, variable string) setting[[]string] {
 
 func readConfig(path string) (f file, err error) {
 	src, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return f, nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return f, nil // without a folder to be in there is no file either
 	}
 	if err != nil {
-		return f, fmt.Errorf("read the config file: %w", err)
+		return f, usagef("check "+path, "the config file %s", unreadable(err))
 	}
 	defer src.Close()
 	meta, err := toml.NewDecoder(io.LimitReader(src, maxConfig)).Decode(&f)
@@ -114,8 +115,10 @@ func readConfig(path string) (f file, err error) {
 	switch {
 	case errors.As(err, &parse):
 		return f, &api.Error{Code: api.CodeUsage, Message: fmt.Sprintf("the config file is wrong in line %d: %s", parse.Position.Line, parse.Message), Hint: "correct " + path}
-	case err != nil:
-		return f, &api.Error{Code: api.CodeUsage, Message: "the config file can not be read: " + err.Error(), Hint: "correct " + path}
+	case errors.As(err, new(*fs.PathError)):
+		return f, usagef("check "+path, "the config file %s", unreadable(err))
+	case err != nil: // the decoder's own words are about Go
+		return f, usagef("correct "+path+"; its keys are shown by: kith config --help", "the config file has a text where a list belongs, or something else than a text")
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
 		return f, &api.Error{Code: api.CodeUsage, Message: fmt.Sprintf("the config file has an unknown key %q", unknown[0]), Hint: "see the known ones with: kith config --help"}
@@ -127,7 +130,8 @@ func (k *kith) configCmd() *cobra.Command {
 	return k.command(&cobra.Command{
 		Use:   "config",
 		Short: "Show the configuration and where each value comes from",
-		Long: `Show the configuration and where each value comes from.
+		Long: `Show the configuration that kith up would start with, and where each value comes
+from. A daemon that runs may have been given other values by flags of its own.
 
 The config file (kith paths shows where) is TOML with these keys:
 

@@ -46,7 +46,8 @@ func TestConfigOrder(t *testing.T) {
 func TestConfigErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"nmae = \"x\"":     "nmae",
-		"name = 3":         "config file",
+		"name = 3":         "something else than a text",
+		"listen = 3":       "where a list belongs",
 		"name = \"x":       "line 1",
 		"[section]\nx = 1": "section",
 	} {
@@ -54,7 +55,7 @@ func TestConfigErrors(t *testing.T) {
 		writeFile(t, filepath.Join(home, "config.toml"), text)
 		for _, verb := range []string{"status", "up"} {
 			code, _, stderr := cli(t, "", "--home", home, verb)
-			if code != exitUsage || !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
+			if code != exitUsage || !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 || strings.Contains(stderr, "toml:") {
 				t.Errorf("%q: kith %s: exit %d, stderr %q, want %q", text, verb, code, stderr, want)
 			}
 		}

@@ -162,7 +162,7 @@ func writeStatus(w io.Writer, s statusJSON) {
 		store = "protected by its key file alone: whoever can read your files can read your messages"
 	}
 	rows = append(rows,
-		[]string{"waiting", plural(int(s.Outbox), "message")},
+		[]string{"waiting", plural(int(s.Outbox), "envelope")},
 		[]string{"store", store},
 		[]string{"memory", fmt.Sprintf("%.1f MB, %s", float64(s.RSSBytes)/1e6, plural(int(s.Goroutines), "goroutine"))},
 	)
@@ -199,9 +199,9 @@ func (k *kith) waitCmd() *cobra.Command {
 			}
 			if pause(ctx, readyEvery) != nil {
 				if err == nil {
-					err = errors.New("it is still starting")
+					return &api.Error{Code: api.CodeTimeout, Message: "the daemon is still starting", Hint: "see: " + k.at("kith doctor")}
 				}
-				return &api.Error{Code: api.CodeTimeout, Message: "the daemon did not become ready in time: " + err.Error(), Hint: "see: kith status, kith doctor"}
+				return &api.Error{Code: api.CodeTimeout, Message: "the daemon did not become ready in time: " + err.Error(), Hint: "start it with: " + k.at("kith up")}
 			}
 		}
 	})

@@ -48,7 +48,7 @@ trust: whoever has it first can use it. It works once, unless --reusable.`,
 	c.Flags().StringVar(&name, "name", "", "a note to yourself: for whom it is")
 	c.Flags().BoolVar(&qrCode, "qr", false, "show the link as a QR code too")
 	k.command(c, 0, 0, func(ctx context.Context, _ []string) error {
-		life, err := parseLife(expires)
+		life, err := parseLife("--expires", expires)
 		if err != nil {
 			return err
 		}
@@ -105,19 +105,25 @@ trust: whoever has it first can use it. It works once, unless --reusable.`,
 	return c
 }
 
-// parseLife reads a time span that may also be in days.
-func parseLife(s string) (time.Duration, error) {
-	bad := usagef("for example --expires 12h or --expires 30d", "%q is no length of time", clean(s))
+// maxLife is how long an invite or an undelivered message lives at most.
+const maxLife = 365 * 24 * time.Hour
+
+// parseLife reads a flag with a time span that may also be in days.
+func parseLife(flag, s string) (time.Duration, error) {
+	bad := usagef(fmt.Sprintf("for example %s 12h or %s 30d", flag, flag), "%q is no length of time", clean(s))
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseUint(days, 10, 16)
 		if err != nil || n == 0 {
 			return 0, bad
 		}
-		return time.Duration(n) * 24 * time.Hour, nil
+		s = fmt.Sprintf("%dh", 24*n)
 	}
 	d, err := time.ParseDuration(s)
-	if err != nil || d < time.Second {
+	switch {
+	case err != nil || d < time.Second:
 		return 0, bad
+	case d > maxLife:
+		return 0, usagef("choose 365d or less", "%s is too long", flag)
 	}
 	return d, nil
 }
@@ -154,6 +160,14 @@ func (k *kith) invitesCmd() *cobra.Command {
 	})
 }
 
+const (
+	// lookingAfter is how long kith accept waits before it says for what: a
+	// link that is refused is refused sooner.
+	lookingAfter = 300 * time.Millisecond
+	// maxLinkParts is into how many arguments a broken link may have fallen.
+	maxLinkParts = 64
+)
+
 func (k *kith) acceptCmd() *cobra.Command {
 	var wait bool
 	var name string
@@ -165,13 +179,22 @@ friend is offline: what you write is delivered when they come back.`,
 	}
 	c.Flags().BoolVar(&wait, "wait", false, "return when the friend's device has answered")
 	c.Flags().StringVar(&name, "name", "", "what to call the contact")
-	k.command(c, 1, 1, func(ctx context.Context, args []string) error {
+	k.command(c, 1, maxLinkParts, func(ctx context.Context, args []string) error {
 		client, err := k.dial()
 		if err != nil {
 			return err
 		}
-		k.notef("Looking for the one who made this link …")
-		res, err := client.AcceptInvite(ctx, &apiv1.AcceptInviteRequest{Link: strings.TrimSpace(args[0]), Name: name})
+		// Mail breaks long lines, and the shell makes arguments of the parts.
+		link := strings.Join(strings.Fields(strings.Join(args, " ")), "")
+		said := make(chan struct{})
+		looking := time.AfterFunc(lookingAfter, func() {
+			k.notef("Looking for the one who made this link …")
+			close(said)
+		})
+		res, err := client.AcceptInvite(ctx, &apiv1.AcceptInviteRequest{Link: link, Name: name})
+		if !looking.Stop() {
+			<-said
+		}
 		if err != nil {
 			return err
 		}
@@ -187,7 +210,7 @@ friend is offline: what you write is delivered when they come back.`,
 				return &api.Error{
 					Code:    api.CodeTimeout,
 					Message: name + " has not answered yet; kith keeps trying while it runs",
-					Hint:    "they may be offline, or somebody else has used the link: then ask for a new one",
+					Hint:    "they may be offline, may have to approve you first, or somebody else has used the link: then ask for a new one",
 				}
 			}
 			if err != nil {
@@ -274,7 +297,11 @@ func (k *kith) requestsCmd() *cobra.Command {
 				return
 			}
 			for _, r := range res.Requests {
-				fmt.Fprintf(w, "%s calls themselves %s and writes:\n  %s\n", clean(r.Id), clean(r.Name), cleanText(r.FirstText, "  "))
+				if r.FirstText == "" {
+					fmt.Fprintf(w, "%s is shown as %s and has not written yet.\n", clean(r.Id), clean(r.Name))
+					continue
+				}
+				fmt.Fprintf(w, "%s is shown as %s and writes:\n  %s\n", clean(r.Id), clean(r.Name), cleanText(r.FirstText, "  "))
 			}
 			fmt.Fprintln(w, "Answer with: kith approve ID, or: kith reject ID")
 		})
@@ -293,11 +320,20 @@ func (k *kith) approveCmd() *cobra.Command {
 		}
 		res, err := client.ApproveRequest(ctx, &apiv1.ApproveRequestRequest{Id: args[0]})
 		if err != nil {
-			return err
+			return noRequest(err, args[0])
 		}
 		k.printContact(res.GetContact(), "%s is a contact now.")
 		return nil
 	})
+}
+
+// noRequest says of a request that is not found where requests are listed.
+func noRequest(err error, id string) error {
+	var e *api.Error
+	if errors.As(err, &e) && e.Code == api.CodeNotFound {
+		return &api.Error{Code: e.Code, Message: fmt.Sprintf("there is no request %q", clean(id)), Hint: "kith requests lists the ones you have"}
+	}
+	return err
 }
 
 func (k *kith) rejectCmd() *cobra.Command {
@@ -310,7 +346,7 @@ func (k *kith) rejectCmd() *cobra.Command {
 			return err
 		}
 		if _, err := client.RejectRequest(ctx, &apiv1.RejectRequestRequest{Id: args[0]}); err != nil {
-			return err
+			return noRequest(err, args[0])
 		}
 		k.print(struct {
 			ID    string `json:"id"`

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"rsc.io/qr"
+
+	"github.com/kith-im/kith/node/api"
 )
 
 func TestHalfBlocks(t *testing.T) {
@@ -42,13 +44,45 @@ func TestHalfBlocks(t *testing.T) {
 
 func TestParseLife(t *testing.T) {
 	for s, want := range map[string]time.Duration{"7d": 168 * time.Hour, "12h": 12 * time.Hour, "90m": 90 * time.Minute, "1s": time.Second} {
-		if got, err := parseLife(s); err != nil || got != want {
+		if got, err := parseLife("--expires", s); err != nil || got != want {
 			t.Errorf("parseLife(%q) = %v, %v, want %v", s, got, err, want)
 		}
 	}
-	for _, s := range []string{"", "d", "0d", "-1d", "1.5d", "99999999d", "0s", "-5m", "500ms", "soon", "7 d"} {
-		if got, err := parseLife(s); err == nil {
+	for _, s := range []string{"", "d", "0d", "-1d", "1.5d", "99999999d", "366d", "9999999h", "0s", "-5m", "500ms", "soon", "7 d"} {
+		if got, err := parseLife("--expires", s); err == nil {
 			t.Errorf("parseLife(%q) = %v, want an error", s, got)
+		}
+	}
+}
+
+// TestAcceptBrokenLink takes a link as mail may have broken it.
+func TestAcceptBrokenLink(t *testing.T) {
+	for _, args := range [][]string{{"kith:abc"}, {" kith:a", "b", "c"}, {"kith:a\r\n b\tc\n"}, {"kith:\u00a0abc"}} {
+		b := &teller{name: "bob"}
+		home := serve(t, b)
+		if code, _, stderr := cli(t, "", append([]string{"--home", home, "accept"}, args...)...); code != 0 || b.link != "kith:abc" {
+			t.Errorf("%q: exit %d, stderr %q, accepted %q", args, code, stderr, b.link)
+		}
+	}
+}
+
+// TestAcceptRefused says nothing about looking where nobody was looked for.
+func TestAcceptRefused(t *testing.T) {
+	home := serve(t, &teller{fail: &api.Error{Code: api.CodeUsage, Message: "this is no link", Hint: "copy it again"}})
+	if _, _, stderr := cli(t, "", "--home", home, "accept", "kith:x"); stderr != "kith: this is no link; copy it again\n" {
+		t.Errorf("stderr %q", stderr)
+	}
+}
+
+func TestRequests(t *testing.T) {
+	home := serve(t, &teller{name: "bob"})
+	if _, stdout, _ := cli(t, "", "--home", home, "requests"); !strings.Contains(stdout, "bob and has not written yet") {
+		t.Errorf("a request without a text: %q", stdout)
+	}
+	home = serve(t, &teller{fail: &api.Error{Code: api.CodeNotFound, Message: "there is no contact", Hint: "kith contacts"}})
+	for _, verb := range []string{"approve", "reject"} {
+		if code, _, stderr := cli(t, "", "--home", home, verb, "zzz"); code != exitNotFound || !strings.Contains(stderr, `"zzz"; kith requests`) {
+			t.Errorf("kith %s: exit %d, %q", verb, code, stderr)
 		}
 	}
 }

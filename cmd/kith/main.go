@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/kith-im/kith/node/api"
 )
@@ -39,6 +40,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	completion(root)
 	err := root.ExecuteContext(ctx)
 	k.close()
 	if err == nil {
@@ -93,12 +95,12 @@ Or try it:   kith demo          a whole network on this machine`,
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &api.Error{Code: api.CodeUsage, Message: clean(err.Error()), Hint: "see: " + cmd.CommandPath() + " --help"}
+		return usagef("see: "+cmd.CommandPath()+" --help", "%s", explainFlag(err))
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&k.home, "home", "", "keep everything in one `DIR` (default: the XDG directories)")
 	f.StringVar(&k.socket, "api", "", "the unix `SOCKET` of the local API")
-	f.BoolVar(&k.json, "json", false, "print JSON: one object, or one per line")
+	f.BoolVar(&k.json, "json", false, "print JSON: an object, one per line where there may be many; lists are one array")
 	f.DurationVar(&k.timeout, "timeout", 0, "give up after this `TIME`, for example 30s")
 	f.BoolVarP(&k.quiet, "quiet", "q", false, "print nothing that was not asked for")
 	f.BoolVarP(&k.verbose, "verbose", "v", false, "print more")
@@ -110,6 +112,41 @@ Or try it:   kith demo          a whole network on this machine`,
 		k.demoCmd(), k.configCmd(), k.pathsCmd(), k.versionCmd(),
 	)
 	return root
+}
+
+// completion has cobra's command refuse shells that it does not know.
+func completion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() != "completion" {
+			continue
+		}
+		c.Args = cobra.ArbitraryArgs
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return usagef("use bash, zsh, fish or powershell", "there is no completion for %q", clean(args[0]))
+		}
+	}
+}
+
+// explainFlag says what is wrong with a flag, in words of its own.
+func explainFlag(err error) string {
+	var value *pflag.InvalidValueError
+	if !errors.As(err, &value) {
+		return clean(err.Error())
+	}
+	takes := "a value of another kind"
+	switch value.GetFlag().Value.Type() {
+	case "duration":
+		takes = "a time such as 30s or 5m"
+	case "int":
+		takes = "a number"
+	case "bool":
+		takes = "no value"
+	}
+	return fmt.Sprintf("--%s takes %s, not %q", value.GetFlag().Name, takes, clean(value.GetValue()))
 }
 
 // Exit codes, the same for every command.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -59,6 +60,7 @@ type teller struct {
 	name, text string // used for whatever others chose
 
 	mu     sync.Mutex
+	link   string // the last that was accepted
 	sent   []*apiv1.SendRequest
 	events []*apiv1.Event
 	acked  []uint64
@@ -100,7 +102,10 @@ func (b *teller) RevokeInvite(context.Context, *apiv1.RevokeInviteRequest) (*api
 	return &apiv1.RevokeInviteResponse{}, b.fail
 }
 
-func (b *teller) AcceptInvite(context.Context, *apiv1.AcceptInviteRequest) (*apiv1.AcceptInviteResponse, error) {
+func (b *teller) AcceptInvite(_ context.Context, req *apiv1.AcceptInviteRequest) (*apiv1.AcceptInviteResponse, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.link = req.Link
 	return &apiv1.AcceptInviteResponse{Contact: b.contact()}, b.fail
 }
 
@@ -252,11 +257,11 @@ func TestNotRunning(t *testing.T) {
 	for _, verb := range verbs {
 		want := exitNotRunning
 		if verb[0] == "wait" {
-			verb, want = append(verb, "--timeout", "30ms"), exitTimeout
+			verb, want = append(slices.Clip(verb), "--timeout", "30ms"), exitTimeout
 		}
 		args := append([]string{"--home", home}, verb...)
 		code, stdout, stderr := cli(t, "", args...)
-		if code != want || stdout != "" || !strings.Contains(stderr, "kith up --home "+home) && want == exitNotRunning {
+		if code != want || stdout != "" || !strings.Contains(stderr, "kith up --home "+home) {
 			t.Errorf("kith %s: exit %d, stdout %q, stderr %q, want exit %d and how to start", strings.Join(verb, " "), code, stdout, stderr, want)
 		}
 		code, stdout, stderr = cli(t, "", append(args, "--json")...)
@@ -282,27 +287,35 @@ func TestUsage(t *testing.T) {
 		{"send", "kith send"},
 		{"send bob", "--stdin"},
 		{"send bob hi --stdin", "--stdin"},
-		{"send bob hi --wait tomorrow", "delivered"},
-		{"send bob hi --expire soon", "soon"},
+		{"send bob hi --wait tomorrow", "sent, held or delivered"},
+		{"send bob hi --wait read", "read receipts are off in this version; use --wait delivered"},
+		{"send bob hi --expire soon", "--expire 12h"},
+		{"send bob hi --expire 9999d", "365d"},
 		{"invite --expires never", "never"},
-		{"invite --expires 0d", "0d"},
+		{"invite --expires 0d", "--expires 12h"},
 		{"invite revoke", "revoke"},
 		{"verify bob --yes --no", "--no"},
-		{"read bob --last 0", "--last"},
+		{"read bob --last -1", "--last takes a number of messages, 1 or more"},
+		{"read bob --last x", `--last takes a number, not "x"; see: kith read --help`},
+		{"invite --qr=maybe", "--qr takes no value"},
+		{"completion tcsh", "bash"},
 		{"watch --ack sometimes", "manual"},
 		{"watch --ack manual", "--cursor"},
 		{"watch ack bot x", "x"},
 		{"ping bob -c -1", "negative"},
 		{"status --timeout -1s", "negative"},
-		{"status --timeout never", "never"},
+		{"status --timeout never", `--timeout takes a time such as 30s or 5m, not "never"`},
 		{"up --role king", "king"},
 		{"up --web 127.0.0.1:8080", "web"},
 		{"up --listen localhost:1", "localhost:1"},
 		{"up --bootstrap /ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/1"},
-		{"up --passphrase-file /nonexistent", "passphrase"},
+		{"up --passphrase-file /nonexistent", "the passphrase file does not exist; check"},
 		{"up --passphrase", "terminal"},
 	} {
 		code, stdout, stderr := cli(t, "", append([]string{"--home", home}, strings.Fields(test.args)...)...)
+		if strings.Contains(stderr, "strconv") || strings.Contains(stderr, "invalid") {
+			t.Errorf("kith %s: %q is about Go", test.args, stderr)
+		}
 		if code != exitUsage || stdout != "" || !strings.Contains(stderr, test.want) || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("kith %s: exit %d, stdout %q, stderr %q, want exit %d and one line with %q", test.args, code, stdout, stderr, exitUsage, test.want)
 		}
@@ -407,6 +420,7 @@ func TestContract(t *testing.T) {
 		{"read bob --last 1", false, "id conversation from from_me text time received state seq"},
 		{"trace m1", false, "id state devices"},
 		{"watch -n 1", false, "id type time data"},
+		{"watch ack bot 7", false, "cursor acked"},
 		{"ping bob", false, "ms road address"},
 		{"verify bob", false, "contact number qr"},
 		{"doctor", false, "ok checks"},

@@ -49,7 +49,7 @@ func (k *kith) readCmd() *cobra.Command {
 	c.Flags().StringVar(&since, "since", "", "all messages after the one with this `ID`")
 	k.command(c, 1, 1, func(ctx context.Context, args []string) error {
 		if last < 1 {
-			return usagef("for example --last 20", "there is nothing to show")
+			return usagef("for example --last 20", "--last takes a number of messages, 1 or more")
 		}
 		client, err := k.dial()
 		if err != nil {

@@ -18,7 +18,8 @@ import (
 	"github.com/kith-im/kith/protocol"
 )
 
-// states orders the states of a message that is on its way, for --wait.
+// states orders the states of a message that is on its way or has arrived, for
+// --wait.
 var states = []string{"queued", "sent", "held", "delivered", "read"}
 
 type sendFlags struct {
@@ -42,7 +43,7 @@ With --stdin every line of the standard input becomes a message; empty lines are
 left out. All are sent in the order of the lines.`,
 	}
 	c.Flags().BoolVar(&f.stdin, "stdin", false, "send each line of the standard input")
-	c.Flags().StringVar(&f.wait, "wait", "", "return when it is sent, held, delivered or read")
+	c.Flags().StringVar(&f.wait, "wait", "", "return when it is sent, held or delivered")
 	c.Flags().StringVar(&f.replyTo, "reply-to", "", "the `ID` of the message this answers")
 	c.Flags().StringVar(&f.expire, "expire", "", "give up if undelivered after this `TIME`, for example 1h or 7d")
 	c.Flags().StringVar(&f.key, "idempotency-key", "", "a `WORD` that makes repeating this command send nothing twice")
@@ -50,13 +51,17 @@ left out. All are sent in the order of the lines.`,
 		if f.stdin != (len(args) == 1) {
 			return usagef("see: kith send --help", "give either a text or --stdin")
 		}
-		if _, ok := rank(f.wait); f.wait != "" && !ok {
-			return usagef("use one of them", "--wait takes sent, held, delivered or read")
+		switch f.wait {
+		case "", "sent", "held", "delivered":
+		case "read":
+			return usagef("use --wait delivered", "read receipts are off in this version")
+		default:
+			return usagef("use one of them", "--wait takes sent, held or delivered")
 		}
 		var life time.Duration
 		if f.expire != "" {
 			var err error
-			if life, err = parseLife(f.expire); err != nil {
+			if life, err = parseLife("--expire", f.expire); err != nil {
 				return err
 			}
 		}
@@ -207,7 +212,7 @@ func (s *sender) lines(ctx context.Context, r io.Reader) error {
 func (s *sender) after(err error) error {
 	e := *s.k.explain(err)
 	if s.count > 0 {
-		e.Message = fmt.Sprintf("%s were sent before this: %s", plural(s.count, "line"), e.Message)
+		e.Message = fmt.Sprintf("%s sent before this: %s", were(s.count, "line"), e.Message)
 	}
 	return &e
 }
@@ -244,7 +249,7 @@ func readLines(ctx context.Context, r io.Reader) *lineReader {
 		}
 		switch err := in.Err(); {
 		case errors.Is(err, bufio.ErrTooLong):
-			l.err = usagef("send it in parts or as a file", "a line is longer than %d bytes", protocol.MaxText)
+			l.err = usagef("send it in parts", "a line is longer than %d bytes", protocol.MaxText)
 		case err != nil:
 			l.err = fmt.Errorf("read the standard input: %w", err)
 		}

@@ -120,6 +120,10 @@ func TestSendBadLine(t *testing.T) {
 	}
 	b := &teller{name: "bob"}
 	home := serve(t, b)
+	if _, _, stderr := cli(t, "one\na\x07\n", "--home", home, "send", "bob", "--stdin"); !strings.Contains(stderr, "1 line was sent") {
+		t.Errorf("after one line: %q", stderr)
+	}
+	b.sent = nil
 	for _, bad := range []string{"", "a\x07", strings.Repeat("x", 70_000)} {
 		if code, _, stderr := cli(t, "", "--home", home, "send", "bob", "--", bad); code != exitUsage || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("text of %d bytes: exit %d, stderr %q", len(bad), code, stderr)

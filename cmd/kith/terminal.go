@@ -115,6 +115,15 @@ func clock(ms int64) string {
 	return t.Format("2006-01-02 15:04")
 }
 
+// were counts things that something was done to: were(2, "line") is "2 lines
+// were".
+func were(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing + " was"
+	}
+	return plural(n, thing) + " were"
+}
+
 // plural counts things: plural(2, "text") is "2 texts".
 func plural(n int, thing string) string {
 	if n == 1 {

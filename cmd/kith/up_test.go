@@ -129,6 +129,10 @@ func TestUp(t *testing.T) {
 		if code, _, stderr := cli(t, "", "--home", home, "status"); code != 0 {
 			t.Errorf("the first one is gone: %s", stderr)
 		}
+		_, _, stderr = cli(t, "", "--home", home, "up", "--json")
+		if want := `"hint":"stop it with: kith down --home ` + home; !strings.Contains(stderr, want) {
+			t.Errorf("stderr %q, want %s", stderr, want)
+		}
 	})
 
 	start := time.Now()
@@ -275,6 +279,18 @@ func TestPassphraseLater(t *testing.T) {
 	}
 	if code, _, stderr := cli(t, "", "--home", home, "up"); code != exitLocked {
 		t.Errorf("kith up without it: exit %d, stderr %q, want exit %d", code, stderr, exitLocked)
+	}
+}
+
+// TestUpNowhere has a home that can not be one.
+func TestUpNowhere(t *testing.T) {
+	file := filepath.Join(shortDir(t), "file")
+	writeFile(t, file, "x")
+	for home, want := range map[string]string{file: "is not a folder", "/dev/null/x": "is not a folder", "/proc/nope": "can not write into"} {
+		code, _, stderr := cli(t, "", "--home", home, "up", "-q")
+		if code != exitRefused || !strings.Contains(stderr, want) || !strings.Contains(stderr, "--home DIR") || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("--home %s: exit %d, stderr %q, want %q", home, code, stderr, want)
+		}
 	}
 }
 

@@ -88,8 +88,14 @@ of them, whatever happened in between.
 		if err != nil {
 			return err
 		}
-		_, err = client.AckEvents(ctx, &apiv1.AckEventsRequest{Cursor: args[0], Id: id})
-		return err
+		if _, err := client.AckEvents(ctx, &apiv1.AckEventsRequest{Cursor: args[0], Id: id}); err != nil {
+			return err
+		}
+		k.print(struct {
+			Cursor string `json:"cursor"`
+			Acked  uint64 `json:"acked"`
+		}{args[0], id}, func(io.Writer) {})
+		return nil
 	}))
 	return c
 }
