@@ -51,6 +51,9 @@ func (k *kith) upCmd() *cobra.Command {
 		Long: `Run the daemon in the foreground until Ctrl-C, kith down or SIGTERM. The first
 start creates the account. Nothing has to be configured.
 
+A passphrase protects the store from the start at which it is first given; copies
+of the data directory that were made before open without it.
+
 With --role community it becomes a community node instead: it helps others find
 each other and prints its addresses for their --bootstrap. It has no account and
 sees no messages.`,
@@ -363,7 +366,7 @@ func (d *daemon) explainStore(err error) error {
 		if !ok {
 			what = "the store is damaged"
 		}
-		return refused(what, store.ErrDamaged.Error())
+		return refused(what, "restore the data directory from a backup")
 	case errors.Is(err, store.ErrReadOnly):
 		return refused("the disk failed while saving", "check the disk and start kith again")
 	case errors.Is(err, store.ErrNewerSchema):
