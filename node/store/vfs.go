@@ -60,10 +60,27 @@ type cryptVFS struct {
 	key     func() []byte
 	locks   dbLock
 	stripes [kindJournal + 1][stripes]sync.RWMutex
+	tail    logTail
 	broken  atomic.Pointer[error] // the first write or sync that failed
 }
 
 var _ vfs.VFS = (*cryptVFS)(nil)
+
+// logTail is the block of the log that was written last, in the clear. SQLite
+// appends a frame in pieces that end anywhere: without it, each piece would
+// read back and decipher what the piece before has just enciphered. It is
+// only a copy: every piece goes to the disk as it comes.
+type logTail struct {
+	mu    sync.Mutex // held while the log is written or cut
+	known bool
+	start int64
+	block [blockSize]byte
+}
+
+func (t *logTail) forget() {
+	t.known = false
+	clear(t.block[:])
+}
 
 // newCryptVFS registers a VFS whose key is derived from the data key.
 func newCryptVFS(d disk, dataKey func() []byte) *cryptVFS {
@@ -110,6 +127,9 @@ func (v *cryptVFS) Open(name string, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag
 		}
 	case flags&vfs.OPEN_WAL != 0:
 		f.kind = kindLog
+		v.tail.mu.Lock()
+		v.tail.forget() // this may be another file than the last log
+		v.tail.mu.Unlock()
 	case flags&vfs.OPEN_MAIN_JOURNAL != 0:
 		f.kind = kindJournal
 	default: // temporary files stay in memory (PRAGMA temp_store)
@@ -232,6 +252,10 @@ func (f *cryptFile) WriteAt(p []byte, off int64) (n int, err error) {
 	if err := f.vfs.failure(); err != nil {
 		return 0, vfs.SystemError(err, sqlite3.IOERR_WRITE)
 	}
+	if f.kind == kindLog {
+		f.vfs.tail.mu.Lock()
+		defer f.vfs.tail.mu.Unlock()
+	}
 	for n < len(p) {
 		at := off + int64(n)
 		m, err := f.writeBlock(p[n:], at)
@@ -244,12 +268,18 @@ func (f *cryptFile) WriteAt(p []byte, off int64) (n int, err error) {
 }
 
 // writeBlock writes as much of p as belongs into the block that contains at.
+// For the log, the caller holds its tail.
 func (f *cryptFile) writeBlock(p []byte, at int64) (n int, err error) {
 	start := at &^ (blockSize - 1)
 	lock := f.stripe(start)
 	lock.Lock()
 	defer lock.Unlock()
-	if at > start || len(p) < blockSize {
+	tail := &f.vfs.tail
+	switch {
+	case at == start && len(p) >= blockSize:
+	case f.kind == kindLog && tail.known && tail.start == start:
+		f.block = tail.block
+	default:
 		err := f.readBlock(f.block[:], start)
 		if errors.Is(err, io.EOF) {
 			clear(f.block[:])
@@ -258,8 +288,14 @@ func (f *cryptFile) writeBlock(p []byte, at int64) (n int, err error) {
 		}
 	}
 	n = copy(f.block[at-start:], p)
+	if f.kind == kindLog {
+		tail.known, tail.start, tail.block = true, start, f.block
+	}
 	f.cipher.Encrypt(f.block[:], f.setTweak(start))
 	if _, err := f.file.WriteAt(f.block[:], start); err != nil {
+		if f.kind == kindLog {
+			tail.forget()
+		}
 		return 0, err
 	}
 	return n, nil
@@ -269,6 +305,11 @@ func (f *cryptFile) writeBlock(p []byte, at int64) (n int, err error) {
 func (f *cryptFile) Truncate(size int64) error {
 	if err := f.vfs.failure(); err != nil {
 		return vfs.SystemError(err, sqlite3.IOERR_TRUNCATE)
+	}
+	if f.kind == kindLog {
+		f.vfs.tail.mu.Lock()
+		defer f.vfs.tail.mu.Unlock()
+		f.vfs.tail.forget()
 	}
 	if err := f.file.Truncate((size + blockSize - 1) &^ (blockSize - 1)); err != nil {
 		return f.vfs.note(err, sqlite3.IOERR_TRUNCATE)

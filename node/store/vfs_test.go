@@ -67,6 +67,63 @@ func TestVFSReadsWhatWasWritten(t *testing.T) {
 	}
 }
 
+// What is kept of the log's last block is never older than the file: not after
+// another handle has written, the log was cut, or a new one has its name.
+func TestVFSLogTail(t *testing.T) {
+	v, name := testVFS(t), filepath.Join(t.TempDir(), "f")
+	a, b := openFile(t, v, name, vfs.OPEN_WAL), openFile(t, v, name, vfs.OPEN_WAL)
+	write := func(f *cryptFile, at int64, text string) {
+		t.Helper()
+		if _, err := f.WriteAt([]byte(text), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(f *cryptFile, want string) {
+		t.Helper()
+		got := make([]byte, len(want))
+		if _, err := f.ReadAt(got, 0); err != nil || string(got) != want {
+			t.Fatalf("read %q and %v, want %q", got, err, want)
+		}
+	}
+	write(a, 0, "one")
+	write(b, 3, "two")
+	write(a, 6, "three")
+	write(b, blockSize, "another block")
+	write(a, 11, "four")
+	check(b, "onetwothreefour")
+	if err := b.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	write(a, 3, "cut")
+	check(b, "\x00\x00\x00cut\x00\x00\x00")
+	if err := v.Delete(name, false); err != nil {
+		t.Fatal(err)
+	}
+	c := openFile(t, v, name, vfs.OPEN_WAL)
+	write(c, 1, "new")
+	check(c, "\x00new\x00\x00\x00")
+}
+
+// A write that failed leaves the log as it was, in what is kept of it too.
+func TestVFSLogTailAfterFullDisk(t *testing.T) {
+	disk := newSimDisk(1)
+	v := newCryptVFS(disk, func() []byte { return make([]byte, dataKeySize) })
+	defer v.unregister()
+	f := openFile(t, v, "f", vfs.OPEN_WAL)
+	disk.quota = blockSize / 2
+	if _, err := f.WriteAt([]byte("lost"), 0); err == nil {
+		t.Fatal("a full disk took the write")
+	}
+	disk.quota = 0
+	if _, err := f.WriteAt([]byte("kept"), 4); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 8)
+	if _, err := f.ReadAt(got, 0); err != nil || string(got) != "\x00\x00\x00\x00kept" {
+		t.Fatalf("read %q and %v", got, err)
+	}
+}
+
 // The same block in another file, at another place or under another key is
 // another.
 func TestVFSKindsAndPositions(t *testing.T) {
