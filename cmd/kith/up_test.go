@@ -277,7 +277,7 @@ func TestPassphraseLater(t *testing.T) {
 		}
 		d.wait(t)
 	}
-	if code, _, stderr := cli(t, "", "--home", home, "up"); code != exitLocked {
+	if code, _, stderr := cli(t, "", "--home", home, "up", "--timeout", "5s"); code != exitLocked {
 		t.Errorf("kith up without it: exit %d, stderr %q, want exit %d", code, stderr, exitLocked)
 	}
 }
