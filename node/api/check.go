@@ -122,7 +122,7 @@ func CheckText(t string) *Error {
 	case t == "":
 		return usage("write something", "the text is empty")
 	case len(t) > protocol.MaxText:
-		return usage("send it in parts or as a file", "the text is %d bytes long and the limit is %d", len(t), protocol.MaxText)
+		return usage("send it in parts", "the text is %d bytes long and the limit is %d", len(t), protocol.MaxText)
 	case !utf8.ValidString(t):
 		return usage("convert it to UTF-8 first", "the text is not UTF-8")
 	}
