@@ -363,7 +363,7 @@ func TestInviteErrors(t *testing.T) {
 			_, err := alice.RevokeInvite(ctx, &apiv1.RevokeInviteRequest{Id: id})
 			return err
 		}
-		wantCode(t, revoke("00"), node.CodeNotFound)
+		wantCode(t, revoke("no such id"), node.CodeNotFound)
 		list, err := alice.ListInvites(ctx, &apiv1.ListInvitesRequest{})
 		if err != nil {
 			t.Fatal(err)

@@ -84,7 +84,7 @@ func TestCancel(t *testing.T) {
 		if err := cancel(ids[1]); err != nil {
 			t.Errorf("cancelling once more: %v", err)
 		}
-		wantCode(t, cancel("abcd"), node.CodeNotFound)
+		wantCode(t, cancel("no such id"), node.CodeNotFound)
 		bob.Start()
 		alice.UntilDelivered(ids[0], ids[2])
 		wantCode(t, cancel(ids[0]), node.CodeRefused)
