@@ -34,19 +34,27 @@ cross:
 		GOOS=$${target%/*} GOARCH=$${target#*/} $(BUILD) -o "$$out" ./cmd/kith; \
 	done; ls -l dist
 
-# Everything once as it ships, without C, and once under the race detector,
-# there without the long property runs, which have no concurrency to check.
+# Everything once as it ships, without C, and what has real sockets, files and
+# processes once more under the race detector.
+#
+# The simulated networks are left out there, and have `make race` to themselves:
+# Go 1.26's runtime crashes now and then (timer.maybeRunChan, SIGSEGV) when
+# libp2p's dialler runs in a synctest bubble under the race detector.
+SIMULATED = /(discovery|node|node/nodetest|node/transport)$$
+
 test:
 	@tools/need.sh gcc
 	CGO_ENABLED=0 go vet ./...
 	CGO_ENABLED=0 $(GOTESTSUM) --format pkgname-and-test-fails -- -timeout 20m ./...
-	@$(MAKE) --no-print-directory race
+	@$(MAKE) --no-print-directory race RACE="$$(go list ./... | grep -vE '$(SIMULATED)' | tr '\n' ' ')"
 
 # The race detector needs a C compiler. Where there is none and none can be
-# installed, the tests above have run and this says what is missing.
+# installed, the tests above have run and this says what is missing. The long
+# property runs are left out: they have no concurrency to check.
+RACE ?= ./...
 race:
 	@if command -v cc >/dev/null; then \
-		set -x; CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -race -short -timeout 30m ./...; \
+		set -x; CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -race -short -timeout 30m $(RACE); \
 	else \
 		echo "no C compiler: the tests ran without the race detector; install gcc for it"; \
 	fi
