@@ -56,6 +56,12 @@ const (
 	LabelStreamName  = "kith stream name"
 	LabelStreamHello = "kith stream hello v1"
 
+	// Mailboxes (docs/spec/mailbox.md).
+	LabelMailboxOpen   = "kith mailbox open v1"
+	LabelMailboxStored = "kith mailbox stored v1"
+	LabelMailboxDigest = "kith mailbox digest"
+	LabelMailboxProof  = "kith mailbox proof"
+
 	// Local state, never on a wire (docs/decisions).
 	LabelStorePages = "kith store pages"
 	LabelStoreRows  = "kith store rows"
