@@ -133,20 +133,37 @@ func completion(root *cobra.Command) {
 
 // explainFlag says what is wrong with a flag, in words of its own.
 func explainFlag(err error) string {
+	var unknown *pflag.NotExistError
+	var syntax *pflag.InvalidSyntaxError
+	var missing *pflag.ValueRequiredError
 	var value *pflag.InvalidValueError
-	if !errors.As(err, &value) {
-		return clean(err.Error())
+	switch {
+	case errors.As(err, &unknown):
+		if short := unknown.GetSpecifiedShortnames(); short != "" {
+			return fmt.Sprintf("there is no flag %q", "-"+clean(short))
+		}
+		return fmt.Sprintf("there is no flag %q", "--"+clean(unknown.GetSpecifiedName()))
+	case errors.As(err, &syntax):
+		return fmt.Sprintf("there is no flag %q", clean(syntax.GetSpecifiedFlag()))
+	case errors.As(err, &missing):
+		return fmt.Sprintf("--%s needs %s", missing.GetFlag().Name, flagTakes(missing.GetFlag()))
+	case errors.As(err, &value):
+		return fmt.Sprintf("--%s takes %s, not %q", value.GetFlag().Name, flagTakes(value.GetFlag()), clean(value.GetValue()))
 	}
-	takes := "a value of another kind"
-	switch value.GetFlag().Value.Type() {
+	return clean(err.Error())
+}
+
+// flagTakes says what a flag takes.
+func flagTakes(f *pflag.Flag) string {
+	switch f.Value.Type() {
 	case "duration":
-		takes = "a time such as 30s or 5m"
+		return "a time such as 30s or 5m"
 	case "int":
-		takes = "a number"
+		return "a number"
 	case "bool":
-		takes = "no value"
+		return "no value"
 	}
-	return fmt.Sprintf("--%s takes %s, not %q", value.GetFlag().Name, takes, clean(value.GetValue()))
+	return "a value"
 }
 
 // Exit codes, the same for every command.

@@ -283,7 +283,13 @@ func TestUsage(t *testing.T) {
 		{"frobnicate", "frobnicate"},
 		{"statsu", "did you mean: kith status"},
 		{"status extra", "kith status"},
-		{"status --frob", "--frob"},
+		{"status --frob", `there is no flag "--frob"; see: kith status --help`},
+		{"status --frob=1", `there is no flag "--frob"; see: kith status --help`},
+		{"invite revoke --frob", `there is no flag "--frob"; see: kith invite revoke --help`},
+		{"status -xq", `there is no flag "-xq"; see: kith status --help`},
+		{"status ---json", `there is no flag "---json"; see: kith status --help`},
+		{"invite --name", "--name needs a value; see: kith invite --help"},
+		{"ping bob -c", "--count needs a number; see: kith ping --help"},
 		{"send", "kith send"},
 		{"send bob", "--stdin"},
 		{"send bob hi --stdin", "--stdin"},
@@ -313,7 +319,7 @@ func TestUsage(t *testing.T) {
 		{"up --passphrase", "terminal"},
 	} {
 		code, stdout, stderr := cli(t, "", append([]string{"--home", home}, strings.Fields(test.args)...)...)
-		if strings.Contains(stderr, "strconv") || strings.Contains(stderr, "invalid") {
+		if strings.Contains(stderr, "strconv") || strings.Contains(stderr, "invalid") || strings.Contains(stderr, "shorthand") {
 			t.Errorf("kith %s: %q is about Go", test.args, stderr)
 		}
 		if code != exitUsage || stdout != "" || !strings.Contains(stderr, test.want) || strings.Count(stderr, "\n") != 1 {

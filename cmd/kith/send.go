@@ -40,7 +40,9 @@ delivered even if both sides go offline in between. With --wait it returns when
 the message came that far, and exits with 7 if --timeout runs out before.
 
 With --stdin every line of the standard input becomes a message; empty lines are
-left out. All are sent in the order of the lines.`,
+left out. All are sent in the order of the lines.
+
+A text that begins with a dash goes after two: kith send bob -- "-5 degrees"`,
 	}
 	c.Flags().BoolVar(&f.stdin, "stdin", false, "send each line of the standard input")
 	c.Flags().StringVar(&f.wait, "wait", "", "return when it is sent, held or delivered")
