@@ -42,6 +42,9 @@ the message came that far, and exits with 7 if --timeout runs out before.
 With --stdin every line of the standard input becomes a message; empty lines are
 left out. All are sent in the order of the lines.
 
+For every message the command prints its id and how far it came; -q leaves that
+out.
+
 A text that begins with a dash goes after two: kith send bob -- "-5 degrees"`,
 	}
 	c.Flags().BoolVar(&f.stdin, "stdin", false, "send each line of the standard input")
@@ -110,12 +113,7 @@ func (s *sender) one(ctx context.Context, text string) error {
 		return err
 	}
 	defer s.stop()
-	return s.report(ctx, sent, func(w io.Writer, m *apiv1.Message) {
-		if s.k.quiet {
-			return
-		}
-		fmt.Fprintf(w, "%s  %s\n", clean(m.Id), clean(m.State))
-	})
+	return s.report(ctx, sent)
 }
 
 // send queues texts in one transaction.
@@ -140,7 +138,7 @@ func (s *sender) stop() {
 
 // report prints messages in their order, each once it has come as far as asked
 // for.
-func (s *sender) report(ctx context.Context, messages []*apiv1.Message, human func(io.Writer, *apiv1.Message)) error {
+func (s *sender) report(ctx context.Context, messages []*apiv1.Message) error {
 	for _, m := range messages {
 		var failed error
 		if s.flags.wait != "" {
@@ -154,7 +152,11 @@ func (s *sender) report(ctx context.Context, messages []*apiv1.Message, human fu
 			State        string `json:"state"`
 			Time         int64  `json:"time"`
 			Seq          uint64 `json:"seq"`
-		}{m.Id, m.Conversation, m.State, m.TimeMs, m.Seq}, func(w io.Writer) { human(w, m) })
+		}{m.Id, m.Conversation, m.State, m.TimeMs, m.Seq}, func(w io.Writer) {
+			if !s.k.quiet {
+				fmt.Fprintf(w, "%s  %s\n", clean(m.Id), clean(m.State))
+			}
+		})
 		if errors.Is(failed, context.DeadlineExceeded) {
 			return &api.Error{Code: api.CodeTimeout, Message: fmt.Sprintf("the message is %s, not yet %s, and is still on its way", m.State, s.flags.wait), Hint: "see: kith trace " + m.Id}
 		}
@@ -185,7 +187,7 @@ func (s *sender) lines(ctx context.Context, r io.Reader) error {
 				return s.after(err)
 			}
 			if s.flags.wait == "" {
-				if err := s.report(ctx, messages, func(io.Writer, *apiv1.Message) {}); err != nil {
+				if err := s.report(ctx, messages); err != nil {
 					return err
 				}
 			} else {
@@ -199,15 +201,7 @@ func (s *sender) lines(ctx context.Context, r io.Reader) error {
 			return s.after(err)
 		}
 	}
-	if err := s.report(ctx, sent, func(io.Writer, *apiv1.Message) {}); err != nil {
-		return err
-	}
-	state := "queued"
-	if s.flags.wait != "" {
-		state = s.flags.wait
-	}
-	s.k.notef("%s %s", plural(s.count, "message"), state)
-	return nil
+	return s.report(ctx, sent)
 }
 
 // after says how many lines were sent before one failed.

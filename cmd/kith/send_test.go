@@ -53,6 +53,22 @@ func TestSendLines(t *testing.T) {
 	}
 }
 
+func TestSendPrints(t *testing.T) {
+	home := serve(t, &teller{name: "bob"})
+	for _, test := range []struct{ stdin, args, want string }{
+		{"", "send bob hi", "id of hi  queued\n"},
+		{"", "send bob hi -q", ""},
+		{"one\n\ntwo\n", "send bob --stdin", "id of one  queued\nid of two  queued\n"},
+		{"one\n\ntwo\n", "send bob --stdin -q", ""},
+		{"", "send bob --stdin", ""},
+	} {
+		code, stdout, stderr := cli(t, test.stdin, append([]string{"--home", home}, strings.Fields(test.args)...)...)
+		if code != 0 || stdout != test.want || stderr != "" {
+			t.Errorf("kith %s of %q: exit %d, stdout %q, stderr %q, want %q", test.args, test.stdin, code, stdout, stderr, test.want)
+		}
+	}
+}
+
 func TestSendLinesIdempotently(t *testing.T) {
 	b := &teller{name: "bob"}
 	home := serve(t, b)
