@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -54,6 +55,7 @@ const (
 type beacon struct {
 	n       *Node
 	changed chan struct{}
+	anew    atomic.Bool // records that are in place say what is not true any more
 
 	mu     sync.Mutex
 	result published
@@ -69,6 +71,12 @@ func newBeacon(n *Node) *beacon { return &beacon{n: n, changed: make(chan struct
 
 // wake has the beacon look for what is new to announce.
 func (b *beacon) wake() { poke(b.changed) }
+
+// renew has the beacon announce everything anew.
+func (b *beacon) renew() {
+	b.anew.Store(true)
+	poke(b.changed)
+}
 
 // waysIn tells discovery of the community nodes that an invite named.
 func (b *beacon) waysIn(hints [][]byte) {
@@ -111,6 +119,9 @@ func (b *beacon) run(ctx context.Context) {
 	for {
 		select {
 		case <-b.changed:
+			if b.anew.Swap(false) {
+				clear(done)
+			}
 		case <-retry.C:
 		case <-renew.C:
 			clear(done)
@@ -191,7 +202,7 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Poin
 		audiences, err = w.audiences()
 		return err
 	})
-	where, whereErr := b.n.whereWeAre()
+	where, whereErr := b.n.whereWeAre(ctx)
 	if err = errors.Join(err, whereErr); err != nil {
 		if ctx.Err() == nil {
 			b.n.log.Warn("our records could not be made; it is tried again", "cause", err)
@@ -318,8 +329,9 @@ func (w *work) audiences() ([]audience, error) {
 	return out, nil
 }
 
-// whereWeAre is what our records say of us: the addresses we listen on.
-func (n *Node) whereWeAre() (rendezvous.Body, error) {
+// whereWeAre is what our records say of us: the addresses we listen on, and our
+// mailboxes.
+func (n *Node) whereWeAre(ctx context.Context) (rendezvous.Body, error) {
 	addrs, err := n.cfg.Host.ListenAddrs()
 	if err != nil {
 		return rendezvous.Body{}, err
@@ -331,5 +343,11 @@ func (n *Node) whereWeAre() (rendezvous.Body, error) {
 			body.Addresses = append(body.Addresses, full)
 		}
 	}
-	return body, nil
+	return body, n.view(ctx, func(tx *store.Tx) error {
+		set, err := mailSet(tx)
+		if err == nil && set != nil {
+			body.Fields = []rendezvous.Field{{Type: rendezvous.FieldMailboxes, Value: set}}
+		}
+		return err
+	})
 }

@@ -73,8 +73,9 @@ type road string
 
 // The roads of this version.
 const (
-	roadDirect road = "direct"
-	roadLAN    road = "lan"
+	roadDirect  road = "direct"
+	roadLAN     road = "lan"
+	roadMailbox road = "mailbox"
 )
 
 func newConversation(s network.Stream, key protocol.StreamKey, device identity.DeviceHash, opened bool) *conversation {

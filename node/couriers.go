@@ -69,14 +69,15 @@ func (o *outbox) supervise(ctx context.Context) {
 			}
 			c := &courier{
 				o: o, n: o.n, device: d,
-				withheld: make(map[int64]bool),
-				news:     make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
+				withheld: make(map[int64]bool), left: make(map[int64]bool),
+				news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
 			}
 			if conv := o.early[d]; conv != nil {
 				c.calls <- conv
 				delete(o.early, d)
 			}
 			o.couriers[d] = c
+			c.depositor = &depositor{c: c, news: make(chan struct{}, 1)}
 			o.done.Go(func() {
 				c.run(ctx)
 				o.mu.Lock()
@@ -106,6 +107,7 @@ func (o *outbox) courier(d identity.DeviceHash) *courier {
 func (o *outbox) wake(d identity.DeviceHash) {
 	if c := o.courier(d); c != nil {
 		poke(c.news)
+		poke(c.depositor.news)
 	} else {
 		o.add(d)
 	}
@@ -192,7 +194,7 @@ func (o *outbox) withhold(device []byte, id int64) (left bool) {
 	defer c.offering.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if slices.ContainsFunc(c.flight, func(f inFlight) bool { return f.id == id }) {
+	if c.left[id] || slices.ContainsFunc(c.flight, func(f inFlight) bool { return f.id == id }) {
 		return true
 	}
 	c.withheld[id] = true

@@ -81,6 +81,9 @@ func (w *work) reseal(s *session, row store.DeliveryRow) error {
 		return err
 	}
 	w.wake[s.device] = true
+	if err := w.tx.ForgetDeposits(row.ID); err != nil {
+		return err
+	}
 	return w.tx.Reseal(row.ID, sealed, index)
 }
 
@@ -108,7 +111,10 @@ func (w *work) introduce(c store.ContactRow) error {
 	if err := w.say(c, &message.DeviceList{Signed: w.n.self.list}); err != nil {
 		return err
 	}
-	return w.say(c, &message.Profile{Name: w.n.self.name})
+	if err := w.say(c, &message.Profile{Name: w.n.self.name}); err != nil {
+		return err
+	}
+	return w.tellBoxes(c)
 }
 
 // respond takes an envelope that arrived under an invite's tag. It returns the

@@ -17,12 +17,13 @@ import (
 
 // A delivery's state only moves to the right:
 //
-//	queued ──► sent ──► delivered ──► read
-//	   │         │
-//	   ├─────────┴──► expired, failed ──► delivered
+//	queued ──► sent, held ──► delivered ──► read
+//	   │            │
+//	   ├────────────┴──► expired, failed ──► delivered
 //	   └──► cancelled ──► delivered
 //
-// queued: committed here. sent: the device's daemon has it; we still keep it.
+// queued: committed here. sent: the device's daemon has it. held: enough of its
+// mailboxes have signed for it. Either way we still keep it.
 // delivered: the device's receipt is here. A sent message can still expire
 // without a receipt, and a receipt that comes even later is the truth.
 // moveDelivery is the only way to move.
@@ -37,6 +38,11 @@ func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.D
 	}
 	if err := w.tx.SaveDelivery(*d); err != nil {
 		return err
+	}
+	if !d.Open {
+		if err := w.tx.ForgetDeposits(d.ID); err != nil {
+			return err
+		}
 	}
 	return w.emit(eventLedger, c.ID, ledgerEvent{
 		ID: messageText(d.Message), Conversation: c.Handle, State: stateName(to), Device: hex.EncodeToString(d.Device),
@@ -375,7 +381,11 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			return err
 		}
 		for _, d := range deliveries {
-			if d.State != store.DeliveryQueued || n.outbox.withhold(d.Device, d.ID) {
+			held, _, err := w.tx.Holdings(d.ID)
+			if err != nil {
+				return err
+			}
+			if d.State != store.DeliveryQueued || held > 0 || n.outbox.withhold(d.Device, d.ID) {
 				return refuse(CodeRefused, "see: kith trace "+messageText(row.ID)[:12], "the message has already left and cannot be cancelled")
 			}
 		}
@@ -476,7 +486,7 @@ func (w *work) takeResend(s *session, c store.ContactRow, ch *chain, m *message.
 				err = w.say(c, &message.Gone{Seq: seq, ID: message.ID(row.ID), Reason: message.Reason(row.Gone)})
 			case d.State == store.DeliveryExpired, d.State == store.DeliveryFailed:
 				err = w.say(c, &message.Gone{Seq: seq, ID: message.ID(row.ID), Reason: message.Expired})
-			case d.State == store.DeliverySent:
+			case d.State == store.DeliverySent, d.State == store.DeliveryHeld:
 				bytes += len(row.Wire)
 				err = w.reseal(live, d)
 			}

@@ -67,6 +67,12 @@ type Config struct {
 	// Hints are the community nodes that new invites name as ways in, as
 	// multiaddrs with /p2p; at most three are used.
 	Hints []ma.Multiaddr
+	// Errand makes a host without a listener under a name that nobody has seen,
+	// for one mailbox, or for what is left at mailboxes for one contact. Its
+	// caller closes it.
+	Errand func() (*transport.Host, error)
+	// MailboxMode says whether mailboxes are used, ours and those of contacts.
+	MailboxMode MailboxMode
 	// Now is the clock; nil means time.Now. Only displayed times and expiry
 	// depend on it.
 	Now func() time.Time
@@ -86,6 +92,7 @@ type Node struct {
 	outbox  *outbox
 	lobby   *lobby
 	beacon  *beacon
+	mail    *Mailboxes
 	gate    *gate
 	hasty   chan struct{} // something expires soon
 	started time.Time
@@ -120,6 +127,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	n.outbox = newOutbox(n)
 	n.lobby = newLobby(n)
 	n.beacon = newBeacon(n)
+	n.mail = newMailboxes(n)
 	return n, nil
 }
 
@@ -135,6 +143,7 @@ func (n *Node) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	n.lobby.open(run)
 	parts.Go(func() { n.beacon.run(run) })
+	parts.Go(func() { n.mail.run(run) })
 	parts.Go(func() { n.tidy(run) })
 	if err := n.outbox.open(run); err != nil {
 		cancel()

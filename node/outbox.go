@@ -72,6 +72,9 @@ type courier struct {
 
 	failures int
 	withheld map[int64]bool // cancelled: not offered, whatever was read before
+	left     map[int64]bool // being left at mailboxes
+
+	depositor *depositor
 }
 
 // inFlight is an envelope that was offered on the live conversation.
@@ -117,6 +120,13 @@ func (c *courier) setConv(conv *conversation) {
 
 // run is the courier's life: one conversation after another.
 func (c *courier) run(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
+	var depositing sync.WaitGroup
+	if c.n.cfg.MailboxMode != MailboxNone {
+		depositing.Go(func() { c.depositor.run(ctx) })
+	}
+	defer depositing.Wait()
+	defer stop()
 	greet := true // tell the device once that we are back
 	for {
 		conv, gone := c.await(ctx, greet)
@@ -133,6 +143,7 @@ func (c *courier) run(ctx context.Context) {
 			next, progress := c.converse(ctx, conv)
 			c.setConv(nil)
 			c.setFlight(nil)
+			poke(c.depositor.news)
 			if !progress {
 				c.failed(retryMax)
 			}
@@ -152,6 +163,7 @@ func (c *courier) failed(limit time.Duration) {
 	pause := min(retryMin<<min(c.failures, 20), limit)
 	c.failures++
 	c.retry = time.Now().Add(pause/2 + rand.N(pause))
+	poke(c.depositor.news)
 }
 
 // hurry has every courier try again at once: the network has changed.
@@ -168,6 +180,7 @@ func (c *courier) hurry() {
 	c.failures, c.retry = 0, time.Time{}
 	c.mu.Unlock()
 	poke(c.changed)
+	poke(c.depositor.news)
 }
 
 // outlook is what a courier knows of its device before it acts.

@@ -99,6 +99,11 @@ func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.S
 	if d.Public == nil && found.Body.Bundle == nil {
 		return outcome{err: errNoRecord} // the invite has ended
 	}
+	if boxes := found.Body.Field(rendezvous.FieldMailboxes); boxes != nil {
+		if err := c.n.update(ctx, func(w *work) error { return w.learnBoxes(c.device, boxes, d.Link != nil) }); err != nil {
+			return outcome{err: err}
+		}
+	}
 	if d.Link != nil && found.Body.Bundle != nil {
 		if err := c.learn(ctx, found, at); err != nil && d.Public == nil {
 			return outcome{err: err}

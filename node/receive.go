@@ -249,9 +249,11 @@ func (w *work) act(s *session, c store.ContactRow, m *message.Message, plaintext
 		return w.takeResend(s, c, ch, content)
 	case *message.Gone:
 		return w.takeGone(s, c, ch, content)
+	case *message.Rendezvous:
+		return w.takeRendezvous(s.device, content.Record)
 	default:
-		// Typing, prekey stashes and rendezvous updates, and what later
-		// versions add: nothing here acts on them yet.
+		// Typing and prekey stashes, and what later versions add: nothing here
+		// acts on them yet.
 		return nil
 	}
 }

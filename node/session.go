@@ -246,6 +246,7 @@ func (w *work) acceptTags(s *session) error {
 
 func (w *work) acceptTag(s *session, index uint32) error {
 	tag := envelope.DeriveTag(s.tagRecv, index)
+	w.tags = true
 	return w.tx.AddSessionTag(tag[:], s.id[:], index)
 }
 

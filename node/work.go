@@ -30,6 +30,9 @@ type work struct {
 	wake     map[identity.DeviceHash]bool     // outboxes with something new
 	devices  map[identity.DeviceHash]bool     // devices that need an outbox
 	names    bool                             // who may open a stream has changed
+	tags     bool                             // what we accept envelopes under has changed
+	mail     bool                             // our boxes, or what we know of their nodes, have changed
+	moved    bool                             // what our records say has changed
 	publish  bool                             // what we publish has changed
 	event    bool                             // the event log has grown
 	soon     bool                             // something expires before tidying is due
@@ -90,6 +93,15 @@ func (w *work) committed() {
 	}
 	if w.publish {
 		w.n.beacon.wake()
+	}
+	if w.moved {
+		w.n.beacon.renew()
+	}
+	if w.names || w.tags {
+		w.n.mail.retag()
+	}
+	if w.mail {
+		w.n.mail.wake()
 	}
 	for d := range w.devices {
 		w.n.outbox.add(d)

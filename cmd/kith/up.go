@@ -252,6 +252,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Version:   version,
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
 		Hints:     d.hints(ways),
+		Errand:    func() (*transport.Host, error) { return d.errand(reach, transport.MinMemory) },
 		Log:       d.log,
 	})
 	if err != nil {
@@ -505,16 +506,20 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	if err != nil {
 		return nil, nil, explainListen(err)
 	}
-	if key, err = transport.NewKey(rand.Reader); err == nil {
-		errands, err = transport.New(transport.Config{
-			Key: key, Role: transport.Errands, Memory: transport.UserMemory / 2, Dial: reach, Log: d.log,
-		})
-	}
-	if err != nil {
+	if errands, err = d.errand(reach, transport.UserMemory/2); err != nil {
 		main.Close()
 		return nil, nil, err
 	}
 	return main, errands, nil
+}
+
+// errand makes a host without a listener, under a name that nobody has seen.
+func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, error) {
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, Log: d.log})
 }
 
 func explainListen(err error) error {

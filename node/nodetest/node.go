@@ -104,8 +104,10 @@ type Options struct {
 	Machine int          // the user's node runs on IP(Machine)
 	Ways    []*Community // ways into the table, also named by invites
 	Home    string       // data directory; empty: a new one
-	Now     func() time.Time
-	Log     *slog.Logger
+	// Mailboxes says whether the user uses them.
+	Mailboxes node.MailboxMode
+	Now       func() time.Time
+	Log       *slog.Logger
 }
 
 // User is a user's whole daemon but for its command line: a store, the hosts for
@@ -174,7 +176,8 @@ func (u *User) TryStart() (err error) {
 	u.Node, err = node.New(context.Background(), node.Config{
 		Store: u.Store, Discovery: u.Dir, Host: u.Contacts, Role: node.RoleUser, Name: u.Name, Version: "test",
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a) == transport.Public },
-		Hints:     hints, Now: u.opts.Now, Log: u.opts.Log,
+		Hints:     hints, Errand: func() (*transport.Host, error) { return u.net.Errand(u.IP) },
+		MailboxMode: u.opts.Mailboxes, Now: u.opts.Now, Log: u.opts.Log,
 	})
 	if err != nil {
 		return errors.Join(err, u.Dir.Close(), u.Store.Close())

@@ -50,12 +50,31 @@ func IP(i int) netip.Addr {
 // addresses, and unless it runs errands, listening on Port.
 func (n *Network) Host(t testing.TB, cfg transport.Config, ip netip.Addr) *transport.Host {
 	t.Helper()
+	h, err := n.host(cfg, ip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+// Errand makes a host without a listener for a machine that has not crashed.
+// Its user closes it.
+func (n *Network) Errand(ip netip.Addr) (*transport.Host, error) {
+	n.mu.Lock()
+	dead := n.dead[ip]
+	n.mu.Unlock()
+	if dead {
+		return nil, errors.New("the machine has crashed")
+	}
+	return n.host(transport.Config{Role: transport.Errands}, ip)
+}
+
+func (n *Network) host(cfg transport.Config, ip netip.Addr) (_ *transport.Host, err error) {
 	if cfg.Key == nil {
-		key, err := transport.NewKey(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
+		if cfg.Key, err = transport.NewKey(rand.Reader); err != nil {
+			return nil, err
 		}
-		cfg.Key = key
 	}
 	if cfg.Role == 0 {
 		cfg.Role = transport.Contacts
@@ -75,13 +94,12 @@ func (n *Network) Host(t testing.TB, cfg transport.Config, ip netip.Addr) *trans
 	cfg.Transports = n.Transports(ip)
 	h, err := transport.New(cfg)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.hosts[ip] = append(n.hosts[ip], h)
-	n.mu.Unlock()
-	t.Cleanup(func() { h.Close() })
-	return h
+	return h, nil
 }
 
 // Transports returns the transport of the machine ip, for transport.Config, and

@@ -3,6 +3,8 @@ package mailbox
 import (
 	"time"
 
+	"golang.org/x/crypto/cryptobyte"
+
 	"github.com/kith-im/kith/protocol/envelope"
 )
 
@@ -27,9 +29,15 @@ const (
 	TypeRefused    Type = 70
 )
 
+// firstAnswer is where the types of a node's frames begin.
+const firstAnswer = TypeHello
+
 // Frame is one of the frame types below.
 type Frame interface {
 	Type() Type
+	marshal(b []byte) []byte
+	unmarshal(in *cryptobyte.String) bool
+	valid() bool
 }
 
 // Hello opens every stream: what the node offers.

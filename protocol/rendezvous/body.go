@@ -56,11 +56,7 @@ func (b *Body) marshal() ([]byte, error) {
 		w.AddUint8LengthPrefixed(func(w *cryptobyte.Builder) { w.AddBytes(a) })
 	}
 	w.AddUint16LengthPrefixed(func(w *cryptobyte.Builder) { w.AddBytes(b.Bundle) })
-	w.AddUint8(uint8(len(b.Fields)))
-	for _, f := range b.Fields {
-		w.AddUint16(uint16(f.Type))
-		w.AddUint16LengthPrefixed(func(w *cryptobyte.Builder) { w.AddBytes(f.Value) })
-	}
+	addFields(w, b.Fields)
 	plain, err := w.Bytes()
 	if err != nil {
 		return nil, errors.New("rendezvous: the content does not fit into a record")
@@ -88,16 +84,9 @@ func (b *Body) unmarshal(plain []byte) error {
 	if len(bundle) > 0 {
 		b.Bundle = bundle
 	}
-	if !s.ReadUint8(&count) || count > protocol.MaxRecordFields {
+	var ok bool
+	if b.Fields, ok = readFields(&s); !ok {
 		return errBody
-	}
-	for range count {
-		var t uint16
-		var value cryptobyte.String
-		if !s.ReadUint16(&t) || !s.ReadUint16LengthPrefixed(&value) {
-			return errBody
-		}
-		b.Fields = append(b.Fields, Field{Type: FieldType(t), Value: value})
 	}
 	for _, zero := range s {
 		if zero != 0 {
@@ -108,7 +97,7 @@ func (b *Body) unmarshal(plain []byte) error {
 }
 
 func (b *Body) check() error {
-	if len(b.Addresses) > protocol.MaxRecordAddresses || len(b.Fields) > protocol.MaxRecordFields {
+	if len(b.Addresses) > protocol.MaxRecordAddresses {
 		return errBody
 	}
 	for _, a := range b.Addresses {
@@ -116,8 +105,60 @@ func (b *Body) check() error {
 			return errBody
 		}
 	}
-	for i, f := range b.Fields {
-		if i > 0 && f.Type <= b.Fields[i-1].Type {
+	return checkFields(b.Fields)
+}
+
+// MarshalFields encodes fields alone, as in a body, for a rendezvous update
+// (docs/spec/message.md).
+func MarshalFields(fields []Field) ([]byte, error) {
+	if err := checkFields(fields); err != nil {
+		return nil, err
+	}
+	w := cryptobyte.NewBuilder(nil)
+	addFields(w, fields)
+	return w.Bytes()
+}
+
+// ParseFields decodes what MarshalFields encoded.
+func ParseFields(b []byte) ([]Field, error) {
+	s := cryptobyte.String(b)
+	fields, ok := readFields(&s)
+	if !ok || !s.Empty() {
+		return nil, errBody
+	}
+	return fields, checkFields(fields)
+}
+
+func addFields(w *cryptobyte.Builder, fields []Field) {
+	w.AddUint8(uint8(len(fields)))
+	for _, f := range fields {
+		w.AddUint16(uint16(f.Type))
+		w.AddUint16LengthPrefixed(func(w *cryptobyte.Builder) { w.AddBytes(f.Value) })
+	}
+}
+
+func readFields(s *cryptobyte.String) (fields []Field, ok bool) {
+	var count uint8
+	if !s.ReadUint8(&count) || count > protocol.MaxRecordFields {
+		return nil, false
+	}
+	for range count {
+		var t uint16
+		var value cryptobyte.String
+		if !s.ReadUint16(&t) || !s.ReadUint16LengthPrefixed(&value) {
+			return nil, false
+		}
+		fields = append(fields, Field{Type: FieldType(t), Value: value})
+	}
+	return fields, true
+}
+
+func checkFields(fields []Field) error {
+	if len(fields) > protocol.MaxRecordFields {
+		return errBody
+	}
+	for i, f := range fields {
+		if i > 0 && f.Type <= fields[i-1].Type {
 			return errBody
 		}
 	}

@@ -1,0 +1,551 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/envelope"
+	"github.com/kith-im/kith/protocol/mailbox"
+)
+
+const (
+	// A node holds its answer back for waitMin to waitMax when there is
+	// nothing: at random, because a rhythm would be a fingerprint.
+	waitMin = 3 * time.Minute
+	waitMax = 8 * time.Minute
+
+	// What could not be taken is asked for again after refetchAfter.
+	refetchAfter = 5 * time.Minute
+
+	// The tags at a node are replaced whole after retagAfter, if some are out
+	// of use, and at once if many are: a contact was blocked.
+	retagAfter = 24 * time.Hour
+	retagMany  = protocol.TagsBehind
+
+	// A box is tested after probeMin to probeMax, and soon after it was opened.
+	probeMin   = 4 * time.Hour
+	probeMax   = 8 * time.Hour
+	probeSoon  = 10 * time.Minute
+	probeTags  = 4
+	probeGrace = time.Minute // from the receipt until it has to be here
+
+	// lastCall is how much longer than a node keeps mail a box is emptied that
+	// was given up: contacts may not have heard of it.
+	lastCall = 24 * time.Hour
+)
+
+// collector empties one box. It has a transport name of its own, so that a node
+// that keeps boxes of several of its owners' accounts sees several strangers
+// (threats D13).
+type collector struct {
+	n       *Node
+	info    peer.AddrInfo
+	key     mailbox.BoxKey
+	leaving bool
+	left    int64         // age since which it is
+	news    chan struct{} // the tags we accept have changed
+	stop    context.CancelFunc
+	tags    map[envelope.Tag]bool // registered in this run, probes excepted
+	tagged  time.Time             // when they were last replaced whole
+
+	probing sync.Mutex // one probe at a time
+
+	mu     sync.Mutex
+	state  boxView
+	probes map[mailbox.Digest]chan struct{} // test envelopes on their way; closed on arrival
+	tests  [probeTags]envelope.Tag
+}
+
+// boxView is what is known of a box while the daemon runs.
+type boxView struct {
+	connected bool
+	draining  bool
+	hours     uint16
+	opened    mailbox.Opened
+}
+
+func newCollector(n *Node, row store.BoxRow) (*collector, error) {
+	info, err := infoOf(row.Address)
+	if err != nil {
+		return nil, err
+	}
+	if len(row.Key) != len(mailbox.BoxKey{}) || peer.ID(row.Node) != info.ID {
+		return nil, store.ErrDamaged
+	}
+	c := &collector{
+		n: n, info: info, key: mailbox.BoxKey(row.Key), leaving: row.State == store.BoxLeaving, left: row.Left,
+		news: make(chan struct{}, 1), probes: make(map[mailbox.Digest]chan struct{}),
+	}
+	for i := range c.tests {
+		if _, err := io.ReadFull(n.self.rand, c.tests[i][:]); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (c *collector) look() boxView {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+func (c *collector) set(change func(*boxView)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.state)
+}
+
+// run collects until ctx ends, or until a box that was given up is done with.
+func (c *collector) run(ctx context.Context) {
+	var testing sync.WaitGroup
+	defer testing.Wait()
+	if !c.leaving {
+		testing.Go(func() { c.test(ctx) })
+	}
+	for failures := 0; ctx.Err() == nil; {
+		done, worked, err := c.visit(ctx)
+		c.set(func(v *boxView) { v.connected = false })
+		if done || ctx.Err() != nil {
+			return
+		}
+		if worked {
+			failures = 0
+		}
+		c.n.log.Debug("a mailbox visit ended", "worked", worked, "cause", err)
+		pause := min(retryMin<<min(failures, 20), retryMax)
+		failures++
+		timer := time.NewTimer(pause/2 + rand.N(pause))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// visit opens the box, brings its tags up to date, and collects until
+// something fails. done says that nothing of the box is left to do; worked,
+// that the box was opened.
+func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
+	host, err := c.n.cfg.Errand()
+	if err != nil {
+		return false, false, err
+	}
+	defer host.Close()
+	m, err := dialMail(ctx, host, c.info)
+	if err != nil {
+		if ctx.Err() == nil {
+			err = errors.Join(err, c.n.update(ctx, func(w *work) error { return w.silent(c.info.ID) }))
+		}
+		return false, false, err
+	}
+	defer m.close()
+	opened, err := m.open(&c.key, !c.leaving)
+	var r *refusal
+	if errors.As(err, &r) && r.Why == mailbox.RefusedNoBox && c.leaving {
+		return true, false, c.forget(ctx)
+	}
+	if err != nil {
+		return false, false, err
+	}
+	drained := c.look().draining != m.hello.Draining
+	c.set(func(v *boxView) {
+		v.connected, v.draining, v.hours, v.opened = true, m.hello.Draining, m.hello.Hours, *opened
+	})
+	if err := c.retag(ctx, m, opened); err != nil {
+		return false, true, err
+	}
+	if err := c.n.update(ctx, func(w *work) error {
+		w.mail = w.mail || drained
+		if err := w.spoke(c.info.ID); err != nil {
+			return err
+		}
+		return w.activate(c.info.ID)
+	}); err != nil {
+		return false, true, err
+	}
+	if c.leaving {
+		done, err = c.empty(ctx, m)
+		return done, true, err
+	}
+	return false, true, c.collect(ctx, m)
+}
+
+// activate notes that a box is open and knows our tags.
+func (w *work) activate(node peer.ID) error {
+	boxes, err := w.tx.Boxes()
+	if err != nil {
+		return err
+	}
+	for _, b := range boxes {
+		if peer.ID(b.Node) == node && b.State == store.BoxNew {
+			b.State, w.mail = store.BoxActive, true
+			return w.tx.SaveBox(b)
+		}
+	}
+	return nil
+}
+
+// registrations are the tags that a box is to know, our tests included.
+func (c *collector) registrations(ctx context.Context) (all []mailbox.Registration, current map[envelope.Tag]bool, err error) {
+	var rows []store.MailTag
+	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
+		rows, err = tx.MailTags()
+		return err
+	}); err != nil {
+		return nil, nil, err
+	}
+	current = make(map[envelope.Tag]bool, len(rows))
+	for _, t := range rows {
+		r := mailbox.Registration{Tag: envelope.Tag(t.Tag), Class: mailbox.ClassContact}
+		if t.Invite {
+			r.Class = mailbox.ClassRequest
+		}
+		current[r.Tag] = true
+		all = append(all, r)
+	}
+	for _, t := range c.tests {
+		all = append(all, mailbox.Registration{Tag: t, Class: mailbox.ClassContact})
+	}
+	// In their own order tags say nothing of what belongs together.
+	slices.SortFunc(all, func(a, b mailbox.Registration) int { return bytes.Compare(a.Tag[:], b.Tag[:]) })
+	return all, current, nil
+}
+
+// retag registers all our tags, in the place of all that were registered before.
+func (c *collector) retag(ctx context.Context, m *mailStream, opened *mailbox.Opened) error {
+	all, current, err := c.registrations(ctx)
+	if err != nil {
+		return err
+	}
+	if c.leaving && c.n.age.now()-c.left > (time.Duration(m.hello.Hours)*time.Hour).Milliseconds() {
+		all, current = nil, nil // nothing may come any more
+	}
+	if err := m.register(opened.Generation+1, all, true); err != nil {
+		return err
+	}
+	c.set(func(v *boxView) { v.opened.Generation = opened.Generation + 1 })
+	c.tags, c.tagged = current, time.Now()
+	return nil
+}
+
+// changes are the frames that bring the box's tags up to date: those that are
+// new, or all of them if too many are out of use.
+func (c *collector) changes(ctx context.Context) ([]mailbox.Frame, error) {
+	all, current, err := c.registrations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stale := 0
+	for t := range c.tags {
+		if !current[t] {
+			stale++
+		}
+	}
+	generation, prune := c.look().opened.Generation, stale > retagMany || stale > 0 && time.Since(c.tagged) > retagAfter
+	if prune {
+		generation++
+		c.set(func(v *boxView) { v.opened.Generation = generation })
+		c.tags, c.tagged = current, time.Now()
+	} else {
+		fresh := all[:0]
+		for _, r := range all {
+			if current[r.Tag] && !c.tags[r.Tag] {
+				fresh = append(fresh, r)
+				c.tags[r.Tag] = true
+			}
+		}
+		all = fresh
+	}
+	var frames []mailbox.Frame
+	for len(all) > 0 {
+		n := min(len(all), mailbox.MaxTags)
+		frames = append(frames, &mailbox.Tags{Generation: generation, Tags: all[:n], Prune: prune && n == len(all)})
+		all = all[n:]
+	}
+	return frames, nil
+}
+
+// collect takes what waits and what comes, until something fails. One request
+// is always with the node, which answers as soon as it has something.
+func (c *collector) collect(ctx context.Context, m *mailStream) error {
+	m.in.SetIdle(waitMax + mailAnswerTime)
+	answers := make(chan mailbox.Frame)
+	reading, stop := context.WithCancel(ctx)
+	var failed error
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		defer close(answers)
+		for {
+			f, err := m.read()
+			if err != nil {
+				failed = err
+				return
+			}
+			select {
+			case answers <- f:
+			case <-reading.Done():
+				failed = reading.Err()
+				return
+			}
+		}
+	})
+	defer reader.Wait()
+	defer m.close()
+	defer stop()
+	var skipped time.Time // since when something waits there that we could not take
+	next := &mailbox.Collect{Wait: c.wait()}
+	if err := m.write(next); err != nil {
+		return err
+	}
+	for {
+		select {
+		case f, ok := <-answers:
+			if !ok {
+				return failed
+			}
+			switch f := f.(type) {
+			case *mailbox.Page:
+				done, err := c.take(ctx, f)
+				if err != nil {
+					return err
+				}
+				if len(done) < len(f.Items) && skipped.IsZero() {
+					skipped = time.Now()
+				}
+				slices.Sort(done)
+				next = &mailbox.Collect{Done: done, After: next.After, Wait: c.wait()}
+				if len(f.Items) > 0 {
+					next.After = f.Items[len(f.Items)-1].ID
+				}
+				if !skipped.IsZero() && time.Since(skipped) > refetchAfter {
+					next.After, skipped = 0, time.Time{}
+				}
+				if err := m.write(next); err != nil {
+					return err
+				}
+			case *mailbox.Registered:
+			case *mailbox.Refused:
+				return &refusal{*f}
+			default:
+				return errOddAnswer
+			}
+		case <-c.news:
+			frames, err := c.changes(ctx)
+			if err != nil {
+				return err
+			}
+			if len(frames) > 0 {
+				if err := m.write(frames...); err != nil { // the node answers the Collect first
+					return err
+				}
+			}
+		}
+	}
+}
+
+func (c *collector) wait() time.Duration {
+	return (waitMin + rand.N(waitMax-waitMin)).Truncate(time.Second)
+}
+
+// take receives a page and returns the items that are done with.
+func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, err error) {
+	var batch [][]byte
+	var ids []uint64
+	for _, item := range p.Items {
+		if c.arrived(item.Envelope) {
+			done = append(done, item.ID)
+			continue
+		}
+		batch, ids = append(batch, item.Envelope), append(ids, item.ID)
+	}
+	if len(batch) == 0 {
+		return done, nil
+	}
+	if _, err := c.n.lobby.receiveAll(ctx, batch); err == nil {
+		return append(done, ids...), nil
+	}
+	// One that cannot be taken now must not keep the others away.
+	for i, raw := range batch {
+		switch _, err := c.n.lobby.receiveAll(ctx, [][]byte{raw}); {
+		case err == nil:
+			done = append(done, ids[i])
+		case !errors.Is(err, errBusy) && !errors.Is(err, errTooMuch):
+			return nil, err
+		}
+	}
+	return done, nil
+}
+
+// empty collects from a box that was given up until nothing waits. done says
+// that nothing can come any more.
+func (c *collector) empty(ctx context.Context, m *mailStream) (done bool, err error) {
+	for next := (&mailbox.Collect{}); ; {
+		answer, err := m.ask(next)
+		if err != nil {
+			return false, err
+		}
+		p, ok := answer.(*mailbox.Page)
+		if !ok {
+			return false, errOddAnswer
+		}
+		if next.Done, err = c.take(ctx, p); err != nil {
+			return false, err
+		}
+		slices.Sort(next.Done)
+		if len(p.Items) > 0 {
+			next.After = p.Items[len(p.Items)-1].ID
+			continue
+		}
+		if c.n.age.now()-c.left > (time.Duration(m.hello.Hours)*time.Hour + lastCall).Milliseconds() {
+			return true, c.forget(ctx)
+		}
+		timer := time.NewTimer(c.wait())
+		select {
+		case <-timer.C:
+			next.After = 0
+		case <-ctx.Done():
+			timer.Stop()
+			return false, ctx.Err()
+		}
+	}
+}
+
+// forget drops a box that is done with.
+func (c *collector) forget(ctx context.Context) error {
+	return c.n.update(ctx, func(w *work) error {
+		w.mail = true
+		return w.tx.DeleteBox([]byte(c.info.ID))
+	})
+}
+
+// arrived says whether an envelope is a test of our own.
+func (c *collector) arrived(env []byte) bool {
+	if !c.isTest(env) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := mailbox.DigestOf(env)
+	if here := c.probes[d]; here != nil {
+		close(here)
+		delete(c.probes, d)
+	}
+	return true
+}
+
+func (c *collector) isTest(env []byte) bool {
+	for _, t := range c.tests {
+		if bytes.HasPrefix(env, t[:]) {
+			return true
+		}
+	}
+	return false
+}
+
+// test probes the box now and then.
+func (c *collector) test(ctx context.Context) {
+	wait := probeSoon/2 + rand.N(probeSoon)
+	for {
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		wait = probeMin + rand.N(probeMax-probeMin)
+		if !c.look().connected {
+			continue // that it does not answer is noted as such
+		}
+		if _, err := c.probe(ctx); err != nil && ctx.Err() == nil {
+			wait = probeSoon/2 + rand.N(probeSoon) // is it a habit?
+		}
+	}
+}
+
+// errProbeLost means that a node signed for a test envelope and did not hand
+// it out, or does not know tags that were registered with it.
+var errProbeLost = errors.New("it signed for a test message and did not hand it out")
+
+// probe leaves a test envelope in our own box, as a stranger, and waits for it
+// to arrive. To the node it is an envelope like any other.
+func (c *collector) probe(ctx context.Context) (took time.Duration, err error) {
+	c.probing.Lock()
+	defer c.probing.Unlock()
+	host, err := c.n.cfg.Errand()
+	if err != nil {
+		return 0, err
+	}
+	defer host.Close()
+	began := time.Now()
+	here, err := c.leaveTest(ctx, host)
+	lost, what := false, ""
+	var r *refusal
+	switch {
+	case ctx.Err() != nil:
+		return 0, ctx.Err()
+	case errors.As(err, &r) && r.Why == mailbox.RefusedUnknown:
+		lost, what = true, "it did not know a tag that was registered with it"
+		poke(c.news)
+	case errors.Is(err, errOddAnswer):
+		lost, what = true, "it gave a false receipt for a test message"
+	case err != nil:
+		return 0, err
+	default:
+		timer := time.NewTimer(probeGrace)
+		defer timer.Stop()
+		select {
+		case <-here:
+		case <-timer.C:
+			if !c.look().connected {
+				return 0, errDial // it went away: no fault that it signed for
+			}
+			lost, what, err = true, errProbeLost.Error(), errProbeLost
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	took = time.Since(began)
+	return took, errors.Join(err, c.n.update(ctx, func(w *work) error { return w.probed(c.info.ID, lost, what) }))
+}
+
+// leaveTest deposits a test envelope. here is closed when it arrives.
+func (c *collector) leaveTest(ctx context.Context, host *transport.Host) (here chan struct{}, err error) {
+	env := make([]byte, protocol.MinEnvelope)
+	if _, err := io.ReadFull(c.n.self.rand, env); err != nil {
+		return nil, fmt.Errorf("make a test message: %w", err)
+	}
+	copy(env, c.tests[rand.N(len(c.tests))][:])
+	m, err := dialMail(ctx, host, c.info)
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	here = make(chan struct{})
+	c.mu.Lock()
+	clear(c.probes) // one at a time: an earlier one is lost
+	c.probes[mailbox.DigestOf(env)] = here
+	c.mu.Unlock()
+	answer, err := m.ask(&mailbox.Deposit{Envelope: env})
+	if err != nil {
+		return nil, err
+	}
+	if s, ok := answer.(*mailbox.Stored); !ok || !s.Verify(m.node, env) {
+		return nil, errOddAnswer
+	}
+	return here, nil
+}

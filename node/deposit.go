@@ -1,0 +1,580 @@
+package node
+
+// What cannot be brought to a device at once is left at its mailboxes. Every
+// device has, beside its courier, a depositor, which
+//
+//  1. waits until something is due and no conversation takes it: a moment, if
+//     the device may still answer; longer for receipts alone, so that they do
+//     not follow a collection at a glance,
+//  2. leaves the stored envelopes at every mailbox the device has told us of,
+//     the same bytes that the courier keeps offering,
+//  3. counts the nodes' signed receipts: with enough of them a message is
+//     held. Until the end-to-end receipt it is kept all the same, and after an
+//     hour, six hours, a day, and daily from then on the nodes have to prove
+//     that they still have it, and get it again if they do not.
+//
+// No node learns who deposits: every round has a transport name of its own, and
+// rounds for different contacts do not meet at one node in one moment
+// (threats D03).
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/mailbox"
+	"github.com/kith-im/kith/protocol/rendezvous"
+)
+
+const (
+	// holdersWanted is how many nodes must hold a message before it counts as
+	// held, unless its recipient has fewer: one may lie.
+	holdersWanted = 2
+	// maxHolders bounds the nodes that get a copy.
+	maxHolders = 3
+
+	// directBudget is how long a device that may still answer directly is
+	// given before mailboxes are used beside.
+	directBudget = 3 * time.Second
+	// Receipts alone wait between receiptsMin and receiptsMax.
+	receiptsMin = 5 * time.Second
+	receiptsMax = 30 * time.Second
+	// Deposits for different contacts at one node are between laneMin and
+	// laneMax apart.
+	laneMin = 2 * time.Second
+	laneMax = 8 * time.Second
+
+	// A round that did not find enough nodes is repeated after depositMin,
+	// doubling to depositMax.
+	depositMin = 5 * time.Second
+	depositMax = 30 * time.Minute
+	// depositTime bounds one round.
+	depositTime = 5 * time.Minute
+)
+
+// depositor is the part of a courier that uses the device's mailboxes.
+type depositor struct {
+	c        *courier
+	news     chan struct{} // something is to be looked at
+	failures int
+	since    time.Time     // when something first waited; zero: nothing does
+	patience time.Duration // of receipts alone, from since
+	retry    time.Time
+}
+
+// run leaves at mailboxes what is due until ctx ends.
+func (p *depositor) run(ctx context.Context) {
+	for {
+		wait, err := p.next(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil && wait <= 0 {
+			p.round(ctx)
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-p.news:
+		case <-timer.C:
+		case <-p.c.o.draining:
+			timer.Stop()
+			return
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// never again by itself.
+const idleDeposit = 24 * time.Hour
+
+// next is how long it takes until a round is due.
+func (p *depositor) next(ctx context.Context) (wait time.Duration, err error) {
+	c := p.c
+	var due int64
+	var message, open bool
+	err = c.n.view(ctx, func(tx *store.Tx) error {
+		open = false
+		if _, err := tx.DeviceBoxes(c.device[:]); err != nil {
+			_, err = found(err)
+			return err
+		}
+		if paused, err := isPaused(tx, c.device); paused || err != nil {
+			return err
+		}
+		due, message, open, err = tx.NextDeposit(c.device[:], c.n.age.now())
+		return err
+	})
+	if err != nil {
+		return retryMin, err
+	}
+	c.mu.Lock()
+	live, missed := c.conv != nil, c.failures > 0
+	c.mu.Unlock()
+	wait = time.Duration(due-c.n.age.now()) * time.Millisecond
+	switch {
+	case live, !open:
+		p.since = time.Time{}
+		return idleDeposit, nil
+	case wait > 0:
+		p.since = time.Time{}
+		return wait, nil
+	}
+	if p.since.IsZero() {
+		p.since, p.patience = time.Now(), receiptsMin+rand.N(receiptsMax-receiptsMin)
+	}
+	patience := p.patience
+	switch {
+	case message && missed:
+		patience = 0
+	case message:
+		patience = directBudget
+	}
+	return max(time.Until(p.since.Add(patience)), time.Until(p.retry)), nil
+}
+
+// offer is an envelope of a round.
+type offer struct {
+	id      int64
+	holders int       // nodes that have it, as far as they showed
+	missing []peer.ID // nodes that had signed for it and do not have it
+	refused string    // why one did not take it
+}
+
+// round leaves everything that is due at all of the device's mailboxes.
+func (p *depositor) round(ctx context.Context) {
+	c := p.c
+	ctx, cancel := context.WithTimeout(ctx, depositTime)
+	defer cancel()
+	p.since = time.Time{}
+	nodes, err := c.mailboxes(ctx)
+	if err != nil || len(nodes) == 0 {
+		p.failed()
+		return
+	}
+	host, err := c.n.cfg.Errand()
+	if err != nil {
+		c.n.log.Warn("mailboxes cannot be used", "cause", err)
+		p.failed()
+		return
+	}
+	defer host.Close()
+	r := &depositRound{p: p, host: host, n: len(nodes), offers: make(map[int64]*offer)}
+	var all sync.WaitGroup
+	for _, info := range nodes {
+		all.Go(func() { r.visit(ctx, info) })
+	}
+	all.Wait()
+	if enough, err := r.finish(context.WithoutCancel(ctx)); err == nil && enough {
+		p.failures, p.retry = 0, time.Time{}
+		return
+	}
+	p.failed()
+}
+
+// failed holds the next round back.
+func (p *depositor) failed() {
+	pause := min(depositMin<<min(p.failures, 20), depositMax)
+	p.failures++
+	p.retry = time.Now().Add(pause/2 + rand.N(pause))
+}
+
+// mailboxes are the nodes that a device has told us of.
+func (c *courier) mailboxes(ctx context.Context) (nodes []peer.AddrInfo, err error) {
+	err = c.n.view(ctx, func(tx *store.Tx) error {
+		nodes = nil
+		b, err := tx.DeviceBoxes(c.device[:])
+		if ok, err := found(err); !ok {
+			return err
+		}
+		set, err := mailbox.ParseSet(b)
+		if err != nil {
+			return errors.Join(store.ErrDamaged, err)
+		}
+		for _, address := range set.Nodes {
+			info, err := mailInfo(address)
+			if err != nil || c.n.cfg.Reachable != nil && !c.n.cfg.Reachable(info.Addrs[0]) ||
+				slices.ContainsFunc(nodes, func(n peer.AddrInfo) bool { return n.ID == info.ID }) {
+				continue
+			}
+			if len(nodes) < maxHolders {
+				nodes = append(nodes, info)
+			}
+		}
+		return nil
+	})
+	return nodes, err
+}
+
+// depositRound is one round at all of a device's mailboxes.
+type depositRound struct {
+	p    *depositor
+	host *transport.Host
+	n    int // nodes
+
+	mu     sync.Mutex
+	offers map[int64]*offer
+}
+
+func (r *depositRound) of(id int64) *offer {
+	o := r.offers[id]
+	if o == nil {
+		o = &offer{id: id}
+		r.offers[id] = o
+	}
+	return o
+}
+
+// visit leaves what is due at one node, as much at a time as a window holds.
+func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
+	c := r.p.c
+	leave, err := c.n.mail.enter(ctx, info.ID, c.device)
+	if err != nil {
+		return
+	}
+	defer leave()
+	after := int64(0)
+	m, err := dialMail(ctx, r.host, info)
+	switch {
+	case err != nil:
+		r.miss(ctx, info.ID, "the mailbox does not answer")
+		return
+	case m.hello.Draining:
+		defer m.close()
+		r.miss(ctx, info.ID, refusalText(mailbox.RefusedDraining))
+		return
+	}
+	defer m.close()
+	for {
+		rows, err := r.load(ctx, info.ID, &after)
+		if err != nil || len(rows) == 0 {
+			return
+		}
+		if err := r.leave(ctx, m, info.ID, rows); err != nil {
+			if ctx.Err() == nil {
+				c.n.log.Debug("leaving envelopes at a mailbox ended early")
+			}
+			return
+		}
+	}
+}
+
+// miss notes that a node could not be used, for all that is due.
+func (r *depositRound) miss(ctx context.Context, node peer.ID, why string) {
+	after := int64(0)
+	for {
+		rows, err := r.load(ctx, node, &after)
+		if err != nil || len(rows) == 0 {
+			break
+		}
+		r.mu.Lock()
+		for _, row := range rows {
+			r.of(row.ID).refused = why
+		}
+		r.mu.Unlock()
+	}
+	if ctx.Err() == nil {
+		r.note(ctx, func(w *work) error { return w.silent(node) })
+	}
+}
+
+func (r *depositRound) note(ctx context.Context, fn func(*work) error) {
+	if err := r.p.c.n.update(context.WithoutCancel(ctx), fn); err != nil {
+		r.p.c.n.log.Warn("what a mailbox did could not be noted", "cause", err)
+	}
+}
+
+// load returns the next envelopes that a node is to get, or has to prove.
+func (r *depositRound) load(ctx context.Context, node peer.ID, after *int64) (rows []store.DepositRow, err error) {
+	c := r.p.c
+	c.offering.Lock() // nothing is cancelled between this and the next line that matters
+	defer c.offering.Unlock()
+	for len(rows) == 0 {
+		var due []store.DepositRow
+		if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
+			due, err = tx.Deposits(c.device[:], []byte(node), *after, c.n.age.now(), maxInFlight)
+			return err
+		}); err != nil || len(due) == 0 {
+			return nil, err
+		}
+		size := 0
+		for _, d := range due {
+			if size > 0 && size+len(d.Envelope) > maxInFlightBytes {
+				break
+			}
+			*after = d.ID
+			if c.held(d.ID) || d.Held && d.Rounds == 0 { // cancelled; given in a round that was cut short
+				continue
+			}
+			rows, size = append(rows, d), size+len(d.Envelope)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range rows {
+		c.left[d.ID] = true
+	}
+	return rows, nil
+}
+
+// leave gives a node envelopes and keeps its receipts.
+func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, rows []store.DepositRow) error {
+	n := r.p.c.n
+	ask, err := nonce(n.self.rand)
+	if err != nil {
+		return err
+	}
+	var requests []mailbox.Frame
+	for _, d := range rows {
+		if d.Held {
+			requests = append(requests, mailbox.AuditFor(d.Envelope, ask))
+		} else {
+			requests = append(requests, &mailbox.Deposit{Envelope: d.Envelope})
+		}
+	}
+	answers, err := exchange(m, requests)
+	if err != nil {
+		return err
+	}
+	// What it should have and has not, it gets again.
+	var again []int
+	requests = nil
+	for i, a := range answers {
+		if refused, ok := a.(*mailbox.Refused); ok && rows[i].Held && refused.Why == mailbox.RefusedUnknown {
+			again = append(again, i)
+			requests = append(requests, &mailbox.Deposit{Envelope: rows[i].Envelope})
+		}
+	}
+	more, err := exchange(m, requests)
+	if err != nil {
+		return err
+	}
+	lost := make(map[int64]bool)
+	for j, i := range again {
+		answers[i], rows[i].Held = more[j], false
+		lost[rows[i].ID] = true
+	}
+	return n.update(context.WithoutCancel(ctx), func(w *work) error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if err := w.spoke(node); err != nil {
+			return err
+		}
+		trusted, err := w.trusted(node)
+		if err != nil {
+			return err
+		}
+		for i, d := range rows {
+			o := r.of(d.ID)
+			if lost[d.ID] {
+				o.missing = append(o.missing, node)
+				if err := w.tx.DropHolding(d.ID, []byte(node)); err != nil {
+					return err
+				}
+			}
+			switch a := answers[i].(type) {
+			case *mailbox.Proof:
+				if !d.Held || !a.Verify(d.Envelope, ask) {
+					return w.strike(node, strikeLie, "it gave a false proof that it keeps a message")
+				}
+				o.holders++
+			case *mailbox.Stored:
+				if d.Held || !a.Verify(m.node, d.Envelope) {
+					return w.strike(node, strikeLie, "it gave a false receipt")
+				}
+				if !trusted {
+					continue
+				}
+				if err := w.heldBy(d.ID, node, a.Hours, r.n); err != nil {
+					return err
+				}
+				o.holders++
+			case *mailbox.Refused:
+				o.refused = refusalText(a.Why)
+			}
+		}
+		return nil
+	})
+}
+
+// exchange sends requests and returns as many answers. An answer of a wrong
+// type counts as none.
+func exchange(m *mailStream, requests []mailbox.Frame) ([]mailbox.Frame, error) {
+	if len(requests) == 0 {
+		return nil, nil
+	}
+	if err := m.write(requests...); err != nil {
+		return nil, err
+	}
+	answers := make([]mailbox.Frame, len(requests))
+	for i := range requests {
+		m.in.SetIdle(mailAnswerTime)
+		a, err := m.read()
+		if err != nil {
+			return nil, err
+		}
+		switch a.(type) {
+		case *mailbox.Stored, *mailbox.Proof, *mailbox.Refused:
+			answers[i] = a
+		default:
+			return nil, errOddAnswer
+		}
+	}
+	return answers, nil
+}
+
+// heldBy notes a node's receipt for an envelope; with enough of them the
+// message is held.
+func (w *work) heldBy(id int64, node peer.ID, hours uint16, nodes int) error {
+	d, err := w.tx.DeliveryByID(id)
+	if ok, err := found(err); !ok || !d.Open {
+		return err // its end-to-end receipt was quicker
+	}
+	if err := w.tx.AddHolding(id, []byte(node), w.age+(time.Duration(hours)*time.Hour).Milliseconds()); err != nil {
+		return err
+	}
+	k, _, err := w.tx.Holdings(id)
+	if err != nil || d.Message == nil || k < min(holdersWanted, nodes) {
+		return err
+	}
+	c, err := w.tx.Contact(d.Contact)
+	if err != nil {
+		return err
+	}
+	return w.moveDelivery(c, &d, store.DeliveryHeld, "")
+}
+
+// finish says when what was offered is due again, and notes in the ledger what
+// came of it. enough is whether all of it has found enough nodes.
+func (r *depositRound) finish(ctx context.Context) (enough bool, err error) {
+	c := r.p.c
+	enough = true
+	all := make([]*offer, 0, len(r.offers))
+	for _, o := range r.offers {
+		all = append(all, o)
+	}
+	slices.SortFunc(all, func(a, b *offer) int { return int(a.id - b.id) })
+	for batch := range slices.Chunk(all, maxBatch) {
+		err = errors.Join(err, c.n.update(ctx, func(w *work) error {
+			for _, o := range batch {
+				ok, err := w.deposited(o, r.n)
+				if err != nil {
+					return err
+				}
+				enough = enough && ok
+			}
+			return nil
+		}))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.left)
+	return enough && len(all) > 0, err
+}
+
+// deposited ends a round for one envelope, and says whether enough of nodes
+// hold it.
+func (w *work) deposited(o *offer, nodes int) (enough bool, err error) {
+	d, err := w.tx.DeliveryByID(o.id)
+	if ok, err := found(err); !ok || !d.Open {
+		return true, err
+	}
+	// A node that lost what another has kept has not kept its word. If none
+	// has it, its recipient does: they come for all of them at one time.
+	if o.holders > 0 {
+		for _, node := range o.missing {
+			if err := w.strike(node, strikeLoss, "it lost a message that it had signed for"); err != nil {
+				return false, err
+			}
+		}
+	}
+	k, _, err := w.tx.Holdings(o.id)
+	if err != nil {
+		return false, err
+	}
+	rounds, err := w.tx.DepositRounds(o.id)
+	if err != nil {
+		return false, err
+	}
+	enough = k >= min(holdersWanted, nodes)
+	if d.Message == nil && (k == nodes || enough && rounds > 0) {
+		return true, w.tx.DeleteDelivery(o.id)
+	}
+	due := w.age // as soon as the depositor tries again
+	if enough {
+		due += offerAgain[min(rounds, len(offerAgain)-1)].Milliseconds()
+		rounds++
+	}
+	if err := w.tx.SetDeposit(o.id, rounds, due); err != nil || d.Message == nil {
+		return enough, err
+	}
+	result := o.refused
+	if k > 0 {
+		result = fmt.Sprintf("held by %d of %d", k, nodes)
+	}
+	if result == "" {
+		return enough, nil
+	}
+	if d.Attempts, err = addAttempt(d.Attempts, attempt{w.ms(), roadMailbox, result}); err != nil {
+		return enough, err
+	}
+	return enough, w.tx.SaveDelivery(d)
+}
+
+// learnBoxes keeps where a device has its mailboxes. What it said in a session,
+// or in a record that only the two of us can write, counts by its version.
+// What everybody can have written who holds the same link (open) counts only
+// until then.
+func (w *work) learnBoxes(device identity.DeviceHash, value []byte, open bool) error {
+	set, err := mailbox.ParseSet(value)
+	if err != nil {
+		return nil // it told nothing, or nothing that makes sense
+	}
+	if open {
+		set.Version = 0
+	}
+	if value, err = set.Marshal(); err != nil {
+		return err
+	}
+	old, err := w.tx.DeviceBoxes(device[:])
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		was, err := mailbox.ParseSet(old)
+		if err != nil {
+			return errors.Join(store.ErrDamaged, err)
+		}
+		if bytes.Equal(value, old) || set.Version < was.Version || set.Version == was.Version && !open {
+			return nil
+		}
+	}
+	w.wake[device] = true
+	return w.tx.SaveDeviceBoxes(device[:], value)
+}
+
+// takeRendezvous keeps what a device says of where it is found.
+func (w *work) takeRendezvous(device identity.DeviceHash, record []byte) error {
+	fields, err := rendezvous.ParseFields(record)
+	if err != nil {
+		return nil
+	}
+	for _, f := range fields {
+		if f.Type == rendezvous.FieldMailboxes {
+			return w.learnBoxes(device, f.Value, false)
+		}
+	}
+	return nil
+}

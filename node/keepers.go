@@ -1,0 +1,156 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/kith-im/kith/node/store"
+)
+
+// What a node that keeps mail is worth. Being away costs it nothing for a
+// while: people run these at home. What counts is a broken word: it signed, and
+// did not keep. Such strikes are forgiven one a day.
+
+const (
+	strikeLoss = 3  // something it had signed for is gone
+	strikeLie  = 10 // a signature or a proof that is not one
+
+	// degradedAt and lyingAt are the strikes from which a node is called so:
+	// one loss may be a broken disk, three are none.
+	degradedAt = 3
+	lyingAt    = 9
+	// unreachableAfter is how long a node may be away before it is called
+	// unreachable, and replaceAfter before another takes its place.
+	unreachableAfter = 10 * time.Minute
+	replaceAfter     = 24 * time.Hour
+
+	forgiveEvery = 24 * time.Hour
+
+	// maxEvidence sentences are kept of a node, the newest.
+	maxEvidence = 8
+	// spokeEvery is how often it is noted that a node answers.
+	spokeEvery = 10 * time.Minute
+)
+
+// standing is what a node that keeps mail is called.
+type standing string
+
+// The standings of a node.
+const (
+	standingGood        standing = "good"
+	standingDegraded    standing = "degraded"
+	standingLying       standing = "lying"
+	standingUnreachable standing = "unreachable"
+)
+
+// evidence is something that a node did, and how often.
+type evidence struct {
+	Time  int64  `json:"t"` // the last time, in Unix milliseconds
+	Count int    `json:"n"`
+	What  string `json:"s"`
+}
+
+func decodeEvidence(b []byte) (all []evidence, err error) {
+	if len(b) == 0 {
+		return nil, nil
+	}
+	if err := json.Unmarshal(b, &all); err != nil {
+		return nil, errors.Join(store.ErrDamaged, err)
+	}
+	return all, nil
+}
+
+// strikesAt is a node's strikes at an age, some forgiven.
+func strikesAt(k store.KeeperRow, age int64) int64 {
+	return max(0, k.Strikes-(age-k.Struck)/forgiveEvery.Milliseconds())
+}
+
+// standingOf is what a node is called at an age.
+func standingOf(k store.KeeperRow, age int64) standing {
+	strikes := strikesAt(k, age)
+	switch {
+	case strikes >= lyingAt:
+		return standingLying
+	case k.Failing != 0 && age-k.Failing >= unreachableAfter.Milliseconds():
+		return standingUnreachable
+	case strikes >= degradedAt:
+		return standingDegraded
+	}
+	return standingGood
+}
+
+// strike notes that a node broke its word.
+func (w *work) strike(node peer.ID, n int64, what string) error {
+	k, err := w.tx.Keeper([]byte(node))
+	if err != nil {
+		return err
+	}
+	all, err := decodeEvidence(k.Evidence)
+	if err != nil {
+		return err
+	}
+	now := evidence{Time: w.ms(), Count: 1, What: what}
+	kept := []evidence{}
+	for _, e := range all {
+		if e.What == what {
+			now.Count += e.Count
+		} else {
+			kept = append(kept, e)
+		}
+	}
+	if kept = append(kept, now); len(kept) > maxEvidence {
+		kept = kept[len(kept)-maxEvidence:]
+	}
+	if k.Evidence, err = json.Marshal(kept); err != nil {
+		return err
+	}
+	k.Strikes, k.Struck = strikesAt(k, w.age)+n, w.age
+	w.mail = true
+	return w.tx.SaveKeeper(k)
+}
+
+// spoke notes that a node answers.
+func (w *work) spoke(node peer.ID) error {
+	k, err := w.tx.Keeper([]byte(node))
+	if err != nil || k.Failing == 0 && w.ms()-k.Seen < spokeEvery.Milliseconds() && w.ms() >= k.Seen {
+		return err
+	}
+	w.mail = w.mail || k.Failing != 0
+	k.Failing, k.Seen = 0, w.ms()
+	return w.tx.SaveKeeper(k)
+}
+
+// silent notes that a node does not answer.
+func (w *work) silent(node peer.ID) error {
+	k, err := w.tx.Keeper([]byte(node))
+	if err != nil || k.Failing != 0 {
+		return err
+	}
+	k.Failing = w.age
+	return w.tx.SaveKeeper(k)
+}
+
+// trusted says whether a node's receipts count.
+func (w *work) trusted(node peer.ID) (bool, error) {
+	k, err := w.tx.Keeper([]byte(node))
+	return standingOf(k, w.age) != standingLying, err
+}
+
+// probed notes how a test of a node ended.
+func (w *work) probed(node peer.ID, lost bool, what string) error {
+	k, err := w.tx.Keeper([]byte(node))
+	if err != nil {
+		return err
+	}
+	k.Probes++
+	if lost {
+		k.Lost++
+	}
+	if err := w.tx.SaveKeeper(k); err != nil || !lost {
+		return err
+	}
+	return w.strike(node, strikeLoss, what)
+}

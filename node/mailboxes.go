@@ -1,0 +1,531 @@
+package node
+
+// Our own mailboxes. We choose a few community nodes, open a box at each under a
+// key of its own, and tell our contacts, inside sessions and in the records that
+// only they can read. A box that is given up is emptied for as long as somebody
+// may still deposit there.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/mailbox"
+	"github.com/kith-im/kith/protocol/message"
+	"github.com/kith-im/kith/protocol/rendezvous"
+)
+
+// MailboxMode says whether mailboxes are used.
+type MailboxMode int
+
+// The modes. MailboxNone is for those who want to exchange messages directly
+// or not at all.
+const (
+	MailboxAuto MailboxMode = iota
+	MailboxNone
+)
+
+const (
+	// boxesWanted is how many boxes we open by ourselves: two may fail.
+	boxesWanted = 3
+
+	// The set is reviewed every reviewEvery; while boxes are lacking, after
+	// reviewMin, doubling to reviewEvery.
+	reviewMin   = 5 * time.Second
+	reviewEvery = 10 * time.Minute
+
+	// maxSetBytes bounds what of our set goes into a record, beside a bundle.
+	maxSetBytes = 300
+)
+
+// metaMailSet keeps the set that contacts were told last.
+const metaMailSet = "mailbox set"
+
+// Mailboxes are our boxes, and the order in which deposits reach the nodes of
+// our contacts.
+type Mailboxes struct {
+	n       *Node
+	changed chan struct{}
+
+	mu         sync.Mutex
+	lanes      map[peer.ID]*lane
+	collectors map[peer.ID]*collector
+	warned     bool // that too few boxes are healthy
+}
+
+func newMailboxes(n *Node) *Mailboxes {
+	return &Mailboxes{
+		n: n, changed: make(chan struct{}, 1),
+		lanes: make(map[peer.ID]*lane), collectors: make(map[peer.ID]*collector),
+	}
+}
+
+// lane lets deposits to one node pass one after another, and those for
+// different contacts with a pause between.
+type lane struct {
+	free chan struct{} // holds a token: whoever takes it deposits
+	last identity.DeviceHash
+	next time.Time // for others than last
+}
+
+// enter waits for a node's lane. leave gives it back.
+func (m *Mailboxes) enter(ctx context.Context, node peer.ID, device identity.DeviceHash) (leave func(), err error) {
+	m.mu.Lock()
+	l := m.lanes[node]
+	if l == nil {
+		l = &lane{free: make(chan struct{}, 1)}
+		l.free <- struct{}{}
+		m.lanes[node] = l
+	}
+	m.mu.Unlock()
+	select {
+	case <-l.free:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if wait := time.Until(l.next); l.last != device && wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			l.free <- struct{}{}
+			return nil, ctx.Err()
+		}
+	}
+	return func() {
+		l.last, l.next = device, time.Now().Add(laneMin+rand.N(laneMax-laneMin))
+		l.free <- struct{}{}
+	}, nil
+}
+
+// wake has the boxes looked at: one of them, or what is known of its node, has
+// changed.
+func (m *Mailboxes) wake() { poke(m.changed) }
+
+// retag has every box brought up to date with the tags we accept.
+func (m *Mailboxes) retag() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.collectors {
+		poke(c.news)
+	}
+}
+
+// run keeps the boxes until ctx ends.
+func (m *Mailboxes) run(ctx context.Context) {
+	var collecting sync.WaitGroup
+	defer collecting.Wait()
+	pause := reviewMin
+	for {
+		lacking, err := m.review(ctx, &collecting)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			m.n.log.Warn("the mailboxes could not be looked after; it is tried again", "cause", err)
+		}
+		wait := reviewEvery
+		if lacking || err != nil {
+			wait = pause/2 + rand.N(pause)
+			pause = min(2*pause, reviewEvery)
+		} else {
+			pause = reviewMin
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-m.changed:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// review replaces what has to be replaced, collects from every box, and tells
+// contacts when the set has changed. lacking says that there are too few.
+func (m *Mailboxes) review(ctx context.Context, collecting *sync.WaitGroup) (lacking bool, err error) {
+	boxes, err := m.retire(ctx)
+	if err != nil {
+		return true, err
+	}
+	kept := slices.DeleteFunc(slices.Clone(boxes), func(b box) bool { return b.State == store.BoxLeaving })
+	fit := slices.DeleteFunc(slices.Clone(kept), func(b box) bool { return b.unfit })
+	if lacking = m.n.cfg.MailboxMode == MailboxAuto && len(fit) < boxesWanted; lacking {
+		added, err := m.choose(ctx, boxes, boxesWanted-len(fit))
+		if err != nil {
+			return true, err
+		}
+		boxes = append(boxes, added...)
+		lacking = len(fit)+len(added) < boxesWanted
+	}
+	m.sync(ctx, boxes, collecting)
+	return lacking, m.n.update(ctx, func(w *work) error {
+		if err := w.publishBoxes(); err != nil {
+			return err
+		}
+		return m.warn(w)
+	})
+}
+
+// warn says when fewer boxes are healthy than a message is left at, and when
+// there are enough again. Nothing is said of single boxes: kith mailbox list
+// does.
+func (m *Mailboxes) warn(w *work) error {
+	told, err := mailSet(w.tx)
+	if err != nil || told == nil || m.n.cfg.MailboxMode == MailboxNone {
+		return err
+	}
+	healthy, _, err := w.healthyBoxes()
+	few := healthy < holdersWanted
+	m.mu.Lock()
+	was := m.warned
+	m.warned = few
+	m.mu.Unlock()
+	switch {
+	case err != nil || few == was:
+		return err
+	case few:
+		return w.emit(eventHealth, 0, healthEvent{
+			Text: "too few of your mailboxes work, so messages may not reach you while you are away: kith mailbox list shows why, kith mailbox add ADDRESS adds one",
+		})
+	}
+	return w.emit(eventHealth, 0, healthEvent{OK: true, Text: "enough of your mailboxes work again"})
+}
+
+// healthyBoxes counts the boxes that contacts are told of, and of those the
+// ones that answer and keep their word.
+func (w *work) healthyBoxes() (healthy, all int, err error) {
+	boxes, err := w.tx.Boxes()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, b := range boxes {
+		if b.State != store.BoxActive {
+			continue
+		}
+		k, err := w.tx.Keeper(b.Node)
+		if err != nil {
+			return 0, 0, err
+		}
+		all++
+		if s := standingOf(k, w.age); s == standingGood || s == standingDegraded {
+			healthy++
+		}
+	}
+	return healthy, all, nil
+}
+
+// box is a box with what is known of its node.
+type box struct {
+	store.BoxRow
+
+	node  peer.ID
+	kept  store.KeeperRow
+	unfit bool // should be replaced
+}
+
+// retire gives up boxes that are not wanted: all, if mailboxes are switched off;
+// one whose node lies or was away for long, if others are left. What the user
+// has chosen stays.
+func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
+	off := m.n.cfg.MailboxMode == MailboxNone
+	err = m.n.update(ctx, func(w *work) error {
+		boxes = nil
+		rows, err := w.tx.Boxes()
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			b := box{BoxRow: row, node: peer.ID(row.Node)}
+			if b.kept, err = w.tx.Keeper(row.Node); err != nil {
+				return err
+			}
+			away := b.kept.Failing != 0 && w.age-b.kept.Failing >= replaceAfter.Milliseconds()
+			b.unfit = away || standingOf(b.kept, w.age) == standingLying || m.draining(b.node)
+			boxes = append(boxes, b)
+		}
+		healthy := 0
+		for _, b := range boxes {
+			if b.State == store.BoxActive && !b.unfit {
+				healthy++
+			}
+		}
+		for i := range boxes {
+			b := &boxes[i]
+			if b.State == store.BoxLeaving || !off && (b.Chosen || !b.unfit || healthy == 0) {
+				continue
+			}
+			b.State, b.Left = store.BoxLeaving, w.age
+			if err := w.tx.SaveBox(b.BoxRow); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return boxes, err
+}
+
+func (m *Mailboxes) draining(node peer.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.collectors[node]
+	return c != nil && c.look().draining
+}
+
+// choose opens boxes at up to want further nodes: those that invites and the
+// user have named, in random order, but first such that lie elsewhere than the
+// ones we have.
+func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added []box, err error) {
+	candidates, err := m.candidates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	near := make(map[netip.Prefix]bool)
+	taken := make(map[peer.ID]bool)
+	for _, b := range have {
+		taken[b.node] = true
+		if info, err := infoOf(b.Address); err == nil && b.State != store.BoxLeaving {
+			near[neighbourhood(info)] = true
+		}
+	}
+	delete(near, netip.Prefix{})
+	for _, spread := range []bool{true, false} {
+		for _, info := range candidates {
+			if len(added) == want || ctx.Err() != nil {
+				return added, ctx.Err()
+			}
+			if taken[info.ID] || spread && near[neighbourhood(info)] {
+				continue
+			}
+			taken[info.ID] = true
+			if m.serves(ctx, info) != nil {
+				continue
+			}
+			b, err := m.add(ctx, info, false)
+			if err != nil {
+				return added, err
+			}
+			if p := neighbourhood(info); p.IsValid() {
+				near[p] = true
+			}
+			added = append(added, b)
+		}
+	}
+	return added, nil
+}
+
+// candidates are the nodes that may get a box.
+func (m *Mailboxes) candidates(ctx context.Context) (out []peer.AddrInfo, err error) {
+	var ways []string
+	for _, h := range m.n.cfg.Hints {
+		ways = append(ways, h.String())
+	}
+	err = m.n.view(ctx, func(tx *store.Tx) error {
+		known, err := tx.Ways(keepWays)
+		if err != nil {
+			return err
+		}
+		out = nil
+		for _, way := range append(slices.Clone(ways), known...) {
+			info, err := infoOf(way)
+			if err != nil || m.n.cfg.Reachable != nil && !m.n.cfg.Reachable(info.Addrs[0]) ||
+				slices.ContainsFunc(out, func(o peer.AddrInfo) bool { return o.ID == info.ID }) {
+				continue
+			}
+			k, err := tx.Keeper([]byte(info.ID))
+			if err != nil {
+				return err
+			}
+			if standingOf(k, m.n.age.now()) == standingGood {
+				out = append(out, info)
+			}
+		}
+		return nil
+	})
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out, err
+}
+
+// serves asks a node whether it takes boxes.
+func (m *Mailboxes) serves(ctx context.Context, info peer.AddrInfo) error {
+	host, err := m.n.cfg.Errand()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	s, err := dialMail(ctx, host, info)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if s.hello.Draining {
+		return &refusal{mailbox.Refused{Why: mailbox.RefusedDraining}}
+	}
+	return nil
+}
+
+// add makes a box at a node. It is opened by its collector.
+func (m *Mailboxes) add(ctx context.Context, info peer.AddrInfo, chosen bool) (box, error) {
+	full, err := peer.AddrInfoToP2pAddrs(&info)
+	if err != nil {
+		return box{}, err
+	}
+	key := make([]byte, len(mailbox.BoxKey{}))
+	if _, err := io.ReadFull(m.n.self.rand, key); err != nil {
+		return box{}, err
+	}
+	b := box{node: info.ID, BoxRow: store.BoxRow{
+		Node: []byte(info.ID), Address: full[0].String(), Key: key, State: store.BoxNew, Chosen: chosen,
+	}}
+	return b, m.n.update(ctx, func(w *work) error { return w.tx.SaveBox(b.BoxRow) })
+}
+
+// sync has one collector for every box, and no other.
+func (m *Mailboxes) sync(ctx context.Context, boxes []box, collecting *sync.WaitGroup) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	wanted := make(map[peer.ID]bool)
+	for _, b := range boxes {
+		wanted[b.node] = true
+		if c := m.collectors[b.node]; c != nil {
+			if c.leaving != (b.State == store.BoxLeaving) {
+				c.stop() // another takes over at the next review, which its end brings about
+			}
+			continue
+		}
+		c, err := newCollector(m.n, b.BoxRow)
+		if err != nil {
+			m.n.log.Warn("a mailbox's address cannot be read")
+			continue
+		}
+		own, stop := context.WithCancel(ctx)
+		c.stop = stop
+		m.collectors[b.node] = c
+		collecting.Go(func() {
+			c.run(own)
+			stop()
+			m.mu.Lock()
+			delete(m.collectors, c.info.ID)
+			m.mu.Unlock()
+			m.wake()
+		})
+	}
+	for id, c := range m.collectors {
+		if !wanted[id] {
+			c.stop()
+		}
+	}
+}
+
+// mailSet is the set that contacts were told last, as they were told it; nil
+// before the first.
+func mailSet(tx *store.Tx) ([]byte, error) {
+	b, err := tx.Meta(metaMailSet)
+	_, err = found(err)
+	return b, err
+}
+
+// publishBoxes tells contacts where our boxes are, if that has changed.
+func (w *work) publishBoxes() error {
+	boxes, err := w.tx.Boxes()
+	if err != nil {
+		return err
+	}
+	var nodes [][]byte
+	size := 0
+	for _, b := range boxes {
+		a, err := ma.NewMultiaddr(b.Address)
+		if err != nil {
+			return errors.Join(store.ErrDamaged, err)
+		}
+		if size += len(a.Bytes()) + 1; b.State == store.BoxActive && len(nodes) < mailbox.MaxSet && size <= maxSetBytes {
+			nodes = append(nodes, a.Bytes())
+		}
+	}
+	told, err := mailSet(w.tx)
+	if err != nil {
+		return err
+	}
+	set := &mailbox.Set{}
+	if told != nil {
+		if set, err = mailbox.ParseSet(told); err != nil {
+			return errors.Join(store.ErrDamaged, err)
+		}
+	}
+	if slices.EqualFunc(set.Nodes, nodes, bytes.Equal) {
+		return nil
+	}
+	value, err := (&mailbox.Set{Version: set.Version + 1, Nodes: nodes}).Marshal()
+	if err != nil {
+		return err
+	}
+	if err := w.tx.SetMeta(metaMailSet, value); err != nil {
+		return err
+	}
+	w.moved = true
+	contacts, err := w.tx.Contacts()
+	if err != nil {
+		return err
+	}
+	for _, c := range contacts {
+		if c.State != store.ContactEstablished || c.Blocked {
+			continue
+		}
+		if err := w.tellBoxes(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tellBoxes tells a contact where our boxes are.
+func (w *work) tellBoxes(c store.ContactRow) error {
+	set, err := mailSet(w.tx)
+	if err != nil || set == nil {
+		return err
+	}
+	record, err := rendezvous.MarshalFields([]rendezvous.Field{{Type: rendezvous.FieldMailboxes, Value: set}})
+	if err != nil {
+		return err
+	}
+	return w.say(c, &message.Rendezvous{Record: record})
+}
+
+// neighbourhood is the part of the network that a node lies in: whoever runs or
+// blocks one address there can do so with the others.
+func neighbourhood(info peer.AddrInfo) netip.Prefix {
+	ip, err := manet.ToIP(info.Addrs[0])
+	if err != nil {
+		return netip.Prefix{} // a name: its own place
+	}
+	a, _ := netip.AddrFromSlice(ip)
+	a = a.Unmap()
+	bits := 16
+	if a.Is6() {
+		bits = 32
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+// infoOf reads a node's address.
+func infoOf(address string) (peer.AddrInfo, error) {
+	a, err := ma.NewMultiaddr(address)
+	if err != nil {
+		return peer.AddrInfo{}, err
+	}
+	return mailInfo(a.Bytes())
+}

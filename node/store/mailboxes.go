@@ -1,0 +1,214 @@
+package store
+
+// BoxState is where a box of ours stands.
+type BoxState int
+
+// The states of a box. Only an active one is told to contacts.
+const (
+	BoxNew     BoxState = 1 // chosen, and not opened yet
+	BoxActive  BoxState = 2
+	BoxLeaving BoxState = 3 // emptied until nothing comes any more, then forgotten
+)
+
+// BoxRow is a box of ours at a node.
+type BoxRow struct {
+	Node    []byte // peer id
+	Address string // multiaddr with /p2p
+	Key     []byte
+	State   BoxState
+	Chosen  bool  // by the user
+	Left    int64 // age since which it is leaving
+}
+
+const tableBoxes = "boxes"
+
+// Boxes returns our boxes.
+func (tx *Tx) Boxes() ([]BoxRow, error) {
+	var out []BoxRow
+	for r, err := range tx.query(`SELECT node, address, key_sealed, state, chosen, left FROM boxes ORDER BY node`) {
+		if err != nil {
+			return nil, err
+		}
+		var b BoxRow
+		var sealed []byte
+		if err := r.scan(&b.Node, &b.Address, &sealed, &b.State, &b.Chosen, &b.Left); err != nil {
+			return nil, err
+		}
+		if b.Key, err = tx.seal.open(tableBoxes, b.Node, sealed); err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// SaveBox adds a box or stores every field of it.
+func (tx *Tx) SaveBox(b BoxRow) error {
+	sealed, err := tx.seal.seal(tableBoxes, b.Node, b.Key)
+	if err != nil {
+		return err
+	}
+	_, err = tx.exec(`INSERT INTO boxes (node, address, key_sealed, state, chosen, left) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT (node) DO UPDATE SET address = excluded.address, key_sealed = excluded.key_sealed,
+			state = excluded.state, chosen = excluded.chosen, left = excluded.left`,
+		b.Node, b.Address, sealed, b.State, b.Chosen, b.Left)
+	return err
+}
+
+// DeleteBox erases a box and its key.
+func (tx *Tx) DeleteBox(node []byte) error {
+	tx.Erased()
+	_, err := tx.exec(`DELETE FROM boxes WHERE node = ?`, node)
+	return err
+}
+
+// MailTag is a tag under which envelopes may be left for us.
+type MailTag struct {
+	Tag    []byte
+	Invite bool // an invite's, else a session's
+}
+
+// MailTags returns the tags that contacts who are not blocked, and people who
+// answer invites, send under, in their own order, which says nothing.
+func (tx *Tx) MailTags() ([]MailTag, error) {
+	var out []MailTag
+	for r, err := range tx.query(`SELECT t.tag, t.invite IS NOT NULL FROM tags t
+		LEFT JOIN sessions s ON s.id = t.session LEFT JOIN devices d ON d.hash = s.device LEFT JOIN contacts c ON c.id = d.contact
+		WHERE c.blocked = 0 OR t.invite IS NOT NULL ORDER BY t.tag`) {
+		if err != nil {
+			return nil, err
+		}
+		var t MailTag
+		if err := r.scan(&t.Tag, &t.Invite); err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// KeeperRow is what we know of a node that keeps mail.
+type KeeperRow struct {
+	Node     []byte // peer id
+	Strikes  int64
+	Struck   int64 // age
+	Failing  int64 // age; 0: it answers
+	Seen     int64
+	Probes   int64
+	Lost     int64
+	Evidence []byte // encoded by the node
+}
+
+// Keeper returns what we know of a node; of one we never met, nothing.
+func (tx *Tx) Keeper(node []byte) (KeeperRow, error) {
+	k := KeeperRow{Node: node}
+	_, err := missing(tx.queryRow(`SELECT strikes, struck, failing, seen, probes, lost, evidence FROM keepers WHERE node = ?`, node).
+		scan(&k.Strikes, &k.Struck, &k.Failing, &k.Seen, &k.Probes, &k.Lost, &k.Evidence))
+	return k, err
+}
+
+// SaveKeeper stores what we know of a node.
+func (tx *Tx) SaveKeeper(k KeeperRow) error {
+	_, err := tx.exec(`INSERT INTO keepers (node, strikes, struck, failing, seen, probes, lost, evidence) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (node) DO UPDATE SET strikes = excluded.strikes, struck = excluded.struck, failing = excluded.failing,
+			seen = excluded.seen, probes = excluded.probes, lost = excluded.lost, evidence = excluded.evidence`,
+		k.Node, k.Strikes, k.Struck, k.Failing, k.Seen, k.Probes, k.Lost, nullable(k.Evidence))
+	return err
+}
+
+// DeviceBoxes returns what a contact's device told of its mailboxes, or
+// ErrNotFound.
+func (tx *Tx) DeviceBoxes(device []byte) ([]byte, error) {
+	var b []byte
+	err := tx.queryRow(`SELECT boxes FROM device_boxes WHERE device = ?`, device).scan(&b)
+	return b, err
+}
+
+// SaveDeviceBoxes stores what a contact's device told of its mailboxes.
+func (tx *Tx) SaveDeviceBoxes(device, boxes []byte) error {
+	_, err := tx.exec(`INSERT INTO device_boxes (device, boxes) VALUES (?, ?)
+		ON CONFLICT (device) DO UPDATE SET boxes = excluded.boxes`, device, boxes)
+	return err
+}
+
+// DepositRow is an open delivery that is to be left at mailboxes.
+type DepositRow struct {
+	DeliveryRow
+
+	Rounds int  // how often enough nodes have taken it
+	Held   bool // the node that was asked about has given a receipt for it
+}
+
+// Deposits returns up to limit open deliveries to a device that come after a
+// delivery and are due for mailboxes, in the order of sending, with their envelopes.
+func (tx *Tx) Deposits(device, node []byte, after, age int64, limit int) ([]DepositRow, error) {
+	var out []DepositRow
+	for r, err := range tx.query(`SELECT `+deliveryColumns+`, e.bytes, coalesce(p.rounds, 0),
+			EXISTS (SELECT 1 FROM holdings h WHERE h.delivery = d.id AND h.node = ?1)
+		FROM `+deliveryTables+` JOIN envelopes e ON e.delivery = d.id LEFT JOIN deposits p ON p.delivery = d.id
+		WHERE d.device = ?2 AND d.id > ?3 AND d.open = 1 AND coalesce(p.due, d.due) <= ?4 AND d.expires > ?4 ORDER BY d.id LIMIT ?5`,
+		node, device, after, age, limit) {
+		if err != nil {
+			return nil, err
+		}
+		var d DepositRow
+		if err := r.scan(append(d.columns(), &d.Envelope, &d.Rounds, &d.Held)...); err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// NextDeposit returns when the next open delivery to a device is due for
+// mailboxes, and whether a message is among those due by then; ok is false if
+// nothing is open.
+func (tx *Tx) NextDeposit(device []byte, age int64) (due int64, message, ok bool, err error) {
+	err = tx.queryRow(`SELECT count(*) > 0, coalesce(min(coalesce(p.due, d.due)), 0),
+			count(CASE WHEN d.message IS NOT NULL AND coalesce(p.due, d.due) <= ?2 THEN 1 END) > 0
+		FROM deliveries d LEFT JOIN deposits p ON p.delivery = d.id WHERE d.device = ?1 AND d.open = 1`, device, age).scan(&ok, &due, &message)
+	return due, message, ok, err
+}
+
+// SetDeposit stores how often a delivery was left at mailboxes and when it is
+// next.
+func (tx *Tx) SetDeposit(delivery int64, rounds int, due int64) error {
+	_, err := tx.exec(`INSERT INTO deposits (delivery, rounds, due) VALUES (?, ?, ?)
+		ON CONFLICT (delivery) DO UPDATE SET rounds = excluded.rounds, due = excluded.due`, delivery, rounds, due)
+	return err
+}
+
+// DepositRounds returns how often enough nodes have taken a delivery.
+func (tx *Tx) DepositRounds(delivery int64) (rounds int, err error) {
+	_, err = missing(tx.queryRow(`SELECT rounds FROM deposits WHERE delivery = ?`, delivery).scan(&rounds))
+	return rounds, err
+}
+
+// AddHolding notes a node's receipt for a delivery, good until an age.
+func (tx *Tx) AddHolding(delivery int64, node []byte, until int64) error {
+	_, err := tx.exec(`INSERT INTO holdings (delivery, node, until) VALUES (?, ?, ?)
+		ON CONFLICT (delivery, node) DO UPDATE SET until = excluded.until`, delivery, node, until)
+	return err
+}
+
+// DropHolding forgets a node's receipt: it does not have the envelope.
+func (tx *Tx) DropHolding(delivery int64, node []byte) error {
+	_, err := tx.exec(`DELETE FROM holdings WHERE delivery = ? AND node = ?`, delivery, node)
+	return err
+}
+
+// Holdings returns how many nodes hold a delivery, and until which age the
+// first of them does.
+func (tx *Tx) Holdings(delivery int64) (nodes int, until int64, err error) {
+	err = tx.queryRow(`SELECT count(*), coalesce(min(until), 0) FROM holdings WHERE delivery = ?`, delivery).scan(&nodes, &until)
+	return nodes, until, err
+}
+
+// ForgetDeposits forgets what mailboxes were given of a delivery.
+func (tx *Tx) ForgetDeposits(delivery int64) error {
+	if _, err := tx.exec(`DELETE FROM holdings WHERE delivery = ?`, delivery); err != nil {
+		return err
+	}
+	_, err := tx.exec(`DELETE FROM deposits WHERE delivery = ?`, delivery)
+	return err
+}
