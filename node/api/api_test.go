@@ -158,6 +158,32 @@ func TestErrorsReachTheClient(t *testing.T) {
 	}
 }
 
+// TestWrongKindOfDaemon: a daemon without mailboxes, or without an operator,
+// says so in one sentence.
+func TestWrongKindOfDaemon(t *testing.T) {
+	c, _, _ := serve(t, &scripted{}, nil)
+	for _, test := range []struct {
+		name string
+		call func() error
+		want *Error
+	}{
+		{"list", func() error { _, err := c.ListMailboxes(t.Context(), &apiv1.ListMailboxesRequest{}); return err }, errNotUser},
+		{"add", func() error { _, err := c.AddMailbox(t.Context(), &apiv1.AddMailboxRequest{Address: "/x"}); return err }, errNotUser},
+		{"remove", func() error { _, err := c.RemoveMailbox(t.Context(), &apiv1.RemoveMailboxRequest{Id: "x"}); return err }, errNotUser},
+		{"test", func() error { _, err := c.TestMailbox(t.Context(), &apiv1.TestMailboxRequest{}); return err }, errNotUser},
+		{"node status", func() error { _, err := c.NodeStatus(t.Context(), &apiv1.NodeStatusRequest{}); return err }, errNotOperator},
+		{"node set", func() error {
+			_, err := c.SetNode(t.Context(), &apiv1.SetNodeRequest{Draining: new(bool)})
+			return err
+		}, errNotOperator},
+	} {
+		var got *Error
+		if err := test.call(); !errors.As(err, &got) || *got != *test.want {
+			t.Errorf("%s: got %v, want %v", test.name, err, test.want)
+		}
+	}
+}
+
 func TestPanicIsContained(t *testing.T) {
 	var log bytes.Buffer
 	c, _, _ := serve(t, &scripted{}, slog.New(slog.NewTextHandler(&log, nil)))

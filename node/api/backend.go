@@ -52,3 +52,60 @@ type Backend interface {
 	ListEvents(context.Context, *apiv1.ListEventsRequest) (*apiv1.ListEventsResponse, error)
 	AckEvents(context.Context, *apiv1.AckEventsRequest) (*apiv1.AckEventsResponse, error)
 }
+
+// Mailboxes does what the API asks for about the mailboxes of a user, under the
+// rules of Backend.
+type Mailboxes interface {
+	ListMailboxes(context.Context, *apiv1.ListMailboxesRequest) (*apiv1.ListMailboxesResponse, error)
+	AddMailbox(context.Context, *apiv1.AddMailboxRequest) (*apiv1.AddMailboxResponse, error)
+	RemoveMailbox(context.Context, *apiv1.RemoveMailboxRequest) (*apiv1.RemoveMailboxResponse, error)
+	TestMailbox(context.Context, *apiv1.TestMailboxRequest) (*apiv1.TestMailboxResponse, error)
+}
+
+// Operator does what the API asks for about a community node, under the rules of
+// Backend.
+type Operator interface {
+	NodeStatus(context.Context, *apiv1.NodeStatusRequest) (*apiv1.NodeStatusResponse, error)
+	SetNode(context.Context, *apiv1.SetNodeRequest) (*apiv1.SetNodeResponse, error)
+}
+
+// notUser and notOperator stand where a daemon has no such part.
+type (
+	notUser     struct{}
+	notOperator struct{}
+)
+
+var (
+	errNotUser = &Error{
+		Code: CodeRefused, Message: "a community node keeps mail for others and has no mailboxes of its own",
+		Hint: "see what it keeps with: kith node status",
+	}
+	errNotOperator = &Error{
+		Code: CodeRefused, Message: "this daemon is a user's and keeps no mail for others",
+		Hint: "start a community node with: kith up --role community --home DIR",
+	}
+)
+
+func (notUser) ListMailboxes(context.Context, *apiv1.ListMailboxesRequest) (*apiv1.ListMailboxesResponse, error) {
+	return nil, errNotUser
+}
+
+func (notUser) AddMailbox(context.Context, *apiv1.AddMailboxRequest) (*apiv1.AddMailboxResponse, error) {
+	return nil, errNotUser
+}
+
+func (notUser) RemoveMailbox(context.Context, *apiv1.RemoveMailboxRequest) (*apiv1.RemoveMailboxResponse, error) {
+	return nil, errNotUser
+}
+
+func (notUser) TestMailbox(context.Context, *apiv1.TestMailboxRequest) (*apiv1.TestMailboxResponse, error) {
+	return nil, errNotUser
+}
+
+func (notOperator) NodeStatus(context.Context, *apiv1.NodeStatusRequest) (*apiv1.NodeStatusResponse, error) {
+	return nil, errNotOperator
+}
+
+func (notOperator) SetNode(context.Context, *apiv1.SetNodeRequest) (*apiv1.SetNodeResponse, error) {
+	return nil, errNotOperator
+}

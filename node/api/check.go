@@ -21,6 +21,19 @@ const (
 	MaxCursor = 64      // bytes of a cursor's name
 	MaxKey    = 128     // bytes of an idempotency key
 
+	// What an operator may set: less serves nobody, and more is a slip of the
+	// hand. The wire tells the retention in hours.
+	minQuota     = 16 << 20
+	maxQuota     = 1 << 50
+	minShare     = protocol.MaxEnvelope
+	minRetention = 3600
+	maxRetention = maxLifetime
+	maxCount     = 1 << 40
+
+	// maxAddress bounds a multiaddr as text: no part of a binary one becomes
+	// more than four times as long.
+	maxAddress = 4 * protocol.MaxAddress
+
 	maxLifetime = 366 * 24 * 3600 // seconds an invite or an undelivered message may live
 
 	// Largest encoded requests: a full Send with room for its framing (a text
@@ -71,6 +84,14 @@ func check(req any) *Error {
 		return checkRef("the message", r.Id)
 	case *apiv1.PingRequest:
 		return checkRef("the contact", r.Contact)
+	case *apiv1.AddMailboxRequest:
+		return checkAddress(r.Address)
+	case *apiv1.RemoveMailboxRequest:
+		return checkRef("the mailbox", r.Id)
+	case *apiv1.TestMailboxRequest:
+		return checkOptionalRef("the mailbox", r.Id)
+	case *apiv1.SetNodeRequest:
+		return checkSetNode(r)
 	case *apiv1.WatchEventsRequest:
 		return first(checkCursor(r.Cursor, true), checkFrom(r.From), checkStart(r.Cursor, r.From, r.After))
 	case *apiv1.ListEventsRequest:
@@ -167,6 +188,46 @@ func checkLink(s string) *Error {
 		return usage("copy the whole link, from its first letter to its last", "this is not an invite link")
 	}
 	return nil
+}
+
+func checkAddress(s string) *Error {
+	if s == "" || len(s) > maxAddress || !isPrintable(s) {
+		return usage("copy one that kith up --role community prints, such as /ip4/…/tcp/…/p2p/…", "this is not the address of a community node")
+	}
+	return nil
+}
+
+func checkSetNode(r *apiv1.SetNodeRequest) *Error {
+	l := r.GetLimits()
+	var errs []*Error
+	given := r.Draining != nil
+	for _, f := range []struct {
+		what     string
+		v        int64
+		min, max int64
+	}{
+		{"the quota", l.GetQuota(), minQuota, maxQuota},
+		{"the quota of a box", l.GetBoxQuota(), minShare, maxQuota},
+		{"the quota of a tag", l.GetTagQuota(), minShare, maxQuota},
+		{"the share of requests", l.GetRequestShare(), minShare, maxQuota},
+		{"the retention in seconds", l.GetRetentionS(), minRetention, maxRetention},
+		{"the seconds until an unused box is dropped", l.GetBoxIdleS(), minRetention, maxRetention},
+		{"the number of boxes", l.GetBoxes(), 1, maxCount},
+		{"the number of tags of a box", l.GetBoxTags(), 1, maxCount},
+		{"the rate of a source", l.GetSourceRate(), 1, maxQuota},
+	} {
+		if f.v == 0 {
+			continue
+		}
+		given = true
+		if f.v < f.min || f.v > f.max {
+			errs = append(errs, usage("choose a value in this range", "%s must be between %d and %d", f.what, f.min, f.max))
+		}
+	}
+	if !given {
+		return usage("see: kith node set --help", "nothing is given to change")
+	}
+	return first(errs...)
 }
 
 func checkCursor(s string, emptyOK bool) *Error {

@@ -21,7 +21,11 @@ type Client struct {
 	transport *http.Transport
 }
 
-var _ Backend = (*Client)(nil)
+var (
+	_ Backend   = (*Client)(nil)
+	_ Mailboxes = (*Client)(nil)
+	_ Operator  = (*Client)(nil)
+)
 
 // NewClient returns a client of the daemon behind the unix socket at path.
 // Nothing is dialled yet. Close it when done.

@@ -39,9 +39,12 @@ type Server struct {
 	closing chan struct{}
 }
 
-// ServerConfig is what a Server needs. All fields are required.
+// ServerConfig is what a Server needs. All fields are required but Mailboxes,
+// which a user's daemon has, and Operator, which a community node has.
 type ServerConfig struct {
-	Backend Backend
+	Backend   Backend
+	Mailboxes Mailboxes
+	Operator  Operator
 	// Stop is called when a client asks the daemon to stop. It must not wait
 	// for the server.
 	Stop func()
@@ -51,7 +54,16 @@ type ServerConfig struct {
 // NewServer returns a server that serves nothing yet.
 func NewServer(cfg ServerConfig) *Server {
 	s := &Server{closing: make(chan struct{})}
-	s.service = service{Backend: cfg.Backend, stop: cfg.Stop, log: cfg.Log, closing: s.closing}
+	s.service = service{
+		Backend: cfg.Backend, Mailboxes: cfg.Mailboxes, Operator: cfg.Operator,
+		stop: cfg.Stop, log: cfg.Log, closing: s.closing,
+	}
+	if cfg.Mailboxes == nil {
+		s.service.Mailboxes = notUser{}
+	}
+	if cfg.Operator == nil {
+		s.service.Operator = notOperator{}
+	}
 	_, handler := apiv1.NewKithServiceHandler(&s.service,
 		// A local socket gains nothing from compression, and what is not
 		// unpacked can not explode.
@@ -98,10 +110,12 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return nil
 }
 
-// service is a Backend as the generated handler wants it: the backend's own
-// methods for every plain call, and the two that need more.
+// service is a Backend and its companions as the generated handler wants them:
+// their own methods for every plain call, and the two that need more.
 type service struct {
 	Backend
+	Mailboxes
+	Operator
 	stop    func()
 	log     *slog.Logger
 	closing <-chan struct{}
@@ -146,7 +160,7 @@ func (s *service) unary(next connect.UnaryFunc) connect.UnaryFunc {
 				defer cancel()
 			}
 			ctx, cancel = context.WithTimeout(ctx, time.Duration(r.WaitMs)*time.Millisecond+callTime)
-		case *apiv1.AcceptInviteRequest, *apiv1.PingRequest, *apiv1.DoctorRequest:
+		case *apiv1.AcceptInviteRequest, *apiv1.PingRequest, *apiv1.DoctorRequest, *apiv1.AddMailboxRequest, *apiv1.TestMailboxRequest:
 			ctx, cancel = context.WithTimeout(ctx, networkCallTime)
 		default:
 			ctx, cancel = context.WithTimeout(ctx, callTime)

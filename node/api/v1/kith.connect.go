@@ -95,6 +95,20 @@ const (
 	KithServiceCancelProcedure = "/kith.v1.KithService/Cancel"
 	// KithServicePingProcedure is the fully-qualified name of the KithService's Ping RPC.
 	KithServicePingProcedure = "/kith.v1.KithService/Ping"
+	// KithServiceListMailboxesProcedure is the fully-qualified name of the KithService's ListMailboxes
+	// RPC.
+	KithServiceListMailboxesProcedure = "/kith.v1.KithService/ListMailboxes"
+	// KithServiceAddMailboxProcedure is the fully-qualified name of the KithService's AddMailbox RPC.
+	KithServiceAddMailboxProcedure = "/kith.v1.KithService/AddMailbox"
+	// KithServiceRemoveMailboxProcedure is the fully-qualified name of the KithService's RemoveMailbox
+	// RPC.
+	KithServiceRemoveMailboxProcedure = "/kith.v1.KithService/RemoveMailbox"
+	// KithServiceTestMailboxProcedure is the fully-qualified name of the KithService's TestMailbox RPC.
+	KithServiceTestMailboxProcedure = "/kith.v1.KithService/TestMailbox"
+	// KithServiceNodeStatusProcedure is the fully-qualified name of the KithService's NodeStatus RPC.
+	KithServiceNodeStatusProcedure = "/kith.v1.KithService/NodeStatus"
+	// KithServiceSetNodeProcedure is the fully-qualified name of the KithService's SetNode RPC.
+	KithServiceSetNodeProcedure = "/kith.v1.KithService/SetNode"
 	// KithServiceWatchEventsProcedure is the fully-qualified name of the KithService's WatchEvents RPC.
 	KithServiceWatchEventsProcedure = "/kith.v1.KithService/WatchEvents"
 	// KithServiceListEventsProcedure is the fully-qualified name of the KithService's ListEvents RPC.
@@ -130,6 +144,15 @@ type KithServiceClient interface {
 	Trace(context.Context, *TraceRequest) (*TraceResponse, error)
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
 	Ping(context.Context, *PingRequest) (*PingResponse, error)
+	// The mailboxes of a user: community nodes that keep what contacts send
+	// while this daemon is off.
+	ListMailboxes(context.Context, *ListMailboxesRequest) (*ListMailboxesResponse, error)
+	AddMailbox(context.Context, *AddMailboxRequest) (*AddMailboxResponse, error)
+	RemoveMailbox(context.Context, *RemoveMailboxRequest) (*RemoveMailboxResponse, error)
+	TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error)
+	// The operator of a community node, who sees counts and never names.
+	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
+	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
 	// The durable event log. WatchEvents streams; ListEvents is the same as a
 	// long poll for clients that only speak plain HTTP.
 	WatchEvents(context.Context, *WatchEventsRequest) (*connect.ServerStreamForClient[Event], error)
@@ -280,6 +303,42 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(kithServiceMethods.ByName("Ping")),
 			connect.WithClientOptions(opts...),
 		),
+		listMailboxes: connect.NewClient[ListMailboxesRequest, ListMailboxesResponse](
+			httpClient,
+			baseURL+KithServiceListMailboxesProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("ListMailboxes")),
+			connect.WithClientOptions(opts...),
+		),
+		addMailbox: connect.NewClient[AddMailboxRequest, AddMailboxResponse](
+			httpClient,
+			baseURL+KithServiceAddMailboxProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("AddMailbox")),
+			connect.WithClientOptions(opts...),
+		),
+		removeMailbox: connect.NewClient[RemoveMailboxRequest, RemoveMailboxResponse](
+			httpClient,
+			baseURL+KithServiceRemoveMailboxProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("RemoveMailbox")),
+			connect.WithClientOptions(opts...),
+		),
+		testMailbox: connect.NewClient[TestMailboxRequest, TestMailboxResponse](
+			httpClient,
+			baseURL+KithServiceTestMailboxProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("TestMailbox")),
+			connect.WithClientOptions(opts...),
+		),
+		nodeStatus: connect.NewClient[NodeStatusRequest, NodeStatusResponse](
+			httpClient,
+			baseURL+KithServiceNodeStatusProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("NodeStatus")),
+			connect.WithClientOptions(opts...),
+		),
+		setNode: connect.NewClient[SetNodeRequest, SetNodeResponse](
+			httpClient,
+			baseURL+KithServiceSetNodeProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("SetNode")),
+			connect.WithClientOptions(opts...),
+		),
 		watchEvents: connect.NewClient[WatchEventsRequest, Event](
 			httpClient,
 			baseURL+KithServiceWatchEventsProcedure,
@@ -325,6 +384,12 @@ type kithServiceClient struct {
 	trace             *connect.Client[TraceRequest, TraceResponse]
 	cancel            *connect.Client[CancelRequest, CancelResponse]
 	ping              *connect.Client[PingRequest, PingResponse]
+	listMailboxes     *connect.Client[ListMailboxesRequest, ListMailboxesResponse]
+	addMailbox        *connect.Client[AddMailboxRequest, AddMailboxResponse]
+	removeMailbox     *connect.Client[RemoveMailboxRequest, RemoveMailboxResponse]
+	testMailbox       *connect.Client[TestMailboxRequest, TestMailboxResponse]
+	nodeStatus        *connect.Client[NodeStatusRequest, NodeStatusResponse]
+	setNode           *connect.Client[SetNodeRequest, SetNodeResponse]
 	watchEvents       *connect.Client[WatchEventsRequest, Event]
 	listEvents        *connect.Client[ListEventsRequest, ListEventsResponse]
 	ackEvents         *connect.Client[AckEventsRequest, AckEventsResponse]
@@ -528,6 +593,60 @@ func (c *kithServiceClient) Ping(ctx context.Context, req *PingRequest) (*PingRe
 	return nil, err
 }
 
+// ListMailboxes calls kith.v1.KithService.ListMailboxes.
+func (c *kithServiceClient) ListMailboxes(ctx context.Context, req *ListMailboxesRequest) (*ListMailboxesResponse, error) {
+	response, err := c.listMailboxes.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AddMailbox calls kith.v1.KithService.AddMailbox.
+func (c *kithServiceClient) AddMailbox(ctx context.Context, req *AddMailboxRequest) (*AddMailboxResponse, error) {
+	response, err := c.addMailbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveMailbox calls kith.v1.KithService.RemoveMailbox.
+func (c *kithServiceClient) RemoveMailbox(ctx context.Context, req *RemoveMailboxRequest) (*RemoveMailboxResponse, error) {
+	response, err := c.removeMailbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TestMailbox calls kith.v1.KithService.TestMailbox.
+func (c *kithServiceClient) TestMailbox(ctx context.Context, req *TestMailboxRequest) (*TestMailboxResponse, error) {
+	response, err := c.testMailbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// NodeStatus calls kith.v1.KithService.NodeStatus.
+func (c *kithServiceClient) NodeStatus(ctx context.Context, req *NodeStatusRequest) (*NodeStatusResponse, error) {
+	response, err := c.nodeStatus.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetNode calls kith.v1.KithService.SetNode.
+func (c *kithServiceClient) SetNode(ctx context.Context, req *SetNodeRequest) (*SetNodeResponse, error) {
+	response, err := c.setNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // WatchEvents calls kith.v1.KithService.WatchEvents.
 func (c *kithServiceClient) WatchEvents(ctx context.Context, req *WatchEventsRequest) (*connect.ServerStreamForClient[Event], error) {
 	return c.watchEvents.CallServerStream(ctx, connect.NewRequest(req))
@@ -578,6 +697,15 @@ type KithServiceHandler interface {
 	Trace(context.Context, *TraceRequest) (*TraceResponse, error)
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
 	Ping(context.Context, *PingRequest) (*PingResponse, error)
+	// The mailboxes of a user: community nodes that keep what contacts send
+	// while this daemon is off.
+	ListMailboxes(context.Context, *ListMailboxesRequest) (*ListMailboxesResponse, error)
+	AddMailbox(context.Context, *AddMailboxRequest) (*AddMailboxResponse, error)
+	RemoveMailbox(context.Context, *RemoveMailboxRequest) (*RemoveMailboxResponse, error)
+	TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error)
+	// The operator of a community node, who sees counts and never names.
+	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
+	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
 	// The durable event log. WatchEvents streams; ListEvents is the same as a
 	// long poll for clients that only speak plain HTTP.
 	WatchEvents(context.Context, *WatchEventsRequest, *connect.ServerStream[Event]) error
@@ -724,6 +852,42 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(kithServiceMethods.ByName("Ping")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kithServiceListMailboxesHandler := connect.NewUnaryHandlerSimple(
+		KithServiceListMailboxesProcedure,
+		svc.ListMailboxes,
+		connect.WithSchema(kithServiceMethods.ByName("ListMailboxes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceAddMailboxHandler := connect.NewUnaryHandlerSimple(
+		KithServiceAddMailboxProcedure,
+		svc.AddMailbox,
+		connect.WithSchema(kithServiceMethods.ByName("AddMailbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceRemoveMailboxHandler := connect.NewUnaryHandlerSimple(
+		KithServiceRemoveMailboxProcedure,
+		svc.RemoveMailbox,
+		connect.WithSchema(kithServiceMethods.ByName("RemoveMailbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceTestMailboxHandler := connect.NewUnaryHandlerSimple(
+		KithServiceTestMailboxProcedure,
+		svc.TestMailbox,
+		connect.WithSchema(kithServiceMethods.ByName("TestMailbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceNodeStatusHandler := connect.NewUnaryHandlerSimple(
+		KithServiceNodeStatusProcedure,
+		svc.NodeStatus,
+		connect.WithSchema(kithServiceMethods.ByName("NodeStatus")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceSetNodeHandler := connect.NewUnaryHandlerSimple(
+		KithServiceSetNodeProcedure,
+		svc.SetNode,
+		connect.WithSchema(kithServiceMethods.ByName("SetNode")),
+		connect.WithHandlerOptions(opts...),
+	)
 	kithServiceWatchEventsHandler := connect.NewServerStreamHandlerSimple(
 		KithServiceWatchEventsProcedure,
 		svc.WatchEvents,
@@ -788,6 +952,18 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceCancelHandler.ServeHTTP(w, r)
 		case KithServicePingProcedure:
 			kithServicePingHandler.ServeHTTP(w, r)
+		case KithServiceListMailboxesProcedure:
+			kithServiceListMailboxesHandler.ServeHTTP(w, r)
+		case KithServiceAddMailboxProcedure:
+			kithServiceAddMailboxHandler.ServeHTTP(w, r)
+		case KithServiceRemoveMailboxProcedure:
+			kithServiceRemoveMailboxHandler.ServeHTTP(w, r)
+		case KithServiceTestMailboxProcedure:
+			kithServiceTestMailboxHandler.ServeHTTP(w, r)
+		case KithServiceNodeStatusProcedure:
+			kithServiceNodeStatusHandler.ServeHTTP(w, r)
+		case KithServiceSetNodeProcedure:
+			kithServiceSetNodeHandler.ServeHTTP(w, r)
 		case KithServiceWatchEventsProcedure:
 			kithServiceWatchEventsHandler.ServeHTTP(w, r)
 		case KithServiceListEventsProcedure:
@@ -889,6 +1065,30 @@ func (UnimplementedKithServiceHandler) Cancel(context.Context, *CancelRequest) (
 
 func (UnimplementedKithServiceHandler) Ping(context.Context, *PingRequest) (*PingResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.Ping is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) ListMailboxes(context.Context, *ListMailboxesRequest) (*ListMailboxesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.ListMailboxes is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) AddMailbox(context.Context, *AddMailboxRequest) (*AddMailboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.AddMailbox is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) RemoveMailbox(context.Context, *RemoveMailboxRequest) (*RemoveMailboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.RemoveMailbox is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.TestMailbox is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.NodeStatus is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.SetNode is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) WatchEvents(context.Context, *WatchEventsRequest, *connect.ServerStream[Event]) error {

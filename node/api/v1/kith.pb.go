@@ -83,6 +83,7 @@ type StatusResponse struct {
 	PublishGoal   int32                  `protobuf:"varint,14,opt,name=publish_goal,json=publishGoal,proto3" json:"publish_goal,omitempty"`
 	Goroutines    int32                  `protobuf:"varint,15,opt,name=goroutines,proto3" json:"goroutines,omitempty"`
 	ReadOnly      bool                   `protobuf:"varint,16,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // disk full or store fault: reading works, nothing is accepted
+	Mailboxes     *MailboxCount          `protobuf:"bytes,17,opt,name=mailboxes,proto3" json:"mailboxes,omitempty"`                // absent on a community node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -229,6 +230,81 @@ func (x *StatusResponse) GetReadOnly() bool {
 	return false
 }
 
+func (x *StatusResponse) GetMailboxes() *MailboxCount {
+	if x != nil {
+		return x.Mailboxes
+	}
+	return nil
+}
+
+type MailboxCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`        // "auto", "manual" or "none"; see ListMailboxesResponse
+	Healthy       int32                  `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"` // of those contacts are told of
+	Total         int32                  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	Needed        int32                  `protobuf:"varint,4,opt,name=needed,proto3" json:"needed,omitempty"` // how many have to hold a message until it counts as held
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MailboxCount) Reset() {
+	*x = MailboxCount{}
+	mi := &file_v1_kith_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MailboxCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MailboxCount) ProtoMessage() {}
+
+func (x *MailboxCount) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MailboxCount.ProtoReflect.Descriptor instead.
+func (*MailboxCount) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MailboxCount) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *MailboxCount) GetHealthy() int32 {
+	if x != nil {
+		return x.Healthy
+	}
+	return 0
+}
+
+func (x *MailboxCount) GetTotal() int32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *MailboxCount) GetNeeded() int32 {
+	if x != nil {
+		return x.Needed
+	}
+	return 0
+}
+
 type Dht struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"` // "client", "server" or "off"
@@ -239,7 +315,7 @@ type Dht struct {
 
 func (x *Dht) Reset() {
 	*x = Dht{}
-	mi := &file_v1_kith_proto_msgTypes[2]
+	mi := &file_v1_kith_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -251,7 +327,7 @@ func (x *Dht) String() string {
 func (*Dht) ProtoMessage() {}
 
 func (x *Dht) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[2]
+	mi := &file_v1_kith_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -264,7 +340,7 @@ func (x *Dht) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dht.ProtoReflect.Descriptor instead.
 func (*Dht) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{2}
+	return file_v1_kith_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Dht) GetMode() string {
@@ -289,7 +365,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +377,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +390,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{3}
+	return file_v1_kith_proto_rawDescGZIP(), []int{4}
 }
 
 type DoctorResponse struct {
@@ -326,7 +402,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +414,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +427,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{4}
+	return file_v1_kith_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -373,7 +449,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +461,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +474,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{5}
+	return file_v1_kith_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Check) GetName() string {
@@ -437,7 +513,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +525,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +538,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{6}
+	return file_v1_kith_proto_rawDescGZIP(), []int{7}
 }
 
 type StopResponse struct {
@@ -473,7 +549,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +561,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +574,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{7}
+	return file_v1_kith_proto_rawDescGZIP(), []int{8}
 }
 
 type GetIdentityRequest struct {
@@ -509,7 +585,7 @@ type GetIdentityRequest struct {
 
 func (x *GetIdentityRequest) Reset() {
 	*x = GetIdentityRequest{}
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +597,7 @@ func (x *GetIdentityRequest) String() string {
 func (*GetIdentityRequest) ProtoMessage() {}
 
 func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +610,7 @@ func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityRequest.ProtoReflect.Descriptor instead.
 func (*GetIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{8}
+	return file_v1_kith_proto_rawDescGZIP(), []int{9}
 }
 
 type GetIdentityResponse struct {
@@ -548,7 +624,7 @@ type GetIdentityResponse struct {
 
 func (x *GetIdentityResponse) Reset() {
 	*x = GetIdentityResponse{}
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +636,7 @@ func (x *GetIdentityResponse) String() string {
 func (*GetIdentityResponse) ProtoMessage() {}
 
 func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +649,7 @@ func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityResponse.ProtoReflect.Descriptor instead.
 func (*GetIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{9}
+	return file_v1_kith_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetIdentityResponse) GetName() string {
@@ -609,7 +685,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +697,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +710,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{10}
+	return file_v1_kith_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Device) GetId() string {
@@ -676,7 +752,7 @@ type CreateInviteRequest struct {
 
 func (x *CreateInviteRequest) Reset() {
 	*x = CreateInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +764,7 @@ func (x *CreateInviteRequest) String() string {
 func (*CreateInviteRequest) ProtoMessage() {}
 
 func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +777,7 @@ func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{11}
+	return file_v1_kith_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateInviteRequest) GetReusable() bool {
@@ -734,7 +810,7 @@ type CreateInviteResponse struct {
 
 func (x *CreateInviteResponse) Reset() {
 	*x = CreateInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +822,7 @@ func (x *CreateInviteResponse) String() string {
 func (*CreateInviteResponse) ProtoMessage() {}
 
 func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +835,7 @@ func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{12}
+	return file_v1_kith_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateInviteResponse) GetInvite() *Invite {
@@ -785,7 +861,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +873,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +886,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{13}
+	return file_v1_kith_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Invite) GetId() string {
@@ -877,7 +953,7 @@ type ListInvitesRequest struct {
 
 func (x *ListInvitesRequest) Reset() {
 	*x = ListInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +965,7 @@ func (x *ListInvitesRequest) String() string {
 func (*ListInvitesRequest) ProtoMessage() {}
 
 func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +978,7 @@ func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{14}
+	return file_v1_kith_proto_rawDescGZIP(), []int{15}
 }
 
 type ListInvitesResponse struct {
@@ -914,7 +990,7 @@ type ListInvitesResponse struct {
 
 func (x *ListInvitesResponse) Reset() {
 	*x = ListInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1002,7 @@ func (x *ListInvitesResponse) String() string {
 func (*ListInvitesResponse) ProtoMessage() {}
 
 func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1015,7 @@ func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{15}
+	return file_v1_kith_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListInvitesResponse) GetInvites() []*Invite {
@@ -958,7 +1034,7 @@ type RevokeInviteRequest struct {
 
 func (x *RevokeInviteRequest) Reset() {
 	*x = RevokeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1046,7 @@ func (x *RevokeInviteRequest) String() string {
 func (*RevokeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1059,7 @@ func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{16}
+	return file_v1_kith_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeInviteRequest) GetId() string {
@@ -1001,7 +1077,7 @@ type RevokeInviteResponse struct {
 
 func (x *RevokeInviteResponse) Reset() {
 	*x = RevokeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1089,7 @@ func (x *RevokeInviteResponse) String() string {
 func (*RevokeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1102,7 @@ func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{17}
+	return file_v1_kith_proto_rawDescGZIP(), []int{18}
 }
 
 type AcceptInviteRequest struct {
@@ -1039,7 +1115,7 @@ type AcceptInviteRequest struct {
 
 func (x *AcceptInviteRequest) Reset() {
 	*x = AcceptInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1127,7 @@ func (x *AcceptInviteRequest) String() string {
 func (*AcceptInviteRequest) ProtoMessage() {}
 
 func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1140,7 @@ func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteRequest.ProtoReflect.Descriptor instead.
 func (*AcceptInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{18}
+	return file_v1_kith_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AcceptInviteRequest) GetLink() string {
@@ -1090,7 +1166,7 @@ type AcceptInviteResponse struct {
 
 func (x *AcceptInviteResponse) Reset() {
 	*x = AcceptInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1178,7 @@ func (x *AcceptInviteResponse) String() string {
 func (*AcceptInviteResponse) ProtoMessage() {}
 
 func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1191,7 @@ func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteResponse.ProtoReflect.Descriptor instead.
 func (*AcceptInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{19}
+	return file_v1_kith_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AcceptInviteResponse) GetContact() *Contact {
@@ -1133,7 +1209,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1221,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1234,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{20}
+	return file_v1_kith_proto_rawDescGZIP(), []int{21}
 }
 
 type ListRequestsResponse struct {
@@ -1170,7 +1246,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1258,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1271,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{21}
+	return file_v1_kith_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Contact {
@@ -1214,7 +1290,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1302,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1315,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{22}
+	return file_v1_kith_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1258,7 +1334,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1346,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1359,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{23}
+	return file_v1_kith_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ApproveRequestResponse) GetContact() *Contact {
@@ -1302,7 +1378,7 @@ type RejectRequestRequest struct {
 
 func (x *RejectRequestRequest) Reset() {
 	*x = RejectRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1390,7 @@ func (x *RejectRequestRequest) String() string {
 func (*RejectRequestRequest) ProtoMessage() {}
 
 func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1403,7 @@ func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{24}
+	return file_v1_kith_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RejectRequestRequest) GetId() string {
@@ -1345,7 +1421,7 @@ type RejectRequestResponse struct {
 
 func (x *RejectRequestResponse) Reset() {
 	*x = RejectRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1433,7 @@ func (x *RejectRequestResponse) String() string {
 func (*RejectRequestResponse) ProtoMessage() {}
 
 func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1446,7 @@ func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestResponse.ProtoReflect.Descriptor instead.
 func (*RejectRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{25}
+	return file_v1_kith_proto_rawDescGZIP(), []int{26}
 }
 
 type Contact struct {
@@ -1394,7 +1470,7 @@ type Contact struct {
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1482,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1495,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{26}
+	return file_v1_kith_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Contact) GetId() string {
@@ -1521,7 +1597,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1609,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1622,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{27}
+	return file_v1_kith_proto_rawDescGZIP(), []int{28}
 }
 
 type ListContactsResponse struct {
@@ -1558,7 +1634,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1646,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1659,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{28}
+	return file_v1_kith_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListContactsResponse) GetContacts() []*Contact {
@@ -1603,7 +1679,7 @@ type RenameContactRequest struct {
 
 func (x *RenameContactRequest) Reset() {
 	*x = RenameContactRequest{}
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1691,7 @@ func (x *RenameContactRequest) String() string {
 func (*RenameContactRequest) ProtoMessage() {}
 
 func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1704,7 @@ func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactRequest.ProtoReflect.Descriptor instead.
 func (*RenameContactRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{29}
+	return file_v1_kith_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenameContactRequest) GetContact() string {
@@ -1654,7 +1730,7 @@ type RenameContactResponse struct {
 
 func (x *RenameContactResponse) Reset() {
 	*x = RenameContactResponse{}
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1742,7 @@ func (x *RenameContactResponse) String() string {
 func (*RenameContactResponse) ProtoMessage() {}
 
 func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1755,7 @@ func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactResponse.ProtoReflect.Descriptor instead.
 func (*RenameContactResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{30}
+	return file_v1_kith_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenameContactResponse) GetContact() *Contact {
@@ -1699,7 +1775,7 @@ type SetBlockedRequest struct {
 
 func (x *SetBlockedRequest) Reset() {
 	*x = SetBlockedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1787,7 @@ func (x *SetBlockedRequest) String() string {
 func (*SetBlockedRequest) ProtoMessage() {}
 
 func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1800,7 @@ func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedRequest.ProtoReflect.Descriptor instead.
 func (*SetBlockedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{31}
+	return file_v1_kith_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetBlockedRequest) GetContact() string {
@@ -1750,7 +1826,7 @@ type SetBlockedResponse struct {
 
 func (x *SetBlockedResponse) Reset() {
 	*x = SetBlockedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1838,7 @@ func (x *SetBlockedResponse) String() string {
 func (*SetBlockedResponse) ProtoMessage() {}
 
 func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1851,7 @@ func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedResponse.ProtoReflect.Descriptor instead.
 func (*SetBlockedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{32}
+	return file_v1_kith_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetBlockedResponse) GetContact() *Contact {
@@ -1794,7 +1870,7 @@ type GetSafetyNumberRequest struct {
 
 func (x *GetSafetyNumberRequest) Reset() {
 	*x = GetSafetyNumberRequest{}
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1882,7 @@ func (x *GetSafetyNumberRequest) String() string {
 func (*GetSafetyNumberRequest) ProtoMessage() {}
 
 func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1895,7 @@ func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberRequest.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{33}
+	return file_v1_kith_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetSafetyNumberRequest) GetContact() string {
@@ -1840,7 +1916,7 @@ type GetSafetyNumberResponse struct {
 
 func (x *GetSafetyNumberResponse) Reset() {
 	*x = GetSafetyNumberResponse{}
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +1928,7 @@ func (x *GetSafetyNumberResponse) String() string {
 func (*GetSafetyNumberResponse) ProtoMessage() {}
 
 func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +1941,7 @@ func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberResponse.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{34}
+	return file_v1_kith_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetSafetyNumberResponse) GetContact() *Contact {
@@ -1899,7 +1975,7 @@ type SetVerifiedRequest struct {
 
 func (x *SetVerifiedRequest) Reset() {
 	*x = SetVerifiedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +1987,7 @@ func (x *SetVerifiedRequest) String() string {
 func (*SetVerifiedRequest) ProtoMessage() {}
 
 func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2000,7 @@ func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedRequest.ProtoReflect.Descriptor instead.
 func (*SetVerifiedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{35}
+	return file_v1_kith_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetVerifiedRequest) GetContact() string {
@@ -1950,7 +2026,7 @@ type SetVerifiedResponse struct {
 
 func (x *SetVerifiedResponse) Reset() {
 	*x = SetVerifiedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2038,7 @@ func (x *SetVerifiedResponse) String() string {
 func (*SetVerifiedResponse) ProtoMessage() {}
 
 func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2051,7 @@ func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedResponse.ProtoReflect.Descriptor instead.
 func (*SetVerifiedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{36}
+	return file_v1_kith_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetVerifiedResponse) GetContact() *Contact {
@@ -1999,7 +2075,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2087,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2100,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{37}
+	return file_v1_kith_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SendRequest) GetConversation() string {
@@ -2072,7 +2148,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2160,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2173,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{38}
+	return file_v1_kith_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SendResponse) GetMessages() []*Message {
@@ -2130,13 +2206,14 @@ type Message struct {
 	MissingBefore uint32                 `protobuf:"varint,12,opt,name=missing_before,json=missingBefore,proto3" json:"missing_before,omitempty"` // messages of this sender that should stand before this one and are not here
 	Kind          string                 `protobuf:"bytes,13,opt,name=kind,proto3" json:"kind,omitempty"`                                         // "text"; "unsupported": needs a newer kith
 	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`                                     // of a failed state
+	Holding       *Holding               `protobuf:"bytes,15,opt,name=holding,proto3" json:"holding,omitempty"`                                   // while mailboxes keep it; of the device with the fewest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2225,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2238,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{39}
+	return file_v1_kith_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Message) GetId() string {
@@ -2262,6 +2339,74 @@ func (x *Message) GetReason() string {
 	return ""
 }
 
+func (x *Message) GetHolding() *Holding {
+	if x != nil {
+		return x.Holding
+	}
+	return nil
+}
+
+// Holding is who keeps an envelope until its recipient comes.
+type Holding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Held          int32                  `protobuf:"varint,1,opt,name=held,proto3" json:"held,omitempty"`                      // mailboxes that have signed for it
+	Of            int32                  `protobuf:"varint,2,opt,name=of,proto3" json:"of,omitempty"`                          // mailboxes it is left at
+	UntilMs       int64                  `protobuf:"varint,3,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"` // when the first that has to hold it may let it go
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holding) Reset() {
+	*x = Holding{}
+	mi := &file_v1_kith_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holding) ProtoMessage() {}
+
+func (x *Holding) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holding.ProtoReflect.Descriptor instead.
+func (*Holding) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Holding) GetHeld() int32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *Holding) GetOf() int32 {
+	if x != nil {
+		return x.Of
+	}
+	return 0
+}
+
+func (x *Holding) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
 type ListMessagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Conversation  string                 `protobuf:"bytes,1,opt,name=conversation,proto3" json:"conversation,omitempty"`
@@ -2274,7 +2419,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2431,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2444,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{40}
+	return file_v1_kith_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListMessagesRequest) GetConversation() string {
@@ -2340,7 +2485,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2497,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2510,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+	return file_v1_kith_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -2390,7 +2535,7 @@ type ListConversationsRequest struct {
 
 func (x *ListConversationsRequest) Reset() {
 	*x = ListConversationsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2547,7 @@ func (x *ListConversationsRequest) String() string {
 func (*ListConversationsRequest) ProtoMessage() {}
 
 func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2560,7 @@ func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
 func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{42}
+	return file_v1_kith_proto_rawDescGZIP(), []int{44}
 }
 
 type ListConversationsResponse struct {
@@ -2427,7 +2572,7 @@ type ListConversationsResponse struct {
 
 func (x *ListConversationsResponse) Reset() {
 	*x = ListConversationsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2584,7 @@ func (x *ListConversationsResponse) String() string {
 func (*ListConversationsResponse) ProtoMessage() {}
 
 func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2597,7 @@ func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
 func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{43}
+	return file_v1_kith_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListConversationsResponse) GetConversations() []*Conversation {
@@ -2476,7 +2621,7 @@ type Conversation struct {
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2633,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2646,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{44}
+	return file_v1_kith_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Conversation) GetId() string {
@@ -2555,7 +2700,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2712,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2725,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{45}
+	return file_v1_kith_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TraceRequest) GetId() string {
@@ -2600,7 +2745,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2757,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2770,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{46}
+	return file_v1_kith_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TraceResponse) GetMessage() *Message {
@@ -2649,13 +2794,14 @@ type Delivery struct {
 	Attempts      []*Attempt             `protobuf:"bytes,3,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	NextMs        int64                  `protobuf:"varint,4,opt,name=next_ms,json=nextMs,proto3" json:"next_ms,omitempty"` // 0: none planned
 	DeliveredMs   int64                  `protobuf:"varint,5,opt,name=delivered_ms,json=deliveredMs,proto3" json:"delivered_ms,omitempty"`
+	Holding       *Holding               `protobuf:"bytes,6,opt,name=holding,proto3" json:"holding,omitempty"` // while mailboxes keep it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2813,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2826,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{47}
+	return file_v1_kith_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Delivery) GetDevice() string {
@@ -2718,6 +2864,13 @@ func (x *Delivery) GetDeliveredMs() int64 {
 	return 0
 }
 
+func (x *Delivery) GetHolding() *Holding {
+	if x != nil {
+		return x.Holding
+	}
+	return nil
+}
+
 type Attempt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TimeMs        int64                  `protobuf:"varint,1,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
@@ -2729,7 +2882,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +2894,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +2907,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{48}
+	return file_v1_kith_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Attempt) GetTimeMs() int64 {
@@ -2787,7 +2940,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2952,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2965,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{49}
+	return file_v1_kith_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -2831,7 +2984,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +2996,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3009,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{50}
+	return file_v1_kith_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CancelResponse) GetMessage() *Message {
@@ -2875,7 +3028,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2887,7 +3040,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2900,7 +3053,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{51}
+	return file_v1_kith_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PingRequest) GetContact() string {
@@ -2921,7 +3074,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3086,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3099,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{52}
+	return file_v1_kith_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PingResponse) GetMs() float64 {
@@ -2970,6 +3123,967 @@ func (x *PingResponse) GetAddress() string {
 	return ""
 }
 
+type Mailbox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`             // the beginning of the hash of the node's name, in hex: short enough to type
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`   // multiaddr with /p2p
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`       // "new": not opened yet; "good"; "degraded"; "lying"; "unreachable"; "leaving": only emptied
+	Evidence      []string               `protobuf:"bytes,4,rep,name=evidence,proto3" json:"evidence,omitempty"` // sentences: what the node did wrong, newest last
+	Items         int64                  `protobuf:"varint,5,opt,name=items,proto3" json:"items,omitempty"`      // waiting there, when last seen
+	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Quota         int64                  `protobuf:"varint,7,opt,name=quota,proto3" json:"quota,omitempty"`                               // bytes it holds for us at most; 0: not known
+	RetentionS    int64                  `protobuf:"varint,8,opt,name=retention_s,json=retentionS,proto3" json:"retention_s,omitempty"`   // how long it keeps what nobody collects; 0: not known
+	LastSeenMs    int64                  `protobuf:"varint,9,opt,name=last_seen_ms,json=lastSeenMs,proto3" json:"last_seen_ms,omitempty"` // 0: never
+	Probes        int64                  `protobuf:"varint,10,opt,name=probes,proto3" json:"probes,omitempty"`                            // test envelopes left there
+	ProbesLost    int64                  `protobuf:"varint,11,opt,name=probes_lost,json=probesLost,proto3" json:"probes_lost,omitempty"`  // of those, not given back
+	AddedBy       string                 `protobuf:"bytes,12,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"`            // "you" or "default"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mailbox) Reset() {
+	*x = Mailbox{}
+	mi := &file_v1_kith_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mailbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mailbox) ProtoMessage() {}
+
+func (x *Mailbox) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
+func (*Mailbox) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Mailbox) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Mailbox) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Mailbox) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Mailbox) GetEvidence() []string {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+func (x *Mailbox) GetItems() int64 {
+	if x != nil {
+		return x.Items
+	}
+	return 0
+}
+
+func (x *Mailbox) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Mailbox) GetQuota() int64 {
+	if x != nil {
+		return x.Quota
+	}
+	return 0
+}
+
+func (x *Mailbox) GetRetentionS() int64 {
+	if x != nil {
+		return x.RetentionS
+	}
+	return 0
+}
+
+func (x *Mailbox) GetLastSeenMs() int64 {
+	if x != nil {
+		return x.LastSeenMs
+	}
+	return 0
+}
+
+func (x *Mailbox) GetProbes() int64 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
+}
+
+func (x *Mailbox) GetProbesLost() int64 {
+	if x != nil {
+		return x.ProbesLost
+	}
+	return 0
+}
+
+func (x *Mailbox) GetAddedBy() string {
+	if x != nil {
+		return x.AddedBy
+	}
+	return ""
+}
+
+type ListMailboxesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMailboxesRequest) Reset() {
+	*x = ListMailboxesRequest{}
+	mi := &file_v1_kith_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMailboxesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMailboxesRequest) ProtoMessage() {}
+
+func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMailboxesRequest.ProtoReflect.Descriptor instead.
+func (*ListMailboxesRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{56}
+}
+
+type ListMailboxesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mailboxes     []*Mailbox             `protobuf:"bytes,1,rep,name=mailboxes,proto3" json:"mailboxes,omitempty"`
+	Mode          string                 `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`        // "auto": kith chooses and replaces; "manual": only what the user added; "none": switched off
+	Healthy       int32                  `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"` // as in MailboxCount
+	Needed        int32                  `protobuf:"varint,4,opt,name=needed,proto3" json:"needed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMailboxesResponse) Reset() {
+	*x = ListMailboxesResponse{}
+	mi := &file_v1_kith_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMailboxesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMailboxesResponse) ProtoMessage() {}
+
+func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMailboxesResponse.ProtoReflect.Descriptor instead.
+func (*ListMailboxesResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListMailboxesResponse) GetMailboxes() []*Mailbox {
+	if x != nil {
+		return x.Mailboxes
+	}
+	return nil
+}
+
+func (x *ListMailboxesResponse) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *ListMailboxesResponse) GetHealthy() int32 {
+	if x != nil {
+		return x.Healthy
+	}
+	return 0
+}
+
+func (x *ListMailboxesResponse) GetNeeded() int32 {
+	if x != nil {
+		return x.Needed
+	}
+	return 0
+}
+
+type AddMailboxRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // multiaddr with /p2p
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMailboxRequest) Reset() {
+	*x = AddMailboxRequest{}
+	mi := &file_v1_kith_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMailboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMailboxRequest) ProtoMessage() {}
+
+func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMailboxRequest.ProtoReflect.Descriptor instead.
+func (*AddMailboxRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *AddMailboxRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type AddMailboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mailbox       *Mailbox               `protobuf:"bytes,1,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMailboxResponse) Reset() {
+	*x = AddMailboxResponse{}
+	mi := &file_v1_kith_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMailboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMailboxResponse) ProtoMessage() {}
+
+func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMailboxResponse.ProtoReflect.Descriptor instead.
+func (*AddMailboxResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *AddMailboxResponse) GetMailbox() *Mailbox {
+	if x != nil {
+		return x.Mailbox
+	}
+	return nil
+}
+
+type RemoveMailboxRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or a prefix of it, or of the node's peer id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMailboxRequest) Reset() {
+	*x = RemoveMailboxRequest{}
+	mi := &file_v1_kith_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMailboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMailboxRequest) ProtoMessage() {}
+
+func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMailboxRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMailboxRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *RemoveMailboxRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveMailboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mailbox       *Mailbox               `protobuf:"bytes,1,opt,name=mailbox,proto3" json:"mailbox,omitempty"` // "leaving": it is emptied until nothing can come any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMailboxResponse) Reset() {
+	*x = RemoveMailboxResponse{}
+	mi := &file_v1_kith_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMailboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMailboxResponse) ProtoMessage() {}
+
+func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMailboxResponse.ProtoReflect.Descriptor instead.
+func (*RemoveMailboxResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *RemoveMailboxResponse) GetMailbox() *Mailbox {
+	if x != nil {
+		return x.Mailbox
+	}
+	return nil
+}
+
+type TestMailboxRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestMailboxRequest) Reset() {
+	*x = TestMailboxRequest{}
+	mi := &file_v1_kith_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestMailboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestMailboxRequest) ProtoMessage() {}
+
+func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestMailboxRequest.ProtoReflect.Descriptor instead.
+func (*TestMailboxRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *TestMailboxRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type TestMailboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*MailboxTest         `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestMailboxResponse) Reset() {
+	*x = TestMailboxResponse{}
+	mi := &file_v1_kith_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestMailboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestMailboxResponse) ProtoMessage() {}
+
+func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestMailboxResponse.ProtoReflect.Descriptor instead.
+func (*TestMailboxResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *TestMailboxResponse) GetResults() []*MailboxTest {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+type MailboxTest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Ok            bool                   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
+	Sentence      string                 `protobuf:"bytes,3,opt,name=sentence,proto3" json:"sentence,omitempty"` // what was found, and what to do if it is bad
+	Ms            float64                `protobuf:"fixed64,4,opt,name=ms,proto3" json:"ms,omitempty"`           // from the deposit of a test envelope to its return
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MailboxTest) Reset() {
+	*x = MailboxTest{}
+	mi := &file_v1_kith_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MailboxTest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MailboxTest) ProtoMessage() {}
+
+func (x *MailboxTest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MailboxTest.ProtoReflect.Descriptor instead.
+func (*MailboxTest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *MailboxTest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MailboxTest) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *MailboxTest) GetSentence() string {
+	if x != nil {
+		return x.Sentence
+	}
+	return ""
+}
+
+func (x *MailboxTest) GetMs() float64 {
+	if x != nil {
+		return x.Ms
+	}
+	return 0
+}
+
+// NodeLimits are what the operator of a community node can set. Sizes are in
+// bytes.
+type NodeLimits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Quota         int64                  `protobuf:"varint,1,opt,name=quota,proto3" json:"quota,omitempty"`                                   // on the disk, in all
+	BoxQuota      int64                  `protobuf:"varint,2,opt,name=box_quota,json=boxQuota,proto3" json:"box_quota,omitempty"`             // of contacts' envelopes in one box
+	TagQuota      int64                  `protobuf:"varint,3,opt,name=tag_quota,json=tagQuota,proto3" json:"tag_quota,omitempty"`             // under one tag
+	RequestShare  int64                  `protobuf:"varint,4,opt,name=request_share,json=requestShare,proto3" json:"request_share,omitempty"` // of strangers' envelopes in one box
+	RetentionS    int64                  `protobuf:"varint,5,opt,name=retention_s,json=retentionS,proto3" json:"retention_s,omitempty"`       // how long what nobody collects is kept
+	BoxIdleS      int64                  `protobuf:"varint,6,opt,name=box_idle_s,json=boxIdleS,proto3" json:"box_idle_s,omitempty"`           // how long a box is kept whose owner does not come
+	Boxes         int64                  `protobuf:"varint,7,opt,name=boxes,proto3" json:"boxes,omitempty"`                                   // in all
+	BoxTags       int64                  `protobuf:"varint,8,opt,name=box_tags,json=boxTags,proto3" json:"box_tags,omitempty"`                // tags of one box
+	SourceRate    int64                  `protobuf:"varint,9,opt,name=source_rate,json=sourceRate,proto3" json:"source_rate,omitempty"`       // bytes a second from one peer, after a burst
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeLimits) Reset() {
+	*x = NodeLimits{}
+	mi := &file_v1_kith_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeLimits) ProtoMessage() {}
+
+func (x *NodeLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
+func (*NodeLimits) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *NodeLimits) GetQuota() int64 {
+	if x != nil {
+		return x.Quota
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetBoxQuota() int64 {
+	if x != nil {
+		return x.BoxQuota
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetTagQuota() int64 {
+	if x != nil {
+		return x.TagQuota
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetRequestShare() int64 {
+	if x != nil {
+		return x.RequestShare
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetRetentionS() int64 {
+	if x != nil {
+		return x.RetentionS
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetBoxIdleS() int64 {
+	if x != nil {
+		return x.BoxIdleS
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetBoxes() int64 {
+	if x != nil {
+		return x.Boxes
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetBoxTags() int64 {
+	if x != nil {
+		return x.BoxTags
+	}
+	return 0
+}
+
+func (x *NodeLimits) GetSourceRate() int64 {
+	if x != nil {
+		return x.SourceRate
+	}
+	return 0
+}
+
+type NodeStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeStatusRequest) Reset() {
+	*x = NodeStatusRequest{}
+	mi := &file_v1_kith_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeStatusRequest) ProtoMessage() {}
+
+func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
+func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{66}
+}
+
+type NodeStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`   // "serving", "draining", "full": the disk or the quota is; "failed": the disk failed while saving
+	Limits        *NodeLimits            `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"` // in force
+	Used          int64                  `protobuf:"varint,3,opt,name=used,proto3" json:"used,omitempty"`    // bytes on the disk that count against the quota
+	Boxes         int64                  `protobuf:"varint,4,opt,name=boxes,proto3" json:"boxes,omitempty"`
+	Tags          int64                  `protobuf:"varint,5,opt,name=tags,proto3" json:"tags,omitempty"`
+	Envelopes     int64                  `protobuf:"varint,6,opt,name=envelopes,proto3" json:"envelopes,omitempty"`                              // waiting
+	EnvelopeBytes int64                  `protobuf:"varint,7,opt,name=envelope_bytes,json=envelopeBytes,proto3" json:"envelope_bytes,omitempty"` // of these
+	RequestBytes  int64                  `protobuf:"varint,8,opt,name=request_bytes,json=requestBytes,proto3" json:"request_bytes,omitempty"`    // of these, from strangers
+	OldestS       int64                  `protobuf:"varint,9,opt,name=oldest_s,json=oldestS,proto3" json:"oldest_s,omitempty"`                   // how long the oldest has waited
+	Streams       int64                  `protobuf:"varint,10,opt,name=streams,proto3" json:"streams,omitempty"`                                 // connected now
+	// Since the daemon started.
+	Deposits      int64            `protobuf:"varint,11,opt,name=deposits,proto3" json:"deposits,omitempty"`
+	Collected     int64            `protobuf:"varint,12,opt,name=collected,proto3" json:"collected,omitempty"` // envelopes that their owners deleted
+	Expired       int64            `protobuf:"varint,13,opt,name=expired,proto3" json:"expired,omitempty"`
+	Refusals      map[string]int64 `protobuf:"bytes,14,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by reason: unknown, full, busy, draining, no_box, proof, limit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeStatusResponse) Reset() {
+	*x = NodeStatusResponse{}
+	mi := &file_v1_kith_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeStatusResponse) ProtoMessage() {}
+
+func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
+func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *NodeStatusResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *NodeStatusResponse) GetLimits() *NodeLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *NodeStatusResponse) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetBoxes() int64 {
+	if x != nil {
+		return x.Boxes
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetTags() int64 {
+	if x != nil {
+		return x.Tags
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetEnvelopes() int64 {
+	if x != nil {
+		return x.Envelopes
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetEnvelopeBytes() int64 {
+	if x != nil {
+		return x.EnvelopeBytes
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetRequestBytes() int64 {
+	if x != nil {
+		return x.RequestBytes
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetOldestS() int64 {
+	if x != nil {
+		return x.OldestS
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetStreams() int64 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetDeposits() int64 {
+	if x != nil {
+		return x.Deposits
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetCollected() int64 {
+	if x != nil {
+		return x.Collected
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetExpired() int64 {
+	if x != nil {
+		return x.Expired
+	}
+	return 0
+}
+
+func (x *NodeStatusResponse) GetRefusals() map[string]int64 {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+// SetNode changes what is given and leaves the rest as it is, at once and for
+// later starts too.
+type SetNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Draining      *bool                  `protobuf:"varint,1,opt,name=draining,proto3,oneof" json:"draining,omitempty"`
+	Limits        *NodeLimits            `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"` // 0: leave it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNodeRequest) Reset() {
+	*x = SetNodeRequest{}
+	mi := &file_v1_kith_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNodeRequest) ProtoMessage() {}
+
+func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
+func (*SetNodeRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *SetNodeRequest) GetDraining() bool {
+	if x != nil && x.Draining != nil {
+		return *x.Draining
+	}
+	return false
+}
+
+func (x *SetNodeRequest) GetLimits() *NodeLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type SetNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        *NodeStatusResponse    `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNodeResponse) Reset() {
+	*x = SetNodeResponse{}
+	mi := &file_v1_kith_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNodeResponse) ProtoMessage() {}
+
+func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
+func (*SetNodeResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
 type WatchEventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cursor        string                 `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`                   // a name; resumes after the last acknowledged id
@@ -2982,7 +4096,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +4108,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +4121,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{53}
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -3060,7 +4174,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +4186,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +4199,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{54}
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Event) GetId() uint64 {
@@ -3129,7 +4243,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +4255,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +4268,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{55}
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -3201,7 +4315,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3213,7 +4327,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3226,7 +4340,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{56}
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -3246,7 +4360,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3258,7 +4372,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3271,7 +4385,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{57}
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -3296,7 +4410,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +4422,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,7 +4435,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{58}
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
 }
 
 // ErrorDetail goes with every error.
@@ -3336,7 +4450,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3348,7 +4462,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3361,7 +4475,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{59}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -3390,7 +4504,7 @@ var File_v1_kith_proto protoreflect.FileDescriptor
 const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"\rv1/kith.proto\x12\akith.v1\"\x0f\n" +
-	"\rStatusRequest\"\x94\x04\n" +
+	"\rStatusRequest\"\xc9\x04\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
@@ -3410,11 +4524,17 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"goroutines\x18\x0f \x01(\x05R\n" +
 	"goroutines\x12\x1b\n" +
-	"\tread_only\x18\x10 \x01(\bR\breadOnly\x1a8\n" +
+	"\tread_only\x18\x10 \x01(\bR\breadOnly\x123\n" +
+	"\tmailboxes\x18\x11 \x01(\v2\x15.kith.v1.MailboxCountR\tmailboxes\x1a8\n" +
 	"\n" +
 	"RoadsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"/\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
+	"\fMailboxCount\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x18\n" +
+	"\ahealthy\x18\x02 \x01(\x05R\ahealthy\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x05R\x05total\x12\x16\n" +
+	"\x06needed\x18\x04 \x01(\x05R\x06needed\"/\n" +
 	"\x03Dht\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\x05R\x05table\"\x0f\n" +
@@ -3527,7 +4647,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\bexpire_s\x18\x05 \x01(\x03R\aexpireS\"R\n" +
 	"\fSendResponse\x12,\n" +
 	"\bmessages\x18\x01 \x03(\v2\x10.kith.v1.MessageR\bmessages\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\xe7\x02\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"\x93\x03\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\fconversation\x18\x02 \x01(\tR\fconversation\x12\x12\n" +
@@ -3544,7 +4664,12 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\breply_to\x18\v \x01(\tR\areplyTo\x12%\n" +
 	"\x0emissing_before\x18\f \x01(\rR\rmissingBefore\x12\x12\n" +
 	"\x04kind\x18\r \x01(\tR\x04kind\x12\x16\n" +
-	"\x06reason\x18\x0e \x01(\tR\x06reason\"{\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\x12*\n" +
+	"\aholding\x18\x0f \x01(\v2\x10.kith.v1.HoldingR\aholding\"H\n" +
+	"\aHolding\x12\x12\n" +
+	"\x04held\x18\x01 \x01(\x05R\x04held\x12\x0e\n" +
+	"\x02of\x18\x02 \x01(\x05R\x02of\x12\x19\n" +
+	"\buntil_ms\x18\x03 \x01(\x03R\auntilMs\"{\n" +
 	"\x13ListMessagesRequest\x12\"\n" +
 	"\fconversation\x18\x01 \x01(\tR\fconversation\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x05R\x04last\x12\x14\n" +
@@ -3567,13 +4692,14 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"h\n" +
 	"\rTraceResponse\x12*\n" +
 	"\amessage\x18\x01 \x01(\v2\x10.kith.v1.MessageR\amessage\x12+\n" +
-	"\adevices\x18\x02 \x03(\v2\x11.kith.v1.DeliveryR\adevices\"\xa2\x01\n" +
+	"\adevices\x18\x02 \x03(\v2\x11.kith.v1.DeliveryR\adevices\"\xce\x01\n" +
 	"\bDelivery\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12,\n" +
 	"\battempts\x18\x03 \x03(\v2\x10.kith.v1.AttemptR\battempts\x12\x17\n" +
 	"\anext_ms\x18\x04 \x01(\x03R\x06nextMs\x12!\n" +
-	"\fdelivered_ms\x18\x05 \x01(\x03R\vdeliveredMs\"N\n" +
+	"\fdelivered_ms\x18\x05 \x01(\x03R\vdeliveredMs\x12*\n" +
+	"\aholding\x18\x06 \x01(\v2\x10.kith.v1.HoldingR\aholding\"N\n" +
 	"\aAttempt\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x12\n" +
 	"\x04road\x18\x02 \x01(\tR\x04road\x12\x16\n" +
@@ -3587,7 +4713,87 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\fPingResponse\x12\x0e\n" +
 	"\x02ms\x18\x01 \x01(\x01R\x02ms\x12\x12\n" +
 	"\x04road\x18\x02 \x01(\tR\x04road\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\"q\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"\xbe\x02\n" +
+	"\aMailbox\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1a\n" +
+	"\bevidence\x18\x04 \x03(\tR\bevidence\x12\x14\n" +
+	"\x05items\x18\x05 \x01(\x03R\x05items\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05quota\x18\a \x01(\x03R\x05quota\x12\x1f\n" +
+	"\vretention_s\x18\b \x01(\x03R\n" +
+	"retentionS\x12 \n" +
+	"\flast_seen_ms\x18\t \x01(\x03R\n" +
+	"lastSeenMs\x12\x16\n" +
+	"\x06probes\x18\n" +
+	" \x01(\x03R\x06probes\x12\x1f\n" +
+	"\vprobes_lost\x18\v \x01(\x03R\n" +
+	"probesLost\x12\x19\n" +
+	"\badded_by\x18\f \x01(\tR\aaddedBy\"\x16\n" +
+	"\x14ListMailboxesRequest\"\x8d\x01\n" +
+	"\x15ListMailboxesResponse\x12.\n" +
+	"\tmailboxes\x18\x01 \x03(\v2\x10.kith.v1.MailboxR\tmailboxes\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x18\n" +
+	"\ahealthy\x18\x03 \x01(\x05R\ahealthy\x12\x16\n" +
+	"\x06needed\x18\x04 \x01(\x05R\x06needed\"-\n" +
+	"\x11AddMailboxRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\"@\n" +
+	"\x12AddMailboxResponse\x12*\n" +
+	"\amailbox\x18\x01 \x01(\v2\x10.kith.v1.MailboxR\amailbox\"&\n" +
+	"\x14RemoveMailboxRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"C\n" +
+	"\x15RemoveMailboxResponse\x12*\n" +
+	"\amailbox\x18\x01 \x01(\v2\x10.kith.v1.MailboxR\amailbox\"$\n" +
+	"\x12TestMailboxRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"E\n" +
+	"\x13TestMailboxResponse\x12.\n" +
+	"\aresults\x18\x01 \x03(\v2\x14.kith.v1.MailboxTestR\aresults\"Y\n" +
+	"\vMailboxTest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
+	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x1a\n" +
+	"\bsentence\x18\x03 \x01(\tR\bsentence\x12\x0e\n" +
+	"\x02ms\x18\x04 \x01(\x01R\x02ms\"\x92\x02\n" +
+	"\n" +
+	"NodeLimits\x12\x14\n" +
+	"\x05quota\x18\x01 \x01(\x03R\x05quota\x12\x1b\n" +
+	"\tbox_quota\x18\x02 \x01(\x03R\bboxQuota\x12\x1b\n" +
+	"\ttag_quota\x18\x03 \x01(\x03R\btagQuota\x12#\n" +
+	"\rrequest_share\x18\x04 \x01(\x03R\frequestShare\x12\x1f\n" +
+	"\vretention_s\x18\x05 \x01(\x03R\n" +
+	"retentionS\x12\x1c\n" +
+	"\n" +
+	"box_idle_s\x18\x06 \x01(\x03R\bboxIdleS\x12\x14\n" +
+	"\x05boxes\x18\a \x01(\x03R\x05boxes\x12\x19\n" +
+	"\bbox_tags\x18\b \x01(\x03R\aboxTags\x12\x1f\n" +
+	"\vsource_rate\x18\t \x01(\x03R\n" +
+	"sourceRate\"\x13\n" +
+	"\x11NodeStatusRequest\"\x8c\x04\n" +
+	"\x12NodeStatusResponse\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12+\n" +
+	"\x06limits\x18\x02 \x01(\v2\x13.kith.v1.NodeLimitsR\x06limits\x12\x12\n" +
+	"\x04used\x18\x03 \x01(\x03R\x04used\x12\x14\n" +
+	"\x05boxes\x18\x04 \x01(\x03R\x05boxes\x12\x12\n" +
+	"\x04tags\x18\x05 \x01(\x03R\x04tags\x12\x1c\n" +
+	"\tenvelopes\x18\x06 \x01(\x03R\tenvelopes\x12%\n" +
+	"\x0eenvelope_bytes\x18\a \x01(\x03R\renvelopeBytes\x12#\n" +
+	"\rrequest_bytes\x18\b \x01(\x03R\frequestBytes\x12\x19\n" +
+	"\boldest_s\x18\t \x01(\x03R\aoldestS\x12\x18\n" +
+	"\astreams\x18\n" +
+	" \x01(\x03R\astreams\x12\x1a\n" +
+	"\bdeposits\x18\v \x01(\x03R\bdeposits\x12\x1c\n" +
+	"\tcollected\x18\f \x01(\x03R\tcollected\x12\x18\n" +
+	"\aexpired\x18\r \x01(\x03R\aexpired\x12E\n" +
+	"\brefusals\x18\x0e \x03(\v2).kith.v1.NodeStatusResponse.RefusalsEntryR\brefusals\x1a;\n" +
+	"\rRefusalsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"k\n" +
+	"\x0eSetNodeRequest\x12\x1f\n" +
+	"\bdraining\x18\x01 \x01(\bH\x00R\bdraining\x88\x01\x01\x12+\n" +
+	"\x06limits\x18\x02 \x01(\v2\x13.kith.v1.NodeLimitsR\x06limitsB\v\n" +
+	"\t_draining\"F\n" +
+	"\x0fSetNodeResponse\x123\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.kith.v1.NodeStatusResponseR\x06status\"q\n" +
 	"\x12WatchEventsRequest\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x19\n" +
@@ -3613,7 +4819,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xf6\r\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\xac\x11\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
@@ -3637,7 +4843,15 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x11ListConversations\x12!.kith.v1.ListConversationsRequest\x1a\".kith.v1.ListConversationsResponse\x126\n" +
 	"\x05Trace\x12\x15.kith.v1.TraceRequest\x1a\x16.kith.v1.TraceResponse\x129\n" +
 	"\x06Cancel\x12\x16.kith.v1.CancelRequest\x1a\x17.kith.v1.CancelResponse\x123\n" +
-	"\x04Ping\x12\x14.kith.v1.PingRequest\x1a\x15.kith.v1.PingResponse\x12<\n" +
+	"\x04Ping\x12\x14.kith.v1.PingRequest\x1a\x15.kith.v1.PingResponse\x12N\n" +
+	"\rListMailboxes\x12\x1d.kith.v1.ListMailboxesRequest\x1a\x1e.kith.v1.ListMailboxesResponse\x12E\n" +
+	"\n" +
+	"AddMailbox\x12\x1a.kith.v1.AddMailboxRequest\x1a\x1b.kith.v1.AddMailboxResponse\x12N\n" +
+	"\rRemoveMailbox\x12\x1d.kith.v1.RemoveMailboxRequest\x1a\x1e.kith.v1.RemoveMailboxResponse\x12H\n" +
+	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12E\n" +
+	"\n" +
+	"NodeStatus\x12\x1a.kith.v1.NodeStatusRequest\x1a\x1b.kith.v1.NodeStatusResponse\x12<\n" +
+	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12<\n" +
 	"\vWatchEvents\x12\x1b.kith.v1.WatchEventsRequest\x1a\x0e.kith.v1.Event0\x01\x12E\n" +
 	"\n" +
 	"ListEvents\x12\x1a.kith.v1.ListEventsRequest\x1a\x1b.kith.v1.ListEventsResponse\x12B\n" +
@@ -3655,150 +4869,191 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_v1_kith_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: kith.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: kith.v1.StatusResponse
-	(*Dht)(nil),                       // 2: kith.v1.Dht
-	(*DoctorRequest)(nil),             // 3: kith.v1.DoctorRequest
-	(*DoctorResponse)(nil),            // 4: kith.v1.DoctorResponse
-	(*Check)(nil),                     // 5: kith.v1.Check
-	(*StopRequest)(nil),               // 6: kith.v1.StopRequest
-	(*StopResponse)(nil),              // 7: kith.v1.StopResponse
-	(*GetIdentityRequest)(nil),        // 8: kith.v1.GetIdentityRequest
-	(*GetIdentityResponse)(nil),       // 9: kith.v1.GetIdentityResponse
-	(*Device)(nil),                    // 10: kith.v1.Device
-	(*CreateInviteRequest)(nil),       // 11: kith.v1.CreateInviteRequest
-	(*CreateInviteResponse)(nil),      // 12: kith.v1.CreateInviteResponse
-	(*Invite)(nil),                    // 13: kith.v1.Invite
-	(*ListInvitesRequest)(nil),        // 14: kith.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),       // 15: kith.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),       // 16: kith.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),      // 17: kith.v1.RevokeInviteResponse
-	(*AcceptInviteRequest)(nil),       // 18: kith.v1.AcceptInviteRequest
-	(*AcceptInviteResponse)(nil),      // 19: kith.v1.AcceptInviteResponse
-	(*ListRequestsRequest)(nil),       // 20: kith.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),      // 21: kith.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),     // 22: kith.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),    // 23: kith.v1.ApproveRequestResponse
-	(*RejectRequestRequest)(nil),      // 24: kith.v1.RejectRequestRequest
-	(*RejectRequestResponse)(nil),     // 25: kith.v1.RejectRequestResponse
-	(*Contact)(nil),                   // 26: kith.v1.Contact
-	(*ListContactsRequest)(nil),       // 27: kith.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),      // 28: kith.v1.ListContactsResponse
-	(*RenameContactRequest)(nil),      // 29: kith.v1.RenameContactRequest
-	(*RenameContactResponse)(nil),     // 30: kith.v1.RenameContactResponse
-	(*SetBlockedRequest)(nil),         // 31: kith.v1.SetBlockedRequest
-	(*SetBlockedResponse)(nil),        // 32: kith.v1.SetBlockedResponse
-	(*GetSafetyNumberRequest)(nil),    // 33: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),   // 34: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),        // 35: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),       // 36: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),               // 37: kith.v1.SendRequest
-	(*SendResponse)(nil),              // 38: kith.v1.SendResponse
-	(*Message)(nil),                   // 39: kith.v1.Message
-	(*ListMessagesRequest)(nil),       // 40: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),      // 41: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),  // 42: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil), // 43: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),              // 44: kith.v1.Conversation
-	(*TraceRequest)(nil),              // 45: kith.v1.TraceRequest
-	(*TraceResponse)(nil),             // 46: kith.v1.TraceResponse
-	(*Delivery)(nil),                  // 47: kith.v1.Delivery
-	(*Attempt)(nil),                   // 48: kith.v1.Attempt
-	(*CancelRequest)(nil),             // 49: kith.v1.CancelRequest
-	(*CancelResponse)(nil),            // 50: kith.v1.CancelResponse
-	(*PingRequest)(nil),               // 51: kith.v1.PingRequest
-	(*PingResponse)(nil),              // 52: kith.v1.PingResponse
-	(*WatchEventsRequest)(nil),        // 53: kith.v1.WatchEventsRequest
-	(*Event)(nil),                     // 54: kith.v1.Event
-	(*ListEventsRequest)(nil),         // 55: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),        // 56: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),          // 57: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),         // 58: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),               // 59: kith.v1.ErrorDetail
-	nil,                               // 60: kith.v1.StatusResponse.RoadsEntry
+	(*MailboxCount)(nil),              // 2: kith.v1.MailboxCount
+	(*Dht)(nil),                       // 3: kith.v1.Dht
+	(*DoctorRequest)(nil),             // 4: kith.v1.DoctorRequest
+	(*DoctorResponse)(nil),            // 5: kith.v1.DoctorResponse
+	(*Check)(nil),                     // 6: kith.v1.Check
+	(*StopRequest)(nil),               // 7: kith.v1.StopRequest
+	(*StopResponse)(nil),              // 8: kith.v1.StopResponse
+	(*GetIdentityRequest)(nil),        // 9: kith.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),       // 10: kith.v1.GetIdentityResponse
+	(*Device)(nil),                    // 11: kith.v1.Device
+	(*CreateInviteRequest)(nil),       // 12: kith.v1.CreateInviteRequest
+	(*CreateInviteResponse)(nil),      // 13: kith.v1.CreateInviteResponse
+	(*Invite)(nil),                    // 14: kith.v1.Invite
+	(*ListInvitesRequest)(nil),        // 15: kith.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),       // 16: kith.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),       // 17: kith.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),      // 18: kith.v1.RevokeInviteResponse
+	(*AcceptInviteRequest)(nil),       // 19: kith.v1.AcceptInviteRequest
+	(*AcceptInviteResponse)(nil),      // 20: kith.v1.AcceptInviteResponse
+	(*ListRequestsRequest)(nil),       // 21: kith.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),      // 22: kith.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),     // 23: kith.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),    // 24: kith.v1.ApproveRequestResponse
+	(*RejectRequestRequest)(nil),      // 25: kith.v1.RejectRequestRequest
+	(*RejectRequestResponse)(nil),     // 26: kith.v1.RejectRequestResponse
+	(*Contact)(nil),                   // 27: kith.v1.Contact
+	(*ListContactsRequest)(nil),       // 28: kith.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),      // 29: kith.v1.ListContactsResponse
+	(*RenameContactRequest)(nil),      // 30: kith.v1.RenameContactRequest
+	(*RenameContactResponse)(nil),     // 31: kith.v1.RenameContactResponse
+	(*SetBlockedRequest)(nil),         // 32: kith.v1.SetBlockedRequest
+	(*SetBlockedResponse)(nil),        // 33: kith.v1.SetBlockedResponse
+	(*GetSafetyNumberRequest)(nil),    // 34: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),   // 35: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),        // 36: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),       // 37: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),               // 38: kith.v1.SendRequest
+	(*SendResponse)(nil),              // 39: kith.v1.SendResponse
+	(*Message)(nil),                   // 40: kith.v1.Message
+	(*Holding)(nil),                   // 41: kith.v1.Holding
+	(*ListMessagesRequest)(nil),       // 42: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),      // 43: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),  // 44: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil), // 45: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),              // 46: kith.v1.Conversation
+	(*TraceRequest)(nil),              // 47: kith.v1.TraceRequest
+	(*TraceResponse)(nil),             // 48: kith.v1.TraceResponse
+	(*Delivery)(nil),                  // 49: kith.v1.Delivery
+	(*Attempt)(nil),                   // 50: kith.v1.Attempt
+	(*CancelRequest)(nil),             // 51: kith.v1.CancelRequest
+	(*CancelResponse)(nil),            // 52: kith.v1.CancelResponse
+	(*PingRequest)(nil),               // 53: kith.v1.PingRequest
+	(*PingResponse)(nil),              // 54: kith.v1.PingResponse
+	(*Mailbox)(nil),                   // 55: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),      // 56: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),     // 57: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),         // 58: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),        // 59: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),      // 60: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),     // 61: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),        // 62: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),       // 63: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),               // 64: kith.v1.MailboxTest
+	(*NodeLimits)(nil),                // 65: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),         // 66: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),        // 67: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),            // 68: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),           // 69: kith.v1.SetNodeResponse
+	(*WatchEventsRequest)(nil),        // 70: kith.v1.WatchEventsRequest
+	(*Event)(nil),                     // 71: kith.v1.Event
+	(*ListEventsRequest)(nil),         // 72: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),        // 73: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),          // 74: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),         // 75: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),               // 76: kith.v1.ErrorDetail
+	nil,                               // 77: kith.v1.StatusResponse.RoadsEntry
+	nil,                               // 78: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
-	2,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	60, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
-	5,  // 2: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
-	10, // 3: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
-	13, // 4: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
-	13, // 5: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
-	26, // 6: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
-	26, // 7: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
-	26, // 8: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
-	26, // 9: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
-	26, // 10: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
-	26, // 11: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
-	26, // 12: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
-	26, // 13: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
-	39, // 14: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
-	39, // 15: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
-	44, // 16: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
-	39, // 17: kith.v1.Conversation.last:type_name -> kith.v1.Message
-	26, // 18: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
-	39, // 19: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
-	47, // 20: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
-	48, // 21: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
-	39, // 22: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
-	54, // 23: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,  // 24: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	3,  // 25: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	6,  // 26: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	8,  // 27: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	11, // 28: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	14, // 29: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	16, // 30: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	18, // 31: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	20, // 32: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	22, // 33: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	24, // 34: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	27, // 35: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	29, // 36: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	31, // 37: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	33, // 38: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	35, // 39: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	37, // 40: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	40, // 41: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	42, // 42: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	45, // 43: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	49, // 44: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	51, // 45: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	53, // 46: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	55, // 47: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	57, // 48: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,  // 49: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	4,  // 50: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	7,  // 51: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	9,  // 52: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	12, // 53: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	15, // 54: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	17, // 55: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	19, // 56: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	21, // 57: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	23, // 58: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	25, // 59: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	28, // 60: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	30, // 61: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	32, // 62: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	34, // 63: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	36, // 64: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	38, // 65: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	41, // 66: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	43, // 67: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	46, // 68: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	50, // 69: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	52, // 70: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	54, // 71: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	56, // 72: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	58, // 73: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	49, // [49:74] is the sub-list for method output_type
-	24, // [24:49] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	3,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
+	77, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	2,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
+	6,  // 3: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
+	11, // 4: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
+	14, // 5: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
+	14, // 6: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
+	27, // 7: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
+	27, // 8: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
+	27, // 9: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
+	27, // 10: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
+	27, // 11: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
+	27, // 12: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
+	27, // 13: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
+	27, // 14: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
+	40, // 15: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
+	41, // 16: kith.v1.Message.holding:type_name -> kith.v1.Holding
+	40, // 17: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
+	46, // 18: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
+	40, // 19: kith.v1.Conversation.last:type_name -> kith.v1.Message
+	27, // 20: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
+	40, // 21: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
+	49, // 22: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
+	50, // 23: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
+	41, // 24: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
+	40, // 25: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
+	55, // 26: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
+	55, // 27: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	55, // 28: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	64, // 29: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
+	65, // 30: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	78, // 31: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	65, // 32: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	67, // 33: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	71, // 34: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,  // 35: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	4,  // 36: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	7,  // 37: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	9,  // 38: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	12, // 39: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	15, // 40: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	17, // 41: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	19, // 42: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	21, // 43: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	23, // 44: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	25, // 45: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	28, // 46: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	30, // 47: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	32, // 48: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	34, // 49: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	36, // 50: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	38, // 51: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	42, // 52: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	44, // 53: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	47, // 54: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	51, // 55: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	53, // 56: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	56, // 57: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	58, // 58: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	60, // 59: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	62, // 60: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	66, // 61: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	68, // 62: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	70, // 63: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	72, // 64: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	74, // 65: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,  // 66: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	5,  // 67: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	8,  // 68: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	10, // 69: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	13, // 70: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	16, // 71: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	18, // 72: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	20, // 73: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	22, // 74: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	24, // 75: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	26, // 76: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	29, // 77: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	31, // 78: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	33, // 79: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	35, // 80: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	37, // 81: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	39, // 82: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	43, // 83: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	45, // 84: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	48, // 85: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	52, // 86: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	54, // 87: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	57, // 88: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	59, // 89: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	61, // 90: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	63, // 91: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	67, // 92: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	69, // 93: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	71, // 94: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	73, // 95: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	75, // 96: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	66, // [66:97] is the sub-list for method output_type
+	35, // [35:66] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -3806,13 +5061,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
+	file_v1_kith_proto_msgTypes[68].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   61,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
