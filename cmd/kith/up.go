@@ -252,7 +252,6 @@ func (d *daemon) serve(ctx context.Context) error {
 		Version:   version,
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
 		Hints:     d.hints(ways),
-		Errand:    func() (*transport.Host, error) { return d.errand(reach, transport.MinMemory) },
 		Log:       d.log,
 	})
 	if err != nil {
@@ -506,27 +505,48 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	if err != nil {
 		return nil, nil, explainListen(err)
 	}
-	if errands, err = d.errand(reach, transport.UserMemory/2); err != nil {
+	if key, err = transport.NewKey(rand.Reader); err == nil {
+		errands, err = transport.New(transport.Config{
+			Key: key, Role: transport.Errands, Memory: transport.UserMemory / 2, Dial: reach, Log: d.log,
+		})
+	}
+	if err != nil {
 		main.Close()
 		return nil, nil, err
 	}
 	return main, errands, nil
 }
 
-// errand makes a host without a listener, under a name that nobody has seen.
-func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, error) {
-	key, err := transport.NewKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, Log: d.log})
-}
-
+// explainListen says why a host can not be opened: mostly it is an address of
+// --listen.
 func explainListen(err error) error {
-	if err == nil {
+	var failed *transport.ListenError
+	switch {
+	case err == nil:
 		return nil
+	case !errors.As(err, &failed):
+		return &api.Error{Code: api.CodeInternal, Message: "the network can not be opened: " + err.Error(), Hint: "start it again"}
 	}
-	return &api.Error{Code: api.CodeNetwork, Message: "the network can not be opened: " + err.Error(), Hint: "check --listen: the address may be in use or not of this machine"}
+	e := &api.Error{Code: api.CodeNetwork}
+	switch failed.Reason {
+	case transport.ListenInUse:
+		e.Message = fmt.Sprintf("another program already listens on %s", failed.Addr)
+		e.Hint = "stop it, or choose another port with --listen"
+	case transport.ListenNotHere:
+		e.Message = fmt.Sprintf("this machine has no address for %s", failed.Addr)
+		e.Hint = "choose one that it has with --listen, or all with /ip4/0.0.0.0"
+	case transport.ListenDenied:
+		e.Message = fmt.Sprintf("this user may not listen on %s", failed.Addr)
+		e.Hint = "choose a port from 1024 on with --listen"
+	case transport.ListenUnsupported:
+		e.Code = api.CodeUsage
+		e.Message = fmt.Sprintf("%s is neither QUIC nor TCP on an IP address", failed.Addr)
+		e.Hint = "for example --listen /ip4/0.0.0.0/udp/4040/quic-v1 or --listen /ip4/0.0.0.0/tcp/4040"
+	case transport.ListenFailed:
+		e.Message = fmt.Sprintf("kith can not listen on %s: %v", failed.Addr, failed.Err)
+		e.Hint = "choose another address with --listen"
+	}
+	return e
 }
 
 // hostKey returns a community node's transport key; the first start makes it.

@@ -295,6 +295,29 @@ func TestUpNowhere(t *testing.T) {
 }
 
 // TestExplainEnd holds that a daemon ends with one sentence and a next step.
+func TestUpListensElsewhere(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", l.Addr().(*net.TCPAddr).Port)
+	for _, test := range []struct {
+		addr string
+		code int
+		want string
+	}{
+		{taken, exitNetwork, "kith: another program already listens on " + taken + "; stop it, or choose another port with --listen\n"},
+		{"/ip4/192.0.2.1/tcp/0", exitNetwork, "kith: this machine has no address for /ip4/192.0.2.1/tcp/0; choose"},
+		{"/ip4/127.0.0.1/tcp/0/ws", exitUsage, "kith: /ip4/127.0.0.1/tcp/0/ws is neither QUIC nor TCP on an IP address; for example --listen"},
+	} {
+		code, _, stderr := cli(t, "", "up", "-q", "--home", shortDir(t), "--listen", test.addr)
+		if code != test.code || !strings.HasPrefix(stderr, test.want) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("listening on %s: exit %d, stderr %q, want exit %d and %q", test.addr, code, stderr, test.code, test.want)
+		}
+	}
+}
+
 func TestExplainEnd(t *testing.T) {
 	d := &daemon{k: &kith{home: "/h"}, cfg: &config{paths: paths{Data: "/h"}}}
 	for _, test := range []struct {

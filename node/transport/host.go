@@ -96,7 +96,8 @@ func NewKey(rand io.Reader) (crypto.PrivKey, error) {
 // main calls it once, before the first host.
 func SilenceLibraries() { gologshim.SetDefaultHandler(slog.DiscardHandler) }
 
-// New builds a host and listens. The caller closes it.
+// New builds a host and listens. The error is a *ListenError where an address
+// can't be had. The caller closes the host.
 func New(cfg Config) (_ *Host, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -178,8 +179,8 @@ func New(cfg Config) (_ *Host, err error) {
 
 	// One address that can't be had is an error: the user asked for each.
 	for _, a := range cfg.Listen {
-		if err := sw.Listen(a); err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", a, err)
+		if err := sw.AddListenAddr(a); err != nil {
+			return nil, newListenError(a, err)
 		}
 	}
 	cfg.Log.Debug("host is up", "listeners", len(cfg.Listen), "connections", limits.conns)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -86,25 +87,44 @@ func TestConfigRefused(t *testing.T) {
 	}
 }
 
-// TestListenFails shows that a port in use is an error that leaves nothing open.
+// TestListenFails shows that an address that can't be had is an error that says
+// why and leaves nothing open.
 func TestListenFails(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	addr, err := manet.FromNetAddr(l.Addr())
+	u, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	taken := []ma.Multiaddr{ma.StringCast(quicLoopback), addr}
-	before := goleak.IgnoreCurrent()
-	key, _ := transport.NewKey(rand.Reader)
-	if _, err := transport.New(transport.Config{Key: key, Role: transport.Contacts, Memory: transport.MinMemory, Listen: taken}); err == nil {
-		t.Error("listened on a port in use")
-	}
-	if err := goleak.Find(before); err != nil {
-		t.Error(err)
+	defer u.Close()
+	for _, test := range []struct {
+		addr   string
+		reason transport.ListenReason
+	}{
+		{fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", l.Addr().(*net.TCPAddr).Port), transport.ListenInUse},
+		{fmt.Sprintf("/ip4/127.0.0.1/udp/%d/quic-v1", u.LocalAddr().(*net.UDPAddr).Port), transport.ListenInUse},
+		{"/ip4/192.0.2.1/tcp/0", transport.ListenNotHere}, // RFC 5737: nobody's
+		{"/ip4/192.0.2.1/udp/0/quic-v1", transport.ListenNotHere},
+		{"/ip4/127.0.0.1/tcp/0/ws", transport.ListenUnsupported},
+		{"/ip4/127.0.0.1/udp/0", transport.ListenUnsupported},
+		{"/ip4/127.0.0.1", transport.ListenUnsupported},
+	} {
+		before := goleak.IgnoreCurrent()
+		key, _ := transport.NewKey(rand.Reader)
+		_, err := transport.New(transport.Config{
+			Key: key, Role: transport.Contacts, Memory: transport.MinMemory,
+			Listen: []ma.Multiaddr{ma.StringCast(quicLoopback), ma.StringCast(test.addr)},
+		})
+		var failed *transport.ListenError
+		if !errors.As(err, &failed) || failed.Reason != test.reason || failed.Addr.String() != test.addr {
+			t.Errorf("listening on %s: %v, want a ListenError with reason %d", test.addr, err, test.reason)
+		}
+		if err := goleak.Find(before); err != nil {
+			t.Errorf("%s: %v", test.addr, err)
+		}
 	}
 }
 
