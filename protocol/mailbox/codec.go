@@ -334,7 +334,7 @@ func (f *Page) unmarshal(in *cryptobyte.String) bool {
 		var item Item
 		var size uint8
 		if len(f.Items) == MaxItems || !in.ReadUint64(&item.ID) || !in.ReadUint8(&size) ||
-			size > maxSize || !in.ReadBytes(&item.Envelope, protocol.MinEnvelope<<size) {
+			!envelopeSize(protocol.MinEnvelope<<size) || !in.ReadBytes(&item.Envelope, protocol.MinEnvelope<<size) {
 			return false
 		}
 		f.Items = append(f.Items, item)
@@ -367,9 +367,6 @@ func (f *Refused) valid() bool {
 	return f.Why >= RefusedUnknown && f.Why <= RefusedLimit && validWait(f.Wait) &&
 		(f.Wait == 0 || f.Why == RefusedBusy)
 }
-
-// maxSize is the exponent of the largest envelope.
-var maxSize = uint8(bits.Len(uint(protocol.MaxEnvelope/protocol.MinEnvelope)) - 1)
 
 // envelopeSize reports whether n is a size of envelopes (docs/spec/envelope.md,
 // section 2).

@@ -112,9 +112,9 @@ type Registration struct {
 // set is replaced, over several requests, without a moment in which a tag of both
 // sets is unknown. The answer is Registered or Refused.
 type Tags struct {
-	Generation uint64
+	Generation uint64 // from 1 on
 	Prune      bool
-	Tags       []Registration // at most MaxTags
+	Tags       []Registration // at most MaxTags, in ascending order of the tag, each once
 }
 
 // Registered says how many tags the box has now.
@@ -127,7 +127,7 @@ type Registered struct {
 // the oldest first. If there is nothing the node holds the answer back until
 // something comes or Wait is over; a request that follows ends the wait. The answer is Page.
 type Collect struct {
-	Done  []uint64      // items to delete, at most MaxItems
+	Done  []uint64      // items to delete, ascending, at most MaxItems
 	After uint64        // 0: from the beginning
 	Wait  time.Duration // whole seconds, at most MaxWait
 }
