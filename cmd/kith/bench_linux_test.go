@@ -93,7 +93,7 @@ func BenchmarkBatch(b *testing.B) {
 // BenchmarkSequential sends one text after another, each once the one before
 // was delivered.
 func BenchmarkSequential(b *testing.B) {
-	n, a, _, _ := benchPair(b)
+	n, a, other, _ := benchPair(b)
 	single, _ := commits(b, n.dir)
 	trip := roundTrip(b)
 	client := api.NewClient(a.ready.API)
@@ -109,6 +109,7 @@ func BenchmarkSequential(b *testing.B) {
 	}
 	text := strings.Repeat("x", benchSize)
 	var times []time.Duration
+	cpuA, cpuB := a.cpu(), other.cpu()
 	for b.Loop() {
 		for range benchSingle {
 			began := time.Now()
@@ -130,7 +131,10 @@ func BenchmarkSequential(b *testing.B) {
 	p50 := times[len(times)/2]
 	commit := time.Duration(float64(time.Second) / single)
 	floor := 2*commit + trip
-	b.ReportMetric(float64(len(times))/total.Seconds(), "texts/s")
+	texts := float64(len(times))
+	b.ReportMetric(texts/total.Seconds(), "texts/s")
+	b.ReportMetric((a.cpu()-cpuA)/texts*1e6, "sender-cpu-µs/text")
+	b.ReportMetric((other.cpu()-cpuB)/texts*1e6, "recipient-cpu-µs/text")
 	b.ReportMetric(milliseconds(p50), "p50-ms")
 	b.ReportMetric(milliseconds(times[len(times)*95/100]), "p95-ms")
 	b.ReportMetric(milliseconds(commit), "floor-commit-ms")

@@ -31,7 +31,7 @@ import (
 // Four rules:
 //   - A write of part of a block rewrites the whole block, so nobody may read
 //     that block meanwhile. Frames of the log straddle blocks; without the
-//     stripes below, readers got noise.
+//     locks below, readers got noise.
 //   - For the same reason a power cut destroys the neighbours of what was being
 //     written. SQLite keeps to itself what shares a sector with something
 //     synced if it is told that sectors have 4096 bytes and that overwriting
@@ -60,27 +60,11 @@ type cryptVFS struct {
 	key     func() []byte
 	locks   dbLock
 	stripes [kindJournal + 1][stripes]sync.RWMutex
-	tail    logTail
+	log     logEnd
 	broken  atomic.Pointer[error] // the first write or sync that failed
 }
 
 var _ vfs.VFS = (*cryptVFS)(nil)
-
-// logTail is the block of the log that was written last, in the clear. SQLite
-// appends a frame in pieces that end anywhere: without it, each piece would
-// read back and decipher what the piece before has just enciphered. It is
-// only a copy: every piece goes to the disk as it comes.
-type logTail struct {
-	mu    sync.Mutex // held while the log is written or cut
-	known bool
-	start int64
-	block [blockSize]byte
-}
-
-func (t *logTail) forget() {
-	t.known = false
-	clear(t.block[:])
-}
 
 // newCryptVFS registers a VFS whose key is derived from the data key.
 func newCryptVFS(d disk, dataKey func() []byte) *cryptVFS {
@@ -102,8 +86,11 @@ func (v *cryptVFS) failure() error {
 	return nil
 }
 
-// note remembers err and gives it the code SQLite expects.
+// note remembers err, if it is one, and gives it the code SQLite expects.
 func (v *cryptVFS) note(err error, code sqlite3.ExtendedErrorCode) error {
+	if err == nil {
+		return nil
+	}
 	if noSpace(err) {
 		if code != sqlite3.IOERR_FSYNC {
 			return vfs.SystemError(err, sqlite3.FULL)
@@ -127,9 +114,6 @@ func (v *cryptVFS) Open(name string, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag
 		}
 	case flags&vfs.OPEN_WAL != 0:
 		f.kind = kindLog
-		v.tail.mu.Lock()
-		v.tail.forget() // this may be another file than the last log
-		v.tail.mu.Unlock()
 	case flags&vfs.OPEN_MAIN_JOURNAL != 0:
 		f.kind = kindJournal
 	default: // temporary files stay in memory (PRAGMA temp_store)
@@ -141,6 +125,9 @@ func (v *cryptVFS) Open(name string, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag
 		return nil, flags, vfs.SystemError(err, sqlite3.CANTOPEN)
 	}
 	f.newName = create
+	if f.kind == kindLog {
+		v.log.opened(name)
+	}
 	return f, flags, nil
 }
 
@@ -148,6 +135,7 @@ func (v *cryptVFS) Delete(name string, syncDir bool) error {
 	if err := v.failure(); err != nil {
 		return vfs.SystemError(err, sqlite3.IOERR_DELETE)
 	}
+	v.log.removed(name)
 	err := v.disk.remove(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return vfs.SystemError(err, sqlite3.IOERR_DELETE_NOENT)
@@ -174,13 +162,16 @@ type cryptFile struct {
 	file    diskFile
 	newName bool // its directory has not been synced since it may have been created
 	cipher  *hbsh.HBSH
-	block   [blockSize]byte
+	blocks  [2 * blockSize]byte // a page of the log lies in two
 	tweak   [9]byte
 	index   vfs.SharedMemory
 	held    vfs.LockLevel
 }
 
-var _ vfs.FileSharedMemory = (*cryptFile)(nil)
+var (
+	_ vfs.FileSharedMemory   = (*cryptFile)(nil)
+	_ vfs.FileCommitPhaseTwo = (*cryptFile)(nil)
+)
 
 // mapIndex prepares the index of the log, which the connections share. Its
 // file is created here so that its mode does not depend on the umask.
@@ -227,10 +218,13 @@ func (f *cryptFile) readBlock(b []byte, start int64) error {
 }
 
 func (f *cryptFile) ReadAt(p []byte, off int64) (n int, err error) {
+	if f.kind == kindLog {
+		return f.readLog(p, off)
+	}
 	for n < len(p) {
 		at := off + int64(n)
 		start := at &^ (blockSize - 1)
-		b := f.block[:]
+		b := f.blocks[:blockSize]
 		if at == start && len(p)-n >= blockSize {
 			b = p[n : n+blockSize]
 		}
@@ -253,12 +247,11 @@ func (f *cryptFile) WriteAt(p []byte, off int64) (n int, err error) {
 		return 0, vfs.SystemError(err, sqlite3.IOERR_WRITE)
 	}
 	if f.kind == kindLog {
-		f.vfs.tail.mu.Lock()
-		defer f.vfs.tail.mu.Unlock()
+		n, err := f.writeLog(p, off)
+		return n, f.vfs.note(err, sqlite3.IOERR_WRITE)
 	}
 	for n < len(p) {
-		at := off + int64(n)
-		m, err := f.writeBlock(p[n:], at)
+		m, err := f.writeBlock(p[n:], off+int64(n))
 		if err != nil {
 			return n, f.vfs.note(err, sqlite3.IOERR_WRITE)
 		}
@@ -268,34 +261,23 @@ func (f *cryptFile) WriteAt(p []byte, off int64) (n int, err error) {
 }
 
 // writeBlock writes as much of p as belongs into the block that contains at.
-// For the log, the caller holds its tail.
 func (f *cryptFile) writeBlock(p []byte, at int64) (n int, err error) {
 	start := at &^ (blockSize - 1)
 	lock := f.stripe(start)
 	lock.Lock()
 	defer lock.Unlock()
-	tail := &f.vfs.tail
-	switch {
-	case at == start && len(p) >= blockSize:
-	case f.kind == kindLog && tail.known && tail.start == start:
-		f.block = tail.block
-	default:
-		err := f.readBlock(f.block[:], start)
+	b := f.blocks[:blockSize]
+	if at > start || len(p) < blockSize {
+		err := f.readBlock(b, start)
 		if errors.Is(err, io.EOF) {
-			clear(f.block[:])
+			clear(b)
 		} else if err != nil {
 			return 0, err
 		}
 	}
-	n = copy(f.block[at-start:], p)
-	if f.kind == kindLog {
-		tail.known, tail.start, tail.block = true, start, f.block
-	}
-	f.cipher.Encrypt(f.block[:], f.setTweak(start))
-	if _, err := f.file.WriteAt(f.block[:], start); err != nil {
-		if f.kind == kindLog {
-			tail.forget()
-		}
+	n = copy(b[at-start:], p)
+	f.cipher.Encrypt(b, f.setTweak(start))
+	if _, err := f.file.WriteAt(b, start); err != nil {
 		return 0, err
 	}
 	return n, nil
@@ -307,9 +289,10 @@ func (f *cryptFile) Truncate(size int64) error {
 		return vfs.SystemError(err, sqlite3.IOERR_TRUNCATE)
 	}
 	if f.kind == kindLog {
-		f.vfs.tail.mu.Lock()
-		defer f.vfs.tail.mu.Unlock()
-		f.vfs.tail.forget()
+		if err := f.cutLog(size); err != nil {
+			return f.vfs.note(err, sqlite3.IOERR_TRUNCATE)
+		}
+		return nil
 	}
 	if err := f.file.Truncate((size + blockSize - 1) &^ (blockSize - 1)); err != nil {
 		return f.vfs.note(err, sqlite3.IOERR_TRUNCATE)
@@ -320,12 +303,20 @@ func (f *cryptFile) Truncate(size int64) error {
 // Size counts whole blocks: what a power cut left of another is no data.
 func (f *cryptFile) Size() (int64, error) {
 	size, err := f.file.Size()
+	if f.kind == kindLog {
+		size = max(size, f.vfs.log.size())
+	}
 	return size &^ (blockSize - 1), err
 }
 
 func (f *cryptFile) Sync(vfs.SyncFlag) error {
 	if err := f.vfs.failure(); err != nil {
 		return vfs.SystemError(err, sqlite3.IOERR_FSYNC)
+	}
+	if f.kind == kindLog {
+		if err := f.settleLog(); err != nil {
+			return f.vfs.note(err, sqlite3.IOERR_WRITE)
+		}
 	}
 	if err := f.file.Sync(); err != nil {
 		return f.vfs.note(err, sqlite3.IOERR_FSYNC)

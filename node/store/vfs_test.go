@@ -104,23 +104,57 @@ func TestVFSLogTail(t *testing.T) {
 	check(c, "\x00new\x00\x00\x00")
 }
 
-// A write that failed leaves the log as it was, in what is kept of it too.
+// A write that failed leaves the log as it was when it was last committed,
+// padding that is not on the disk included.
 func TestVFSLogTailAfterFullDisk(t *testing.T) {
 	disk := newSimDisk(1)
 	v := newCryptVFS(disk, func() []byte { return make([]byte, dataKeySize) })
 	defer v.unregister()
-	f := openFile(t, v, "f", vfs.OPEN_WAL)
-	disk.quota = blockSize / 2
-	if _, err := f.WriteAt([]byte("lost"), 0); err == nil {
-		t.Fatal("a full disk took the write")
+	dir := t.TempDir() // for the index; the rest is on the simulated disk
+	db, f := openFile(t, v, filepath.Join(dir, "db"), vfs.OPEN_MAIN_DB), openFile(t, v, filepath.Join(dir, "log"), vfs.OPEN_WAL)
+	write := func(text string, at int64) {
+		t.Helper()
+		if _, err := f.WriteAt([]byte(text), at); err != nil {
+			t.Fatal(err)
+		}
 	}
-	disk.quota = 0
-	if _, err := f.WriteAt([]byte("kept"), 4); err != nil {
-		t.Fatal(err)
+	read := func(want string) {
+		t.Helper()
+		got := make([]byte, len(want))
+		if _, err := f.ReadAt(got, 0); err != nil || string(got) != want {
+			t.Fatalf("read %q and %v, want %q", got, err, want)
+		}
 	}
-	got := make([]byte, 8)
-	if _, err := f.ReadAt(got, 0); err != nil || string(got) != "\x00\x00\x00\x00kept" {
-		t.Fatalf("read %q and %v", got, err)
+	for _, rest := range []string{"", "rest"} {
+		write("old", 0)
+		if err := f.Sync(0); err != nil {
+			t.Fatal(err)
+		}
+		if rest != "" {
+			write(rest, 3)
+		}
+		if err := db.CommitPhaseTwo(); err != nil {
+			t.Fatal(err)
+		}
+		disk.quota = disk.used()
+		if err := f.Sync(0); err != nil {
+			t.Fatal("padding alone needed room:", err)
+		}
+		write("lost", 7)
+		write("lost", blockSize)
+		if err := f.Sync(0); err == nil || v.failure() != nil {
+			t.Fatalf("writing to a full disk: %v, and the store failed with %v", err, v.failure())
+		}
+		read("old" + rest + "\x00\x00")
+		disk.quota = 0
+		write("new", 7)
+		if err := f.Sync(0); err != nil {
+			t.Fatal(err)
+		}
+		read(("old" + rest + "\x00\x00\x00\x00")[:7] + "new\x00\x00")
+		if err := f.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -135,6 +169,9 @@ func TestVFSKindsAndPositions(t *testing.T) {
 		f := openFile(t, v, name, kind)
 		for at := int64(0); at < 3*blockSize; at += blockSize {
 			if _, err := f.WriteAt(page, at); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Sync(0); err != nil {
 				t.Fatal(err)
 			}
 			raw := make([]byte, blockSize)
