@@ -89,6 +89,26 @@ type statusJSON struct {
 	PublishGoal int32             `json:"publish_goal"`
 	Goroutines  int32             `json:"goroutines"`
 	ReadOnly    bool              `json:"read_only"`
+	Mailboxes   *mailboxCount     `json:"mailboxes"` // null on a community node
+}
+
+type mailboxCount struct {
+	Mode    string `json:"mode"`
+	Healthy int32  `json:"healthy"`
+	Total   int32  `json:"total"`
+	Needed  int32  `json:"needed"`
+}
+
+func (c mailboxCount) String() string {
+	switch {
+	case c.Mode == "none":
+		return "none: messages reach you only while you are online"
+	case c.Total == 0:
+		return "none yet: messages reach you only while you are online"
+	case c.Healthy < min(c.Needed, c.Total):
+		return fmt.Sprintf("%d of %d work; see: kith mailbox list", c.Healthy, c.Total)
+	}
+	return fmt.Sprintf("%d of %d work", c.Healthy, c.Total)
 }
 
 func toStatus(s *apiv1.StatusResponse) statusJSON {
@@ -97,6 +117,9 @@ func toStatus(s *apiv1.StatusResponse) statusJSON {
 		Listen: nonNil(s.Listen), Peers: s.Peers, DHT: dhtJSON{s.GetDht().GetMode(), s.GetDht().GetTable()},
 		Roads: s.Roads, Outbox: s.Outbox, RSSBytes: s.RssBytes, Store: s.Store,
 		Published: s.Published, PublishGoal: s.PublishGoal, Goroutines: s.Goroutines, ReadOnly: s.ReadOnly,
+	}
+	if m := s.GetMailboxes(); m != nil {
+		out.Mailboxes = &mailboxCount{m.Mode, m.Healthy, m.Total, m.Needed}
 	}
 	if out.Roads == nil {
 		out.Roads = map[string]string{}
@@ -156,6 +179,9 @@ func writeStatus(w io.Writer, s statusJSON) {
 	slices.Sort(roads)
 	for _, road := range roads {
 		rows = append(rows, []string{"road", road + ": " + s.Roads[road]})
+	}
+	if s.Mailboxes != nil {
+		rows = append(rows, []string{"mailboxes", s.Mailboxes.String()})
 	}
 	store := "protected by a passphrase"
 	if s.Store != "passphrase" {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -109,6 +110,7 @@ Or try it:   kith demo          a whole network on this machine`,
 		k.idCmd(), k.inviteCmd(), k.invitesCmd(), k.acceptCmd(), k.requestsCmd(), k.approveCmd(), k.rejectCmd(),
 		k.contactsCmd(), k.renameCmd(), k.blockCmd(), k.unblockCmd(), k.verifyCmd(), k.pingCmd(),
 		k.sendCmd(), k.readCmd(), k.chatsCmd(), k.traceCmd(), k.cancelCmd(), k.watchCmd(),
+		k.mailboxCmd(), k.nodeCmd(),
 		k.demoCmd(), k.configCmd(), k.pathsCmd(), k.versionCmd(),
 	)
 	return root
@@ -158,7 +160,7 @@ func flagTakes(f *pflag.Flag) string {
 	switch f.Value.Type() {
 	case "duration":
 		return "a time such as 30s or 5m"
-	case "int":
+	case "int", "int64":
 		return "a number"
 	case "bool":
 		return "no value"
@@ -264,7 +266,7 @@ func (k *kith) command(c *cobra.Command, minArgs, maxArgs int, run func(ctx cont
 	c.DisableFlagsInUseLine = true
 	c.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) < minArgs || len(args) > maxArgs {
-			return usagef("see: "+cmd.CommandPath()+" --help", "the command is: kith %s", cmd.Use)
+			return usagef("see: "+cmd.CommandPath()+" --help", "the command is: %s", strings.TrimSuffix(cmd.CommandPath(), cmd.Name())+cmd.Use)
 		}
 		return nil
 	}

@@ -64,6 +64,9 @@ type teller struct {
 	sent   []*apiv1.SendRequest
 	events []*apiv1.Event
 	acked  []uint64
+
+	limits   *apiv1.NodeLimits // as they were last set
+	draining *bool
 }
 
 func (b *teller) contact() *apiv1.Contact {
@@ -71,11 +74,12 @@ func (b *teller) contact() *apiv1.Contact {
 }
 
 func (b *teller) message() *apiv1.Message {
-	return &apiv1.Message{Id: "m1" + b.name, Conversation: "c1", From: b.name, FromId: b.name, Text: b.text, State: "received", TimeMs: 1, Seq: 1, Kind: "text", MissingBefore: 2, Reason: b.text}
+	return &apiv1.Message{Id: "m1" + b.name, Conversation: "c1", From: b.name, FromId: b.name, Text: b.text, State: "received", TimeMs: 1, Seq: 1, Kind: "text", MissingBefore: 2, Reason: b.text, Holding: &apiv1.Holding{Held: 2, Of: 3, UntilMs: 5}}
 }
 
 func (b *teller) Status(context.Context, *apiv1.StatusRequest) (*apiv1.StatusResponse, error) {
-	return &apiv1.StatusResponse{Ready: true, Role: "user", Version: b.name, Account: b.text, Listen: []string{b.text}, Roads: map[string]string{b.name: b.text}}, b.fail
+	return &apiv1.StatusResponse{Ready: true, Role: "user", Version: b.name, Account: b.text, Listen: []string{b.text}, Roads: map[string]string{b.name: b.text},
+		Mailboxes: &apiv1.MailboxCount{Mode: b.text, Healthy: 2, Total: 3, Needed: 2}}, b.fail
 }
 
 func (b *teller) Doctor(context.Context, *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error) {
@@ -167,7 +171,7 @@ func (b *teller) ListConversations(context.Context, *apiv1.ListConversationsRequ
 
 func (b *teller) Trace(context.Context, *apiv1.TraceRequest) (*apiv1.TraceResponse, error) {
 	return &apiv1.TraceResponse{Message: b.message(), Devices: []*apiv1.Delivery{{
-		Device: b.name, State: b.text, NextMs: 5, Attempts: []*apiv1.Attempt{{TimeMs: 1, Road: b.name, Result: b.text}},
+		Device: b.name, State: b.text, NextMs: 5, Holding: &apiv1.Holding{Of: 3}, Attempts: []*apiv1.Attempt{{TimeMs: 1, Road: b.name, Result: b.text}},
 	}}}, b.fail
 }
 
@@ -199,6 +203,41 @@ func (b *teller) AckEvents(_ context.Context, req *apiv1.AckEventsRequest) (*api
 	return &apiv1.AckEventsResponse{}, nil
 }
 
+func (b *teller) mailbox() *apiv1.Mailbox {
+	return &apiv1.Mailbox{Id: b.name, Address: b.text, State: b.text, Evidence: []string{b.text}, Quota: 64e6, Probes: 3, ProbesLost: 1, AddedBy: b.text}
+}
+
+func (b *teller) ListMailboxes(context.Context, *apiv1.ListMailboxesRequest) (*apiv1.ListMailboxesResponse, error) {
+	return &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{b.mailbox()}, Mode: "auto", Healthy: 1, Needed: 2}, b.fail
+}
+
+func (b *teller) AddMailbox(context.Context, *apiv1.AddMailboxRequest) (*apiv1.AddMailboxResponse, error) {
+	return &apiv1.AddMailboxResponse{Mailbox: b.mailbox()}, b.fail
+}
+
+func (b *teller) RemoveMailbox(context.Context, *apiv1.RemoveMailboxRequest) (*apiv1.RemoveMailboxResponse, error) {
+	return &apiv1.RemoveMailboxResponse{Mailbox: b.mailbox()}, b.fail
+}
+
+func (b *teller) TestMailbox(context.Context, *apiv1.TestMailboxRequest) (*apiv1.TestMailboxResponse, error) {
+	return &apiv1.TestMailboxResponse{Results: []*apiv1.MailboxTest{{Id: b.name, Ok: true, Sentence: b.text, Ms: 3}, {Id: b.text, Sentence: b.name}}}, b.fail
+}
+
+func (b *teller) node() *apiv1.NodeStatusResponse {
+	return &apiv1.NodeStatusResponse{State: b.text, Limits: b.limits, Used: 1e6, Envelopes: 2, OldestS: 7200, Refusals: map[string]int64{b.name: 3}}
+}
+
+func (b *teller) NodeStatus(context.Context, *apiv1.NodeStatusRequest) (*apiv1.NodeStatusResponse, error) {
+	return b.node(), b.fail
+}
+
+func (b *teller) SetNode(_ context.Context, req *apiv1.SetNodeRequest) (*apiv1.SetNodeResponse, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limits, b.draining = req.Limits, req.Draining
+	return &apiv1.SetNodeResponse{Status: b.node()}, b.fail
+}
+
 // serve runs b as the daemon of a fresh home.
 func serve(t testing.TB, b api.Backend) (home string) {
 	t.Helper()
@@ -210,7 +249,10 @@ func serve(t testing.TB, b api.Backend) (home string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	server := api.NewServer(api.ServerConfig{Backend: b, Stop: func() { cancel(); os.Remove(socket) }, Log: slog.New(slog.DiscardHandler)})
+	cfg := api.ServerConfig{Backend: b, Stop: func() { cancel(); os.Remove(socket) }, Log: slog.New(slog.DiscardHandler)}
+	cfg.Mailboxes, _ = b.(api.Mailboxes)
+	cfg.Operator, _ = b.(api.Operator)
+	server := api.NewServer(cfg)
 	go func() { done <- server.Serve(ctx, ln) }()
 	t.Cleanup(func() {
 		cancel()
@@ -248,6 +290,15 @@ var verbs = [][]string{
 	{"trace", "x"},
 	{"cancel", "x"},
 	{"watch", "-n", "4"},
+	{"mailbox", "list"},
+	{"mailbox", "add", "/ip4/127.0.0.1/tcp/1/p2p/x"},
+	{"mailbox", "remove", "x"},
+	{"mailbox", "test"},
+	{"mailbox", "test", "x"},
+	{"node", "status"},
+	{"node", "drain"},
+	{"node", "drain", "--undo"},
+	{"node", "set", "--quota", "5GB"},
 	{"wait"},
 	{"down"},
 }
@@ -311,6 +362,17 @@ func TestUsage(t *testing.T) {
 		{"ping bob -c -1", "negative"},
 		{"status --timeout -1s", "negative"},
 		{"status --timeout never", `--timeout takes a time such as 30s or 5m, not "never"`},
+		{"mailbox frob", `there is no command "mailbox frob"; see: kith mailbox --help`},
+		{"node frob", `there is no command "node frob"; see: kith node --help`},
+		{"mailbox add", "kith mailbox add ADDRESS"},
+		{"mailbox remove", "kith mailbox remove ID"},
+		{"mailbox test a b", "kith mailbox test [ID]"},
+		{"node set --quota much", `"much" is no size; for example --quota 5GB`},
+		{"node set --box-quota 0", "--box-quota 5GB"},
+		{"node set --quota 9999TB", "--quota is too large"},
+		{"node set --retention never", "--retention 30d"},
+		{"node set --boxes 0", "1 or more"},
+		{"node set --boxes many", `--boxes takes a number, not "many"`},
 		{"up --role king", "king"},
 		{"up --web 127.0.0.1:8080", "web"},
 		{"up --listen localhost:1", "localhost:1"},
@@ -417,7 +479,14 @@ func TestContract(t *testing.T) {
 		array  bool
 		fields string
 	}{
-		{"status", false, "ready role version account uptime_s listen peers dht roads outbox rss_bytes"},
+		{"status", false, "ready role version account uptime_s listen peers dht roads outbox rss_bytes mailboxes"},
+		{"mailbox list", true, "id address state evidence items bytes quota retention_s last_seen probes probes_lost added_by"},
+		{"mailbox add /ip4/127.0.0.1/tcp/1/p2p/x", false, "id address state"},
+		{"mailbox remove x", false, "id address state"},
+		{"mailbox test", true, "id ok sentence ms"},
+		{"node status", false, "state limits used boxes tags envelopes envelope_bytes request_bytes oldest_s streams deposits collected expired refusals"},
+		{"node drain", false, "state limits"},
+		{"node set --quota 5GB", false, "state limits"},
 		{"id", false, "name fingerprint devices"},
 		{"invite", false, "id link expires uses"},
 		{"accept kith:x", false, "contact"},
@@ -458,8 +527,8 @@ func TestContract(t *testing.T) {
 		}
 	}
 	home = serve(t, empty{})
-	for _, verb := range []string{"contacts", "invites", "requests", "chats"} {
-		if code, stdout, _ := cli(t, "", "--home", home, "--json", verb); code != 0 || stdout != "[]\n" {
+	for _, verb := range []string{"contacts", "invites", "requests", "chats", "mailbox list", "mailbox test"} {
+		if code, stdout, _ := cli(t, "", append([]string{"--home", home, "--json"}, strings.Fields(verb)...)...); code != 0 || stdout != "[]\n" {
 			t.Errorf("kith %s without any: exit %d, %q, want []", verb, code, stdout)
 		}
 	}
@@ -482,6 +551,25 @@ func (empty) ListInvites(context.Context, *apiv1.ListInvitesRequest) (*apiv1.Lis
 
 func (empty) ListConversations(context.Context, *apiv1.ListConversationsRequest) (*apiv1.ListConversationsResponse, error) {
 	return &apiv1.ListConversationsResponse{}, nil
+}
+
+func (empty) ListMailboxes(context.Context, *apiv1.ListMailboxesRequest) (*apiv1.ListMailboxesResponse, error) {
+	return &apiv1.ListMailboxesResponse{}, nil
+}
+
+func (empty) AddMailbox(context.Context, *apiv1.AddMailboxRequest) (*apiv1.AddMailboxResponse, error) {
+	return nil, &api.Error{Code: api.CodeRefused, Message: "there is no such node", Hint: "check the address"}
+}
+
+func (empty) RemoveMailbox(context.Context, *apiv1.RemoveMailboxRequest) (*apiv1.RemoveMailboxResponse, error) {
+	return nil, &api.Error{Code: api.CodeNotFound, Message: "not here"}
+}
+
+func (empty) TestMailbox(_ context.Context, req *apiv1.TestMailboxRequest) (*apiv1.TestMailboxResponse, error) {
+	if req.Id != "" {
+		return nil, &api.Error{Code: api.CodeNotFound, Message: "not here"}
+	}
+	return &apiv1.TestMailboxResponse{}, nil
 }
 
 func TestTimeout(t *testing.T) {

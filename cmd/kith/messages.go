@@ -28,11 +28,41 @@ type messageJSON struct {
 	Missing      uint32 `json:"missing_before,omitempty"`
 	Kind         string `json:"kind"`
 	Reason       string `json:"reason,omitempty"`
+	holdingJSON
+}
+
+// holdingJSON is how many mailboxes keep something for its recipient; left out
+// if none does.
+type holdingJSON struct {
+	Held  int32 `json:"held,omitempty"`
+	Of    int32 `json:"of,omitempty"`
+	Until int64 `json:"until,omitempty"`
+}
+
+func toHolding(h *apiv1.Holding) holdingJSON {
+	return holdingJSON{h.GetHeld(), h.GetOf(), h.GetUntilMs()}
+}
+
+// after is a state with what mailboxes add to it, such as "held 2/3 until Dec 24
+// 10:00".
+func (h holdingJSON) after(state string) string {
+	if h.Of == 0 {
+		return state
+	}
+	counted := fmt.Sprintf("held %d/%d until %s", h.Held, h.Of, clock(h.Until))
+	if h.Held == 0 {
+		counted = fmt.Sprintf("held 0/%d", h.Of)
+	}
+	if state == "held" {
+		return counted
+	}
+	return state + ", " + counted
 }
 
 func toMessage(m *apiv1.Message) messageJSON {
 	return messageJSON{
-		ID: m.GetId(), Conversation: m.GetConversation(), From: m.GetFrom(), FromID: m.GetFromId(), FromMe: m.GetFromMe(),
+		holdingJSON: toHolding(m.GetHolding()),
+		ID:          m.GetId(), Conversation: m.GetConversation(), From: m.GetFrom(), FromID: m.GetFromId(), FromMe: m.GetFromMe(),
 		Text: m.GetText(), Time: m.GetTimeMs(), Received: m.GetReceivedMs(), State: m.GetState(), Seq: m.GetSeq(),
 		ReplyTo: m.GetReplyTo(), Missing: m.GetMissingBefore(), Kind: m.GetKind(), Reason: m.GetReason(),
 	}
@@ -125,10 +155,7 @@ func (k *kith) writeMessage(w io.Writer, m *apiv1.Message) {
 	}
 	from, state := clean(m.From), ""
 	if m.FromMe {
-		from, state = "me", " ("+clean(m.State)+")"
-		if m.Reason != "" {
-			state = " (" + clean(m.State) + ": " + clean(m.Reason) + ")"
-		}
+		from, state = "me", " ("+clean(stateOf(m))+")"
 	}
 	text := cleanText(m.Text, "    ")
 	if m.Kind == "unsupported" {
@@ -139,6 +166,11 @@ func (k *kith) writeMessage(w io.Writer, m *apiv1.Message) {
 		id = " " + clean(m.Id)
 	}
 	fmt.Fprintf(w, "%s%s  %s: %s%s\n", clock(m.TimeMs), id, from, text, state)
+}
+
+// stateOf is what became of a message of ours, in words.
+func stateOf(m *apiv1.Message) string {
+	return toHolding(m.GetHolding()).after(m.GetState()) + prefixed(": ", m.GetReason())
 }
 
 func (k *kith) chatsCmd() *cobra.Command {
@@ -181,14 +213,14 @@ func (k *kith) chatsCmd() *cobra.Command {
 				return
 			}
 			rows := [][]string{{"NAME", "MESSAGES", "LAST", ""}}
-			for _, c := range list {
+			for _, c := range res.Conversations {
 				row := []string{c.Name, strconv.FormatInt(c.Messages, 10), "-", ""}
-				if c.Last != nil {
-					from := c.Last.From
-					if c.Last.FromMe {
-						from = "me"
+				if m := c.Last; m != nil {
+					from, state := m.From, ""
+					if m.FromMe {
+						from, state = "me", " ("+stateOf(m)+")"
 					}
-					row[2], row[3] = clock(c.Last.Time), from+": "+oneLine(c.Last.Text)
+					row[2], row[3] = clock(m.TimeMs), from+": "+oneLine(m.Text)+state
 				}
 				rows = append(rows, row)
 			}
@@ -244,6 +276,7 @@ func (k *kith) printTrace(res *apiv1.TraceResponse) {
 		Attempts  []attempt `json:"attempts"`
 		Next      *int64    `json:"next"`
 		Delivered *int64    `json:"delivered"`
+		holdingJSON
 	}
 	at := func(ms int64) *int64 {
 		if ms == 0 {
@@ -253,7 +286,7 @@ func (k *kith) printTrace(res *apiv1.TraceResponse) {
 	}
 	devices := []device{}
 	for _, d := range res.Devices {
-		entry := device{Device: d.Device, State: d.State, Attempts: []attempt{}, Next: at(d.NextMs), Delivered: at(d.DeliveredMs)}
+		entry := device{Device: d.Device, State: d.State, Attempts: []attempt{}, Next: at(d.NextMs), Delivered: at(d.DeliveredMs), holdingJSON: toHolding(d.Holding)}
 		for _, a := range d.Attempts {
 			entry.Attempts = append(entry.Attempts, attempt{a.TimeMs, a.Road, a.Result})
 		}
@@ -268,9 +301,9 @@ func (k *kith) printTrace(res *apiv1.TraceResponse) {
 		Time         int64    `json:"time"`
 		Devices      []device `json:"devices"`
 	}{m.GetId(), m.GetConversation(), m.GetState(), m.GetReason(), m.GetTimeMs(), devices}, func(w io.Writer) {
-		rows := [][]string{{"message", m.GetId()}, {"state", m.GetState() + prefixed(": ", m.GetReason())}, {"written", clock(m.GetTimeMs())}}
+		rows := [][]string{{"message", m.GetId()}, {"state", stateOf(m)}, {"written", clock(m.GetTimeMs())}}
 		for _, d := range devices {
-			rows = append(rows, []string{"device", d.Device + "  " + d.State})
+			rows = append(rows, []string{"device", d.Device + "  " + d.after(d.State)})
 			for _, a := range d.Attempts {
 				rows = append(rows, []string{"  " + clock(a.Time), a.Road + ": " + a.Result})
 			}
