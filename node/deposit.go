@@ -217,6 +217,19 @@ func (c *courier) mailboxes(ctx context.Context) (nodes []peer.AddrInfo, err err
 	return nodes, err
 }
 
+// mailboxesOf is how many mailboxes a device has told us of that we use.
+func mailboxesOf(tx *store.Tx, device []byte) (int32, error) {
+	b, err := tx.DeviceBoxes(device)
+	if ok, err := found(err); !ok {
+		return 0, err
+	}
+	set, err := mailbox.ParseSet(b)
+	if err != nil {
+		return 0, errors.Join(store.ErrDamaged, err)
+	}
+	return int32(min(len(set.Nodes), maxHolders)), nil
+}
+
 // depositRound is one round at all of a device's mailboxes.
 type depositRound struct {
 	p    *depositor

@@ -339,6 +339,14 @@ func (n *Node) Trace(ctx context.Context, req *apiv1.TraceRequest) (*apiv1.Trace
 					shown.NextMs = max(shown.NextMs, n.now().UnixMilli()+wait)
 				}
 			}
+			if k, until, err := tx.Holdings(d.ID); err != nil {
+				return err
+			} else if k > 0 {
+				shown.Holding = &apiv1.Holding{Held: int32(k), UntilMs: n.now().UnixMilli() + until - n.age.now()}
+				if shown.Holding.Of, err = mailboxesOf(tx, d.Device); err != nil {
+					return err
+				}
+			}
 			all, err := attempts(d.Attempts)
 			if err != nil {
 				return err

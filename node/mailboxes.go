@@ -188,7 +188,7 @@ func (m *Mailboxes) warn(w *work) error {
 	if err != nil || told == nil || m.n.cfg.MailboxMode == MailboxNone {
 		return err
 	}
-	healthy, _, err := w.healthyBoxes()
+	healthy, _, err := healthyBoxes(w.tx, w.age)
 	few := healthy < holdersWanted
 	m.mu.Lock()
 	was := m.warned
@@ -207,8 +207,8 @@ func (m *Mailboxes) warn(w *work) error {
 
 // healthyBoxes counts the boxes that contacts are told of, and of those the
 // ones that answer and keep their word.
-func (w *work) healthyBoxes() (healthy, all int, err error) {
-	boxes, err := w.tx.Boxes()
+func healthyBoxes(tx *store.Tx, age int64) (healthy, all int, err error) {
+	boxes, err := tx.Boxes()
 	if err != nil {
 		return 0, 0, err
 	}
@@ -216,12 +216,12 @@ func (w *work) healthyBoxes() (healthy, all int, err error) {
 		if b.State != store.BoxActive {
 			continue
 		}
-		k, err := w.tx.Keeper(b.Node)
+		k, err := tx.Keeper(b.Node)
 		if err != nil {
 			return 0, 0, err
 		}
 		all++
-		if s := standingOf(k, w.age); s == standingGood || s == standingDegraded {
+		if s := standingOf(k, age); s == standingGood || s == standingDegraded {
 			healthy++
 		}
 	}

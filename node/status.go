@@ -92,7 +92,10 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 		out.Roads[string(roadDirect)] = "outgoing only: nothing is listened on"
 	}
 	return out, n.view(ctx, func(tx *store.Tx) (err error) {
-		out.Outbox, err = tx.CountOutbox()
+		if out.Outbox, err = tx.CountOutbox(); err != nil {
+			return err
+		}
+		out.Mailboxes, err = n.mail.count(tx)
 		return err
 	})
 }
