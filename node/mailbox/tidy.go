@@ -1,0 +1,133 @@
+package mailbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+)
+
+const (
+	// tidyEvery is how often the age is saved, and what has ended is dropped.
+	tidyEvery = time.Minute
+	// tidyStep bounds the items, or tags, that one change drops, so that
+	// streams get their turn in between.
+	tidyStep = 256
+)
+
+// tidy drops what has ended until ctx does, or until writing failed.
+func (s *Service) tidy(ctx context.Context) error {
+	ticker := time.NewTicker(tidyEvery)
+	defer ticker.Stop()
+	for {
+		if err := s.tidyOnce(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, errFailed) {
+			s.log.Warn("what has expired could not be dropped; it is tried again", "cause", err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil
+		case <-s.failed:
+			return errFailed
+		}
+	}
+}
+
+func (s *Service) tidyOnce(ctx context.Context) error {
+	s.sources.forget()
+	if err := s.reclaim(ctx, func(t *tx) error { return t.saveAge(s) }); err != nil {
+		return err
+	}
+	for _, step := range []func(*tx) (more bool, err error){(*tx).expire, (*tx).abandon, (*tx).dismantle} {
+		for more := true; more; {
+			err := s.reclaim(ctx, func(t *tx) (err error) {
+				more, err = step(t)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *tx) saveAge(s *Service) error { return s.age.save(t.conn, s.wall()) }
+
+// expire drops items whose time is over.
+func (t *tx) expire() (more bool, err error) {
+	return t.dropItems(`SELECT box, `+itemColumns+` FROM items WHERE until <= ? ORDER BY until LIMIT ?`, t.age, tidyStep)
+}
+
+// dropItems drops the items that a query yields, and says whether there may be
+// more.
+func (t *tx) dropItems(sql string, args ...any) (more bool, err error) {
+	type owned struct {
+		item
+		box int64
+	}
+	var found []owned
+	err = t.query(func(st *sqlite3.Stmt) bool {
+		found = append(found, owned{box: st.ColumnInt64(0), item: item{
+			n: st.ColumnInt64(1), class: st.ColumnInt64(2), size: st.ColumnInt64(3), tag: st.ColumnBlob(4, nil),
+		}})
+		return true
+	}, sql, args...)
+	if err != nil {
+		return false, err
+	}
+	for _, i := range found {
+		var b box
+		ok, err := t.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE id = ?`, i.box)
+		if err != nil {
+			return false, err
+		}
+		is := b
+		if err := t.drop(&is, i.item); err != nil {
+			return false, err
+		}
+		if ok {
+			if err := t.save(b, is); err != nil {
+				return false, err
+			}
+		}
+	}
+	return int64(len(found)) == tidyStep, nil
+}
+
+// abandon lets go of a box whose owner has not come for long: from then on
+// nobody knows it. What is in it is dropped bit by bit.
+func (t *tx) abandon() (more bool, err error) {
+	var id int64
+	ok, err := t.get([]any{&id}, `SELECT id FROM boxes WHERE seen <= ? AND key IS NOT NULL LIMIT 1`, t.age-t.set.BoxIdle.Milliseconds())
+	if err != nil || !ok {
+		return false, err
+	}
+	return true, t.exec(`UPDATE boxes SET key = NULL WHERE id = ?`, id)
+}
+
+// dismantle drops a part of a box that was let go.
+func (t *tx) dismantle() (more bool, err error) {
+	var b box
+	ok, err := t.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE key IS NULL LIMIT 1`)
+	if err != nil || !ok {
+		return false, err
+	}
+	err = t.exec(`DELETE FROM tags WHERE (tag, since, box) IN (SELECT tag, since, box FROM tags WHERE box = ? LIMIT ?)`, b.id, tidyStep)
+	if err != nil {
+		return false, err
+	}
+	if n := t.db.Changes(); n > 0 {
+		is := b
+		is.tags -= n
+		return true, t.save(b, is)
+	}
+	left, err := t.dropItems(`SELECT box, `+itemColumns+` FROM items WHERE box = ? LIMIT ?`, b.id, tidyStep)
+	if err != nil || left {
+		return true, err
+	}
+	t.use.boxes--
+	t.use.groups[b.group].boxes--
+	return true, t.exec(`DELETE FROM boxes WHERE id = ?`, b.id)
+}
