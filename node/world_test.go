@@ -30,6 +30,16 @@ func simulate(t *testing.T, communities int, f func(*testing.T, *world)) {
 	})
 }
 
+// simulateMail is simulate with community nodes that keep mail.
+func simulateMail(t *testing.T, communities int, f func(*testing.T, *world)) {
+	t.Helper()
+	t.Parallel()
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		n.SetLatency(10 * time.Millisecond)
+		f(t, &world{Network: n, t: t, ways: nodetest.NewMailCommunities(t, n, communities)})
+	})
+}
+
 // machine returns the number of a machine that nobody uses.
 func (w *world) machine() int {
 	w.users++

@@ -20,8 +20,10 @@ import (
 	"github.com/kith-im/kith/discovery"
 	"github.com/kith-im/kith/node"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/mailbox"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
+	wire "github.com/kith-im/kith/protocol/mailbox"
 )
 
 // Community is a community node: one host that serves the table. Nobody has to
@@ -36,13 +38,24 @@ type Community struct {
 	Info      peer.AddrInfo // how to dial it, also while it is down
 	Host      *transport.Host
 	Discovery *discovery.Discovery
+	Mail      *mailbox.Service // nil if it keeps none
+	MailFile  string           // where
 	run       *running
+	keep      *running
 }
 
 // NewCommunity starts a community node on machine i that joins by way of others.
 func NewCommunity(t testing.TB, n *Network, i int, ways ...*Community) *Community {
 	t.Helper()
+	return newCommunity(t, n, i, false, ways)
+}
+
+func newCommunity(t testing.TB, n *Network, i int, mail bool, ways []*Community) *Community {
+	t.Helper()
 	c := &Community{t: t, net: n, IP: IP(i), ways: ways}
+	if mail {
+		c.MailFile = filepath.Join(t.TempDir(), "mailbox.db")
+	}
 	t.Cleanup(c.Stop)
 	c.Start()
 	return c
@@ -52,9 +65,18 @@ func NewCommunity(t testing.TB, n *Network, i int, ways ...*Community) *Communit
 // know the first two, and gives them time to join.
 func NewCommunities(t testing.TB, n *Network, count int) []*Community {
 	t.Helper()
-	var all []*Community
+	return newCommunities(t, n, count, false)
+}
+
+// NewMailCommunities is NewCommunities with nodes that keep mail.
+func NewMailCommunities(t testing.TB, n *Network, count int) []*Community {
+	t.Helper()
+	return newCommunities(t, n, count, true)
+}
+
+func newCommunities(t testing.TB, n *Network, count int, mail bool) (all []*Community) {
 	for i := range count {
-		all = append(all, NewCommunity(t, n, i, all[:min(2, len(all))]...))
+		all = append(all, newCommunity(t, n, i, mail, all[:min(2, len(all))]))
 	}
 	time.Sleep(time.Minute)
 	return all
@@ -73,6 +95,18 @@ func (c *Community) Start() {
 		c.t.Fatal(err)
 	}
 	c.run = start(c.Discovery.Run)
+	if c.MailFile == "" {
+		return
+	}
+	raw, err := c.key.Raw()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if c.Mail, err = mailbox.Open(context.Background(), mailbox.Config{Path: c.MailFile, Key: raw}); err != nil {
+		c.t.Fatal(err)
+	}
+	c.Host.SetStreamHandler(wire.Protocol, c.Mail.Handle)
+	c.keep = start(c.Mail.Run)
 }
 
 // Stop ends the node.
@@ -83,6 +117,12 @@ func (c *Community) Stop() {
 		}
 		c.run = nil
 		c.Host.Close()
+	}
+	if c.keep != nil {
+		if err := errors.Join(c.keep.stop(), c.Mail.Close()); err != nil {
+			c.t.Errorf("the mailboxes of a community node ended with: %v", err)
+		}
+		c.keep = nil
 	}
 }
 
