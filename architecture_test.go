@@ -145,7 +145,7 @@ var bans = []struct {
 	{path: "html/...", why: "the daemon renders no markup (threats H03)"},
 	{path: "net/http/...", except: []string{"node/api", "node/api/v1"}, why: "only the local API speaks HTTP; nothing fetches (threats D09)"},
 	{path: "database/sql/...", except: []string{"node/store"}, why: "durable state lives in node/store"},
-	{path: "github.com/ncruces/go-sqlite3/...", except: []string{"node/store"}, tests: true, why: "durable state lives in node/store"},
+	{path: "github.com/ncruces/go-sqlite3/...", except: []string{"node/store", "node/mailbox"}, tests: true, why: "durable state lives in node/store, and others' mail in node/mailbox"},
 	{path: "github.com/libp2p/go-libp2p", tests: true, why: "libp2p.New links every transport it knows"},
 	{path: "github.com/libp2p/go-libp2p/config", tests: true, why: "the host is assembled by hand in node/transport"},
 	{path: "github.com/libp2p/go-libp2p-kad-dht/...", except: []string{"discovery"}, tests: true, why: "the DHT stays behind Announce and Find"},

@@ -292,8 +292,8 @@ func (s *Service) emptyLog() error {
 
 const (
 	pageSize = 4096
-	// reserveSize is room for moving a log of usual size, and for the log of
-	// those who delete.
+	// reserveSize is room for moving a log of usual size, and then for the log
+	// of those who delete.
 	reserveSize = logPages * pageSize
 )
 

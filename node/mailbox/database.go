@@ -26,11 +26,10 @@ var ErrDamaged = errors.New("the mailboxes' file is damaged: stop kith, move the
 var migrations embed.FS
 
 const (
-	// logPages is the size at which the log is moved into the database: what a
-	// full group of deposits changes, a few times over.
-	logPages = 4000
+	// logPages is the size at which the log is moved into the database.
+	logPages = 1000
 	// logLimit is the size from which moving it waits for who still reads.
-	logLimit = 4 * logPages
+	logLimit = 8 * logPages
 	// busyTime is how long anybody waits for the log to be moved, in milliseconds.
 	busyTime = 5000
 )

@@ -376,4 +376,3 @@ func TestDepositAndCollect(t *testing.T) {
 		}
 	})
 }
-

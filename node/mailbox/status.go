@@ -15,6 +15,7 @@ import (
 type counters struct {
 	stored     atomic.Int64
 	collected  atomic.Int64
+	expired    atomic.Int64
 	turnedAway atomic.Int64 // streams
 	refused    [mailbox.RefusedLimit + 1]atomic.Int64
 }
@@ -53,8 +54,9 @@ type Status struct {
 	Streams            int
 
 	// Since the service was opened.
-	Stored, Collected, TurnedAway int64
-	Refused                       map[string]int64 // by reason
+	Stored, Collected, Expired int64
+	TurnedAway                 int64            // streams
+	Refused                    map[string]int64 // by reason
 }
 
 // Status says how the service is.
@@ -83,7 +85,7 @@ func (s *Service) Status(ctx context.Context) (Status, error) {
 	out.DiskFull, out.Streams = s.full, len(s.streams)
 	s.mu.Unlock()
 	out.Stored, out.Collected = s.counters.stored.Load(), s.counters.collected.Load()
-	out.TurnedAway = s.counters.turnedAway.Load()
+	out.Expired, out.TurnedAway = s.counters.expired.Load(), s.counters.turnedAway.Load()
 	for why, name := range refusals {
 		out.Refused[name] = s.counters.refused[why].Load()
 	}
@@ -178,6 +180,7 @@ func (s *Service) WriteMetrics(w io.Writer) error {
 		{"failed", "gauge", "1 after saving failed.", flag[st.Failed]},
 		{"stored_total", "counter", "Receipts given.", st.Stored},
 		{"collected_total", "counter", "Envelopes their owners were done with.", st.Collected},
+		{"expired_total", "counter", "Envelopes that nobody collected in time.", st.Expired},
 		{"turned_away_total", "counter", "Streams that were too many.", st.TurnedAway},
 	} {
 		if _, err := fmt.Fprintf(w, "# HELP kith_mailbox_%s %s\n# TYPE kith_mailbox_%s %s\nkith_mailbox_%s %d\n",

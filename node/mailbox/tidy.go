@@ -13,7 +13,7 @@ const (
 	tidyEvery = time.Minute
 	// tidyStep bounds the items, or tags, that one change drops, so that
 	// streams get their turn in between.
-	tidyStep = 256
+	tidyStep int64 = 256
 )
 
 // tidy drops what has ended until ctx does, or until writing failed.
@@ -39,15 +39,17 @@ func (s *Service) tidyOnce(ctx context.Context) error {
 	if err := s.reclaim(ctx, func(t *tx) error { return t.saveAge(s) }); err != nil {
 		return err
 	}
-	for _, step := range []func(*tx) (more bool, err error){(*tx).expire, (*tx).abandon, (*tx).dismantle} {
+	for _, step := range []func(*tx) (dropped int64, more bool, err error){(*tx).expire, (*tx).abandon, (*tx).dismantle} {
 		for more := true; more; {
+			var dropped int64
 			err := s.reclaim(ctx, func(t *tx) (err error) {
-				more, err = step(t)
+				dropped, more, err = step(t)
 				return err
 			})
 			if err != nil {
 				return err
 			}
+			s.counters.expired.Add(dropped)
 		}
 	}
 	return nil
@@ -56,13 +58,13 @@ func (s *Service) tidyOnce(ctx context.Context) error {
 func (t *tx) saveAge(s *Service) error { return s.age.save(t.conn, s.wall()) }
 
 // expire drops items whose time is over.
-func (t *tx) expire() (more bool, err error) {
+func (t *tx) expire() (dropped int64, more bool, err error) {
 	return t.dropItems(`SELECT box, `+itemColumns+` FROM items WHERE until <= ? ORDER BY until LIMIT ?`, t.age, tidyStep)
 }
 
-// dropItems drops the items that a query yields, and says whether there may be
-// more.
-func (t *tx) dropItems(sql string, args ...any) (more bool, err error) {
+// dropItems drops the items that a query yields, and says how many, and whether
+// there may be more.
+func (t *tx) dropItems(sql string, args ...any) (dropped int64, more bool, err error) {
 	type owned struct {
 		item
 		box int64
@@ -75,59 +77,59 @@ func (t *tx) dropItems(sql string, args ...any) (more bool, err error) {
 		return true
 	}, sql, args...)
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	for _, i := range found {
 		var b box
 		ok, err := t.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE id = ?`, i.box)
 		if err != nil {
-			return false, err
+			return 0, false, err
 		}
 		is := b
 		if err := t.drop(&is, i.item); err != nil {
-			return false, err
+			return 0, false, err
 		}
 		if ok {
 			if err := t.save(b, is); err != nil {
-				return false, err
+				return 0, false, err
 			}
 		}
 	}
-	return int64(len(found)) == tidyStep, nil
+	return int64(len(found)), int64(len(found)) == tidyStep, nil
 }
 
 // abandon lets go of a box whose owner has not come for long: from then on
 // nobody knows it. What is in it is dropped bit by bit.
-func (t *tx) abandon() (more bool, err error) {
+func (t *tx) abandon() (dropped int64, more bool, err error) {
 	var id int64
 	ok, err := t.get([]any{&id}, `SELECT id FROM boxes WHERE seen <= ? AND key IS NOT NULL LIMIT 1`, t.age-t.set.BoxIdle.Milliseconds())
 	if err != nil || !ok {
-		return false, err
+		return 0, false, err
 	}
-	return true, t.exec(`UPDATE boxes SET key = NULL WHERE id = ?`, id)
+	return 0, true, t.exec(`UPDATE boxes SET key = NULL WHERE id = ?`, id)
 }
 
 // dismantle drops a part of a box that was let go.
-func (t *tx) dismantle() (more bool, err error) {
+func (t *tx) dismantle() (dropped int64, more bool, err error) {
 	var b box
 	ok, err := t.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE key IS NULL LIMIT 1`)
 	if err != nil || !ok {
-		return false, err
+		return 0, false, err
 	}
 	err = t.exec(`DELETE FROM tags WHERE (tag, since, box) IN (SELECT tag, since, box FROM tags WHERE box = ? LIMIT ?)`, b.id, tidyStep)
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	if n := t.db.Changes(); n > 0 {
 		is := b
 		is.tags -= n
-		return true, t.save(b, is)
+		return 0, true, t.save(b, is)
 	}
-	left, err := t.dropItems(`SELECT box, `+itemColumns+` FROM items WHERE box = ? LIMIT ?`, b.id, tidyStep)
-	if err != nil || left {
-		return true, err
+	dropped, more, err = t.dropItems(`SELECT box, `+itemColumns+` FROM items WHERE box = ? LIMIT ?`, b.id, tidyStep)
+	if err != nil || more {
+		return dropped, more, err
 	}
 	t.use.boxes--
 	t.use.groups[b.group].boxes--
-	return true, t.exec(`DELETE FROM boxes WHERE id = ?`, b.id)
+	return dropped, true, t.exec(`DELETE FROM boxes WHERE id = ?`, b.id)
 }
