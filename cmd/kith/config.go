@@ -28,6 +28,9 @@ type config struct {
 	bootstrap  setting[[]string]
 	api        setting[string]
 	web        setting[string]
+	mailbox    setting[string]
+	quota      setting[string] // as parseSize takes it; empty: as it was set before
+	metrics    setting[string] // IP:port; empty: none
 	passphrase setting[string] // the file that holds it
 }
 
@@ -46,6 +49,9 @@ type file struct {
 	Bootstrap  *[]string `toml:"bootstrap"`
 	API        *string   `toml:"api"`
 	Web        *string   `toml:"web"`
+	Mailbox    *string   `toml:"mailbox"`
+	Quota      *string   `toml:"quota"`
+	Metrics    *string   `toml:"metrics"`
 	Passphrase *string   `toml:"passphrase-file"`
 }
 
@@ -71,6 +77,9 @@ func (k *kith) config() (*config, error) {
 		bootstrap:  list(f.Bootstrap, "KITH_BOOTSTRAP"),
 		api:        text(p.API, f.API, "KITH_API"),
 		web:        text("off", f.Web, "KITH_WEB"),
+		mailbox:    text("auto", f.Mailbox, "KITH_MAILBOX"),
+		quota:      text("", f.Quota, "KITH_QUOTA"),
+		metrics:    text("", f.Metrics, "KITH_METRICS"),
 		passphrase: text("", f.Passphrase, "KITH_PASSPHRASE_FILE"),
 	}
 	if k.socket != "" {
@@ -141,6 +150,9 @@ The config file (kith paths shows where) is TOML with these keys:
   bootstrap = ["/ip4/…/tcp/…/p2p/ID"]       community nodes to begin with
   api = "/path/to/socket"                   the local API
   web = "off"                               the web UI's address
+  mailbox = "auto"                          or "none": messages only while both are online
+  quota = "5GB"                             what a community node keeps of others' mail
+  metrics = "127.0.0.1:9090"                where a community node shows its counts
   passphrase-file = "/path/to/file"         opens a protected store
 
 Each is also a flag of kith up, and a variable of the environment such as
@@ -162,6 +174,9 @@ the file.`,
 			Bootstrap  entry `json:"bootstrap"`
 			API        entry `json:"api"`
 			Web        entry `json:"web"`
+			Mailbox    entry `json:"mailbox"`
+			Quota      entry `json:"quota"`
+			Metrics    entry `json:"metrics"`
 			Passphrase entry `json:"passphrase-file"`
 		}{
 			entry{c.name.value, c.name.from},
@@ -170,6 +185,9 @@ the file.`,
 			entry{nonNil(c.bootstrap.value), c.bootstrap.from},
 			entry{c.api.value, c.api.from},
 			entry{c.web.value, c.web.from},
+			entry{c.mailbox.value, c.mailbox.from},
+			entry{c.quota.value, c.quota.from},
+			entry{c.metrics.value, c.metrics.from},
 			entry{c.passphrase.value, c.passphrase.from},
 		}
 		k.print(v, func(w io.Writer) {
@@ -178,7 +196,8 @@ the file.`,
 				return []string{key, fmt.Sprintf("= %q", e.Value), "# " + e.From}
 			}
 			table(w, row("name", v.Name), row("role", v.Role), row("listen", v.Listen), row("bootstrap", v.Bootstrap),
-				row("api", v.API), row("web", v.Web), row("passphrase-file", v.Passphrase))
+				row("api", v.API), row("web", v.Web),
+				row("mailbox", v.Mailbox), row("quota", v.Quota), row("metrics", v.Metrics), row("passphrase-file", v.Passphrase))
 		})
 		return nil
 	})

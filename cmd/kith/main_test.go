@@ -374,6 +374,14 @@ func TestUsage(t *testing.T) {
 		{"node set --boxes 0", "1 or more"},
 		{"node set --boxes many", `--boxes takes a number, not "many"`},
 		{"up --role king", "king"},
+		{"up --mailbox maybe", `mailbox is either auto or none, not "maybe"`},
+		{"up --quota 5GB", "--quota is for a community node; add --role community"},
+		{"up --metrics 127.0.0.1:9090", "--metrics is for a community node; add --role community"},
+		{"up --role community --mailbox none", "a community node has no mailboxes of its own"},
+		{"up --role community --quota much", `"much" is no size`},
+		{"up --role community --quota 1kB", "too little to keep mail; for example --quota 5GB"},
+		{"up --role community --metrics :9090", "for example --metrics 127.0.0.1:9090"},
+		{"up --role community --metrics localhost:9090", "not an IP address with a port"},
 		{"up --web 127.0.0.1:8080", "web"},
 		{"up --listen localhost:1", "localhost:1"},
 		{"up --bootstrap /ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/1"},
@@ -504,7 +512,7 @@ func TestContract(t *testing.T) {
 		{"requests", true, "id name first_text"},
 		{"version", false, "version protocol"},
 		{"paths", false, "config data api"},
-		{"config", false, "name role listen bootstrap api web"},
+		{"config", false, "name role listen bootstrap api web mailbox quota metrics"},
 	} {
 		_, stdout, _ := cli(t, "", append([]string{"--home", home, "--json"}, strings.Fields(test.args)...)...)
 		line, _, _ := strings.Cut(stdout, "\n")

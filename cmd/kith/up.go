@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,8 +27,10 @@ import (
 	"github.com/kith-im/kith/node"
 	"github.com/kith-im/kith/node/api"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/mailbox"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
+	wire "github.com/kith-im/kith/protocol/mailbox"
 )
 
 const (
@@ -54,9 +57,13 @@ start creates the account. Nothing has to be configured.
 A passphrase protects the store from the start at which it is first given; copies
 of the data directory that were made before open without it.
 
+Community nodes keep what contacts send while this daemon is off; with --mailbox
+none messages travel only while both sides are online.
+
 With --role community it becomes a community node instead: it helps others find
-each other and prints its addresses for their --bootstrap. It has no account and
-sees no messages.`,
+each other, keeps sealed mail for them while they are away (as much as --quota
+allows; see kith node), and prints its addresses for their --bootstrap. It has no
+account and can read nothing.`,
 	}
 	f := c.Flags()
 	f.StringVar(&flags.name.value, "name", "", "what contacts see; used when the account is created")
@@ -64,6 +71,9 @@ sees no messages.`,
 	f.StringArrayVar(&flags.listen.value, "listen", nil, "a `MULTIADDR` to listen on; repeatable")
 	f.StringArrayVar(&flags.bootstrap.value, "bootstrap", nil, "the `MULTIADDR` of a community node, with /p2p/ID; repeatable")
 	f.StringVar(&flags.web.value, "web", "off", "the web UI's address; this version only knows off")
+	f.StringVar(&flags.mailbox.value, "mailbox", "auto", "auto, or none: messages only while both are online")
+	f.StringVar(&flags.quota.value, "quota", "", "the `SIZE` of the mail that a community node keeps (default 5GiB)")
+	f.StringVar(&flags.metrics.value, "metrics", "", "the `IP:PORT` at which a community node shows its counts to Prometheus")
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
 	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
 	f.BoolVar(&untilEOF, "until-eof", false, "stop when the standard input ends, as it does with the process that holds it")
@@ -79,6 +89,9 @@ sees no messages.`,
 		override(&cfg.listen, flags.listen, changed("listen"))
 		override(&cfg.bootstrap, flags.bootstrap, changed("bootstrap"))
 		override(&cfg.web, flags.web, changed("web"))
+		override(&cfg.mailbox, flags.mailbox, changed("mailbox"))
+		override(&cfg.quota, flags.quota, changed("quota"))
+		override(&cfg.metrics, flags.metrics, changed("metrics"))
 		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
 		d, err := newDaemon(k, cfg)
 		if err != nil {
@@ -117,6 +130,9 @@ type daemon struct {
 	role       node.Role
 	listen     []ma.Multiaddr
 	bootstrap  []peer.AddrInfo
+	mailbox    node.MailboxMode
+	quota      int64          // bytes; 0: as it was set before
+	metrics    netip.AddrPort // not valid: none
 	passphrase []byte
 	log        *slog.Logger
 }
@@ -135,6 +151,9 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 		d.role = node.RoleCommunity
 	default:
 		return nil, usagef("use one of the two", "the role is either user or community, not %q", clean(cfg.role.value))
+	}
+	if err := d.mailSettings(); err != nil {
+		return nil, err
 	}
 	if cfg.web.value != "off" {
 		return nil, usagef("leave --web away, or set it to off", "this version of kith has no web UI")
@@ -157,6 +176,43 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 		d.listen = listenEverywhere()
 	}
 	return d, nil
+}
+
+// mailSettings checks what is said about mailboxes, one's own and others'.
+func (d *daemon) mailSettings() (err error) {
+	switch d.cfg.mailbox.value {
+	case "auto":
+	case "none":
+		d.mailbox = node.MailboxNone
+	default:
+		return usagef("use one of the two", "mailbox is either auto or none, not %q", clean(d.cfg.mailbox.value))
+	}
+	if d.role == node.RoleUser {
+		for name, given := range map[string]setting[string]{"quota": d.cfg.quota, "metrics": d.cfg.metrics} {
+			if given.value != "" {
+				return usagef("add --role community, or leave it away", "--%s is for a community node", name)
+			}
+		}
+		return nil
+	}
+	if d.cfg.mailbox.from != "default" {
+		return usagef("leave it away", "--mailbox is for a user: a community node has no mailboxes of its own")
+	}
+	if s := d.cfg.quota.value; s != "" {
+		if d.quota, err = parseSize("--quota", s); err != nil {
+			return err
+		}
+		if d.quota < api.MinQuota {
+			return usagef("for example --quota 5GB", "a quota of %s is too little to keep mail", size(d.quota))
+		}
+	}
+	if s := d.cfg.metrics.value; s != "" {
+		// The address has to be named, so that nobody shows the world by leaving it away.
+		if d.metrics, err = netip.ParseAddrPort(s); err != nil {
+			return usagef("for example --metrics 127.0.0.1:9090; whoever reaches the address can read the counts", "%q is not an IP address with a port", clean(s))
+		}
+	}
+	return nil
 }
 
 // listenEverywhere is the default: ports the system picks, on every interface.
@@ -252,10 +308,30 @@ func (d *daemon) serve(ctx context.Context) error {
 		Version:   version,
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
 		Hints:     d.hints(ways),
-		Log:       d.log,
+		Errand:    func() (*transport.Host, error) { return d.errand(reach, transport.MinMemory) },
+
+		MailboxMode: d.mailbox,
+		Log:         d.log,
 	})
 	if err != nil {
 		return d.explainStore(fmt.Errorf("open the messenger: %w", err))
+	}
+
+	// What a community node keeps for others.
+	var mail *mailbox.Service
+	if d.role == node.RoleCommunity {
+		if mail, err = d.openMailboxes(ctx, st); err != nil {
+			return d.explainStore(err)
+		}
+		defer mail.Close()
+		main.SetStreamHandler(wire.Protocol, mail.Handle)
+	}
+	shown, err := d.listenMetrics()
+	if err != nil {
+		return err
+	}
+	if shown != nil {
+		defer shown.Close()
 	}
 
 	// The local API.
@@ -267,12 +343,24 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err := d.linkSocket(); err != nil {
 		return errors.Join(err, ln.Close())
 	}
-	server := api.NewServer(api.ServerConfig{Backend: n, Stop: stop, Log: d.log})
+	serving := api.ServerConfig{Backend: n, Stop: stop, Log: d.log}
+	if mail != nil {
+		serving.Operator = operator{mail}
+	} else {
+		serving.Mailboxes = n.Mailboxes()
+	}
+	server := api.NewServer(serving)
 
 	// What runs. A part that ends by itself takes the daemon with it.
-	failed := make(chan error, 3)
+	failed := make(chan error, 5)
 	defer start(ctx, dir.Run, failed).stop()
 	defer start(ctx, n.Run, failed).stop()
+	if mail != nil {
+		defer start(ctx, mail.Run, failed).stop()
+	}
+	if shown != nil {
+		defer start(ctx, func(ctx context.Context) error { return api.ServeMetrics(ctx, shown, mail.WriteMetrics) }, failed).stop()
+	}
 	defer start(ctx, func(ctx context.Context) error { return server.Serve(ctx, ln) }, failed).stop()
 
 	if err := d.ready(ctx, n, main); err != nil {
@@ -287,6 +375,18 @@ func (d *daemon) serve(ctx context.Context) error {
 	case err := <-failed:
 		return d.explainEnd(err)
 	}
+}
+
+// listenMetrics opens where counts are shown, if they are to be.
+func (d *daemon) listenMetrics() (net.Listener, error) {
+	if !d.metrics.IsValid() {
+		return nil, nil
+	}
+	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", d.metrics.String())
+	if err != nil {
+		return nil, &api.Error{Code: api.CodeNetwork, Message: "the counts can not be shown at " + d.metrics.String(), Hint: "check --metrics: the address may be in use or not of this machine"}
+	}
+	return ln, nil
 }
 
 // explainEnd says why a part, and with it the daemon, has ended by itself.
@@ -505,12 +605,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	if err != nil {
 		return nil, nil, explainListen(err)
 	}
-	if key, err = transport.NewKey(rand.Reader); err == nil {
-		errands, err = transport.New(transport.Config{
-			Key: key, Role: transport.Errands, Memory: transport.UserMemory / 2, Dial: reach, Log: d.log,
-		})
-	}
-	if err != nil {
+	if errands, err = d.errand(reach, transport.UserMemory/2); err != nil {
 		main.Close()
 		return nil, nil, err
 	}
@@ -519,6 +614,15 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 
 // explainListen says why a host can not be opened: mostly it is an address of
 // --listen.
+// errand makes a host without a listener, under a name that nobody has seen.
+func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, error) {
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, Log: d.log})
+}
+
 func explainListen(err error) error {
 	var failed *transport.ListenError
 	switch {

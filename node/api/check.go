@@ -23,7 +23,7 @@ const (
 
 	// What an operator may set: less serves nobody, and more is a slip of the
 	// hand. The wire tells the retention in hours.
-	minQuota     = 16 << 20
+	MinQuota     = 16 << 20 // bytes
 	maxQuota     = 1 << 50
 	minShare     = protocol.MaxEnvelope
 	minRetention = 3600
@@ -53,7 +53,7 @@ func usage(hint, format string, args ...any) *Error {
 func check(req any) *Error {
 	switch r := req.(type) {
 	case *apiv1.CreateInviteRequest:
-		return first(checkName("the invite's name", r.Name, true), checkRange("the expiry", r.ExpiresS, maxLifetime))
+		return first(checkName("the invite's name", r.Name, true), checkLifetime(r.ExpiresS))
 	case *apiv1.RevokeInviteRequest:
 		return checkRef("the invite", r.Id)
 	case *apiv1.AcceptInviteRequest:
@@ -131,7 +131,7 @@ func checkSend(r *apiv1.SendRequest) *Error {
 		return usage("use a short word, such as a UUID", "the idempotency key must be printable and at most %d bytes", MaxKey)
 	}
 	return first(checkRef("the conversation", r.Conversation), checkOptionalRef("reply_to", r.ReplyTo),
-		checkRange("the expiry", r.ExpireS, maxLifetime))
+		checkLifetime(r.ExpireS))
 }
 
 // CheckText says whether a text may be sent: 1 to protocol.MaxText bytes of
@@ -206,7 +206,7 @@ func checkSetNode(r *apiv1.SetNodeRequest) *Error {
 		v        int64
 		min, max int64
 	}{
-		{"the quota", l.GetQuota(), minQuota, maxQuota},
+		{"the quota", l.GetQuota(), MinQuota, maxQuota},
 		{"the quota of a box", l.GetBoxQuota(), minShare, maxQuota},
 		{"the quota of a tag", l.GetTagQuota(), minShare, maxQuota},
 		{"the share of requests", l.GetRequestShare(), minShare, maxQuota},
@@ -258,6 +258,14 @@ func checkStart(cursor, from string, after uint64) *Error {
 func checkRange(what string, v, limit int64) *Error {
 	if v < 0 || v > limit {
 		return usage("choose a value in this range", "%s must be between 0 and %d", what, limit)
+	}
+	return nil
+}
+
+// checkLifetime checks how many seconds something may live; 0 is the default.
+func checkLifetime(seconds int64) *Error {
+	if seconds < 0 || seconds > maxLifetime {
+		return usage("choose 366 days or less, or leave it at 0", "the expiry is negative or more than 366 days")
 	}
 	return nil
 }
