@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
 )
@@ -102,4 +105,110 @@ func TestNeverOnlineTogether(t *testing.T) {
 		bob.Start()
 		agree(t, alice, bob, 20)
 	})
+}
+
+// TestHeldQuickly measures how long a sender who closes the laptop has to wait.
+func TestHeldQuickly(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.pair()
+		housed(alice, 3)
+		housed(bob, 3)
+		sent(bob)
+		bob.Stop()
+		// The daemon notices that the stream has ended; nothing else is known yet.
+		began := time.Now()
+		alice.UntilState("held", alice.Say("bob", "while you were out")...)
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("the first text was held after %v", took)
+		}
+		began = time.Now()
+		id := alice.Say("bob", "and one more")[0]
+		alice.UntilState("held", id)
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("the next text was held after %v", took)
+		}
+		trace, err := alice.Trace(context.Background(), &apiv1.TraceRequest{Id: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := trace.Devices[0].Holding
+		days := time.UnixMilli(h.GetUntilMs()).Sub(time.Now()) / (24 * time.Hour)
+		if h.GetHeld() < 2 || h.GetOf() != 3 || days < 29 || days > 30 {
+			t.Errorf("the trace says it is held by %d of %d for %d days", h.GetHeld(), h.GetOf(), days)
+		}
+		bob.Start()
+		alice.UntilDelivered(id)
+	})
+}
+
+// TestDrain retires a community node: owners and depositors move, and nothing
+// that it keeps is lost.
+func TestDrain(t *testing.T) {
+	simulateMail(t, 4, func(t *testing.T, w *world) {
+		bob := w.userWith("bob", nodetest.Options{Ways: w.ways})
+		housed(bob, 3)
+		alice := w.user("alice")
+		nodetest.Befriend(alice, bob)
+		sent(alice)
+		sent(bob)
+		used := holders(t, bob)
+		bob.Stop()
+		ids := alice.Say("bob", texts("alice", 5)...)
+		alice.UntilState("held", ids...)
+		for _, c := range w.ways {
+			if used[c.Info.ID] {
+				if err := c.Mail.SetDraining(context.Background(), true); err != nil {
+					t.Fatal(err)
+				}
+				break
+			}
+		}
+		bob.Start()
+		bob.UntilTexts("alice", 5)
+		alice.UntilDelivered(ids...)
+		bob.Until("another node has taken its place", func() bool {
+			now := holders(t, bob)
+			for id := range now {
+				if !used[id] {
+					return len(now) == 3
+				}
+			}
+			return false
+		})
+		// One that is in use is retired while its owner is connected.
+		for _, c := range w.ways {
+			if holders(t, bob)[c.Info.ID] {
+				if err := c.Mail.SetDraining(context.Background(), true); err != nil {
+					t.Fatal(err)
+				}
+				retired := c.Info.ID
+				bob.Until("the owner gives it up", func() bool { return !holders(t, bob)[retired] })
+				break
+			}
+		}
+		sent(bob)
+		bob.Stop()
+		more := alice.Say("bob", "after the move")
+		alice.UntilState("held", more...)
+		bob.Start()
+		alice.UntilDelivered(more...)
+	})
+}
+
+// holders are the nodes at which a user has boxes that contacts are told of.
+func holders(t *testing.T, u *nodetest.User) map[peer.ID]bool {
+	t.Helper()
+	out := make(map[peer.ID]bool)
+	if err := u.Store.View(context.Background(), func(tx *store.Tx) error {
+		boxes, err := tx.Boxes()
+		for _, b := range boxes {
+			if b.State == store.BoxActive {
+				out[peer.ID(b.Node)] = true
+			}
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
