@@ -37,6 +37,7 @@ func TestCheck(t *testing.T) {
 		{"reply", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x"}, ReplyTo: "1"}, true},
 		{"long key", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x"}, IdempotencyKey: long(MaxKey + 1)}, false},
 		{"negative expiry", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x"}, ExpireS: -1}, false},
+		{"expiry in two years", &apiv1.SendRequest{Conversation: "bob", Texts: []string{"x"}, ExpireS: 2 * maxLifetime}, false},
 		{"id with escape", &apiv1.TraceRequest{Id: "\x1b]52;c;x\x07"}, false},
 		{"long id", &apiv1.TraceRequest{Id: long(MaxRef + 1)}, false},
 		{"no id", &apiv1.CancelRequest{}, false},
@@ -46,6 +47,7 @@ func TestCheck(t *testing.T) {
 		{"rename with line", &apiv1.RenameContactRequest{Contact: "bob", Name: "bob\nalice"}, false},
 		{"long name", &apiv1.RenameContactRequest{Contact: "bob", Name: long(MaxName + 1)}, false},
 		{"invite", &apiv1.CreateInviteRequest{}, true},
+		{"invite for a year", &apiv1.CreateInviteRequest{ExpiresS: maxLifetime}, true},
 		{"invite for a century", &apiv1.CreateInviteRequest{ExpiresS: 100 * 366 * 24 * 3600}, false},
 		{"accept nothing", &apiv1.AcceptInviteRequest{}, false},
 		{"accept a novel", &apiv1.AcceptInviteRequest{Link: long(MaxLink + 1)}, false},
@@ -86,6 +88,9 @@ func TestCheck(t *testing.T) {
 			}
 			if err != nil && (err.Code != CodeUsage || err.Hint == "" || !isPrintable(err.Message)) {
 				t.Errorf("the error is %#v, want a usage error with a hint", err)
+			}
+			if err != nil && strings.HasPrefix(err.Message, "the expiry") && !strings.HasSuffix(err.Message, " days") {
+				t.Errorf("%q: nobody counts a year in seconds", err.Message)
 			}
 		})
 	}
