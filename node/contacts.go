@@ -204,6 +204,7 @@ func (w *work) removeContact(c store.ContactRow) error {
 			delete(w.parties, s.device)
 		}
 	}
+	w.n.loaded.forget()
 	delete(w.chains, c.ID)
 	w.names, w.publish = true, true
 	return w.tx.DeleteContact(c.ID)

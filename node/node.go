@@ -94,6 +94,7 @@ type Node struct {
 	beacon  *beacon
 	mail    *Mailboxes
 	gate    *gate
+	loaded  loaded
 	hasty   chan struct{} // something expires soon
 	started time.Time
 }

@@ -109,10 +109,52 @@ func unmarshalSession(row store.SessionRow) (*session, error) {
 // confirmed reports whether the other side is known to hold the session.
 func (s *session) confirmed() bool { return s.ratchet.HeardPeer() }
 
+// maxLoaded bounds the sessions that are kept in memory, about 8 KiB each.
+const maxLoaded = 64
+
+// loaded are sessions as the last transactions left them: reading one costs a
+// scalar multiplication and the unsealing of 4 KiB. Only transactions touch it,
+// one at a time; each sees what those before it saved, in the same commit too.
+// What is undone takes all of it along.
+type loaded struct {
+	sessions map[handshake.SessionID]session
+	live     map[identity.DeviceHash]handshake.SessionID // what liveSession found
+}
+
+func (l *loaded) forget() { clear(l.sessions); clear(l.live) }
+
+// keepLoaded leaves the transaction's sessions, which are saved, to the next.
+func (w *work) keepLoaded() {
+	l := &w.n.loaded
+	if l.sessions == nil {
+		l.sessions = make(map[handshake.SessionID]session)
+		l.live = make(map[identity.DeviceHash]handshake.SessionID)
+	}
+	if len(l.sessions)+len(w.sessions) > maxLoaded {
+		l.forget()
+	}
+	if len(w.sessions) > maxLoaded {
+		return
+	}
+	for id, s := range w.sessions {
+		l.sessions[id] = *s
+	}
+	for device, s := range w.live {
+		if s != nil {
+			l.live[device] = s.id
+		}
+	}
+	w.tx.OnUndo(l.forget)
+}
+
 // session returns a session of this transaction, loading it at first use.
 func (w *work) session(id handshake.SessionID) (*session, error) {
 	if s := w.sessions[id]; s != nil {
 		return s, nil
+	}
+	if s, ok := w.n.loaded.sessions[id]; ok {
+		w.sessions[id] = &s
+		return &s, nil
 	}
 	row, err := w.tx.Session(id[:])
 	if err != nil {
@@ -137,6 +179,13 @@ func (w *work) adopt(row store.SessionRow) (*session, error) {
 func (w *work) liveSession(device identity.DeviceHash) (*session, error) {
 	if s := w.live[device]; s != nil {
 		return s, nil
+	}
+	if id, ok := w.n.loaded.live[device]; ok {
+		s, err := w.session(id)
+		if err == nil {
+			w.live[device] = s
+		}
+		return s, err
 	}
 	rows, err := w.tx.Sessions(device[:])
 	if err != nil {
@@ -167,7 +216,7 @@ func (w *work) liveSession(device identity.DeviceHash) (*session, error) {
 func (w *work) newSession(s *session, pair protocol.PairSecret) error {
 	s.created = w.ms()
 	w.sessions[s.id] = s
-	delete(w.live, s.device)
+	w.unsettle(s.device)
 	state, err := s.marshal()
 	if err != nil {
 		return err
@@ -225,8 +274,15 @@ func (w *work) dropOldSessions(device identity.DeviceHash) error {
 
 func (w *work) dropSession(id handshake.SessionID, device identity.DeviceHash) error {
 	delete(w.sessions, id)
-	delete(w.live, device)
+	delete(w.n.loaded.sessions, id)
+	w.unsettle(device)
 	return w.tx.DeleteSession(id[:])
+}
+
+// unsettle has liveSession look again.
+func (w *work) unsettle(device identity.DeviceHash) {
+	delete(w.live, device)
+	delete(w.n.loaded.live, device)
 }
 
 // acceptTags brings the table of tags up to date with the session's window.
@@ -309,7 +365,7 @@ func (w *work) open(s *session, index uint32, payload []byte) (plaintext []byte,
 		return nil, err
 	}
 	if !s.confirmed() {
-		delete(w.live, s.device) // it is now
+		w.unsettle(s.device) // it is now
 	}
 	s.ratchet, s.dirty = next, true
 	if index != envelope.HX2Index {

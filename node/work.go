@@ -76,6 +76,7 @@ func (w *work) finish() error {
 			return err
 		}
 	}
+	w.keepLoaded()
 	w.tx.OnCommit(w.committed)
 	return nil
 }

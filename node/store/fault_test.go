@@ -720,3 +720,31 @@ func TestH20_FilesAreOpaque(t *testing.T) {
 		}
 	}
 }
+
+// What a closure left in memory is taken back when its change is: not when the
+// closure failed, and not when it is committed.
+func TestUndone(t *testing.T) {
+	e := testEngine()
+	disk := newSimDisk(1)
+	e.disk = disk
+	s := openTest(t, t.TempDir(), e)
+	undone := 0
+	update := func(id int64, result error) error {
+		return s.Update(t.Context(), func(tx *Tx) error {
+			tx.OnUndo(func() { undone++ })
+			return errors.Join(put(tx, id, bytes.Repeat([]byte("body"), 16*blockSize)), result)
+		})
+	}
+	if err := update(1, nil); err != nil || undone != 0 {
+		t.Fatalf("committed: %v, undone %d times", err, undone)
+	}
+	if err := update(2, errors.New("no")); err == nil || undone != 0 {
+		t.Fatalf("closure failed: %v, undone %d times", err, undone)
+	}
+	disk.mu.Lock()
+	disk.quota = disk.used()
+	disk.mu.Unlock()
+	if err := update(3, nil); !errors.Is(err, ErrFull) || undone != 1 {
+		t.Fatalf("full disk: %v, undone %d times, want once", err, undone)
+	}
+}

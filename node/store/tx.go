@@ -18,6 +18,7 @@ type Tx struct {
 	conn  *conn
 	seal  sealer
 	hooks []func()
+	undo  []func()
 	erase bool
 	write bool
 	over  bool
@@ -29,6 +30,14 @@ type Tx struct {
 func (tx *Tx) OnCommit(f func()) {
 	tx.mustWrite()
 	tx.hooks = append(tx.hooks, f)
+}
+
+// OnUndo has f called if the update is undone although its closure succeeded,
+// before any other update begins, on the writer's goroutine. f must be quick
+// and must not call the store.
+func (tx *Tx) OnUndo(f func()) {
+	tx.mustWrite()
+	tx.undo = append(tx.undo, f)
 }
 
 // Erased says that the update deleted or replaced something that must not

@@ -186,6 +186,13 @@ func (s *Store) attempt(group []*update) error {
 	if err != nil {
 		s.writer.rollback()
 		err = classify(err)
+		for _, u := range group {
+			if u.tx != nil && u.err == nil {
+				for _, undo := range u.tx.undo {
+					undo()
+				}
+			}
+		}
 	}
 	// A sync can also have failed out of SQLite's sight, while it moved pages
 	// from the log into the database after the commit. What was committed
