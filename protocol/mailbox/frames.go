@@ -154,7 +154,7 @@ type Refusal uint8
 // said only about a tag that is registered.
 const (
 	RefusedUnknown  Refusal = 1 // no such tag, or nothing under it
-	RefusedFull     Refusal = 2 // the box, or the tag's share of it, is full
+	RefusedFull     Refusal = 2 // the box, or the tag's or the class's share of it, is full
 	RefusedBusy     Refusal = 3 // too much at one time: wait
 	RefusedDraining Refusal = 4 // the node retires: go elsewhere
 	RefusedNoBox    Refusal = 5 // the node does not have this box (any more), or was not asked to open one
@@ -168,7 +168,7 @@ type Refused struct {
 	Wait time.Duration // of RefusedBusy: whole seconds, at most MaxWait
 }
 
-// Limits of docs/spec/mailbox.md, section 3.
+// Limits of docs/spec/mailbox.md, sections 3 and 10.
 const (
 	// MaxItems and MaxPage bound a page; one largest envelope always fits.
 	MaxItems = 64

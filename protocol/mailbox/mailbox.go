@@ -17,6 +17,9 @@ import (
 	"crypto/ed25519"
 	"crypto/hmac"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
 
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/envelope"
@@ -42,11 +45,13 @@ type Digest [32]byte
 // ID returns the public half.
 func (k *BoxKey) ID() BoxID { return BoxID(ed25519.NewKeyFromSeed(k[:]).Public().(ed25519.PublicKey)) }
 
-// String does not show the key.
-func (BoxKey) String() string { return "box key" }
+// Format hides the key under every verb.
+func (BoxKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(box key)") }
 
-// GoString does not show the key.
-func (BoxKey) GoString() string { return "box key" }
+// MarshalText refuses: a box key belongs in sealed storage, as bytes.
+func (BoxKey) MarshalText() ([]byte, error) {
+	return nil, errors.New("mailbox: a box key has no text form")
+}
 
 // DigestOf implements docs/spec/mailbox.md, section 4.
 func DigestOf(env []byte) Digest {

@@ -15,7 +15,7 @@ const setVersion = 1
 // rendezvous.FieldMailboxes (docs/spec/mailbox.md, section 10).
 type Set struct {
 	Version uint64   // rises with every change; of two sets the higher counts
-	Nodes   [][]byte // binary multiaddrs that end in /p2p, best first; at most MaxSet; none: no mailboxes
+	Nodes   [][]byte // binary multiaddrs that end in /p2p, best first; at most MaxSet, each node once; none: no mailboxes
 }
 
 var errSet = errors.New("mailbox: malformed set")
@@ -34,7 +34,7 @@ func (s *Set) Marshal() ([]byte, error) {
 	return w.Bytes()
 }
 
-// ParseSet decodes a set.
+// ParseSet decodes a set. The nodes share b's memory.
 func ParseSet(b []byte) (*Set, error) {
 	in := cryptobyte.String(b)
 	s := new(Set)
@@ -59,10 +59,26 @@ func (s *Set) check() error {
 	if len(s.Nodes) > MaxSet {
 		return errSet
 	}
+	seen := make(map[[32]byte]bool, MaxSet)
 	for _, n := range s.Nodes {
-		if len(n) == 0 || len(n) > protocol.MaxAddress {
+		key, ok := nodeOf(n)
+		if !ok || len(n) > protocol.MaxAddress || seen[key] {
 			return errSet
 		}
+		seen[key] = true
 	}
 	return nil
+}
+
+// peer is how an address ends, up to the node's key: /p2p, and a peer id of an
+// Ed25519 key.
+const peer = "\xa5\x03\x26\x00\x24\x08\x01\x12\x20"
+
+// nodeOf returns the transport key of the node that an address leads to.
+func nodeOf(address []byte) (key [32]byte, ok bool) {
+	at := len(address) - len(peer) - len(key)
+	if at <= 0 || string(address[at:at+len(peer)]) != peer {
+		return key, false
+	}
+	return [32]byte(address[at+len(peer):]), true
 }

@@ -79,7 +79,8 @@ type Prekey struct {
 	Bundle []byte // a handshake.Bundle
 }
 
-// Rendezvous carries where to look for the sender from now on.
+// Rendezvous carries where to look for the sender from now on: the fields of a
+// record's body, alone (docs/spec/rendezvous.md, section 4).
 type Rendezvous struct {
 	Record []byte // the body of a rendezvous record
 }

@@ -27,8 +27,8 @@ type Field struct {
 // FieldType says what a field holds.
 type FieldType uint16
 
-// FieldMailboxes holds the publisher's mailboxes; its value is specified by the
-// mailbox chapter and begins with a version of its own.
+// FieldMailboxes holds the publisher's mailboxes (docs/spec/mailbox.md, section
+// 10); its value begins with a version of its own.
 const FieldMailboxes FieldType = 1
 
 // bodySize is the length of every sealed body before encryption.
@@ -109,7 +109,7 @@ func (b *Body) check() error {
 }
 
 // MarshalFields encodes fields alone, as in a body, for a rendezvous update
-// (docs/spec/message.md).
+// (docs/spec/rendezvous.md, section 4). It refuses what ParseFields would refuse.
 func MarshalFields(fields []Field) ([]byte, error) {
 	if err := checkFields(fields); err != nil {
 		return nil, err
@@ -119,14 +119,17 @@ func MarshalFields(fields []Field) ([]byte, error) {
 	return w.Bytes()
 }
 
-// ParseFields decodes what MarshalFields encoded.
+// ParseFields decodes what MarshalFields encoded. The values share b's memory.
 func ParseFields(b []byte) ([]Field, error) {
 	s := cryptobyte.String(b)
 	fields, ok := readFields(&s)
 	if !ok || !s.Empty() {
 		return nil, errBody
 	}
-	return fields, checkFields(fields)
+	if err := checkFields(fields); err != nil {
+		return nil, err
+	}
+	return fields, nil
 }
 
 func addFields(w *cryptobyte.Builder, fields []Field) {
