@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -369,6 +370,121 @@ func FuzzBody(f *testing.F) {
 		again, err := body.marshal()
 		if err != nil || !bytes.Equal(again, plain) {
 			t.Errorf("a body has two encodings: %v", err)
+		}
+	})
+}
+
+// fieldLists are what a rendezvous update may hold.
+func fieldLists() [][]Field {
+	full := make([]Field, protocol.MaxRecordFields)
+	for i := range full {
+		full[i] = Field{FieldType(i * 0x1111), randomBytes(random(byte(40+i)), i)}
+	}
+	return [][]Field{
+		nil,
+		{{FieldMailboxes, randomBytes(random(30), 60)}},
+		{{FieldMailboxes, randomBytes(random(31), 60)}, {0xffff, []byte{}}},
+		full,
+	}
+}
+
+func TestFields(t *testing.T) {
+	for i, fields := range fieldLists() {
+		b, err := MarshalFields(fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ParseFields(b)
+		if err != nil || !equal(Body{Fields: got}, Body{Fields: fields}) {
+			t.Errorf("list %d: got %v, %v", i, got, err)
+		}
+		for n := range len(b) {
+			if got, err := ParseFields(b[:n]); err == nil || got != nil {
+				t.Fatalf("list %d, cut to %d bytes: got %v, %v", i, n, got, err)
+			}
+		}
+		if got, err := ParseFields(append(b, 0)); err == nil || got != nil {
+			t.Errorf("list %d with a byte behind it: got %v, %v", i, got, err)
+		}
+	}
+}
+
+// F07: fields that no writer produces are refused, and nothing of them is
+// returned.
+func TestF07_Fields(t *testing.T) {
+	for name, wire := range map[string][]byte{
+		"nothing":           {},
+		"too many":          append([]byte{protocol.MaxRecordFields + 1}, make([]byte, 4*(protocol.MaxRecordFields+1))...),
+		"fewer than said":   {2, 0, 1, 0, 0},
+		"more than said":    {0, 0, 1, 0, 0},
+		"a value cut short": {1, 0, 1, 0, 2, 7},
+		"one twice":         {2, 0, 1, 0, 0, 0, 1, 0, 0},
+		"descending":        {2, 0, 2, 0, 0, 0, 1, 0, 0},
+		"padded":            {1, 0, 1, 0, 0, 0},
+	} {
+		if got, err := ParseFields(wire); !errors.Is(err, errBody) || got != nil {
+			t.Errorf("%s: got %v, %v", name, got, err)
+		}
+	}
+	for name, fields := range map[string][]Field{
+		"too many":   make([]Field, protocol.MaxRecordFields+1),
+		"one twice":  {{1, nil}, {1, nil}},
+		"descending": {{2, nil}, {1, nil}},
+		"a long one": {{1, make([]byte, 1<<16)}},
+	} {
+		if b, err := MarshalFields(fields); err == nil || b != nil {
+			t.Errorf("%s: encoded", name)
+		}
+	}
+}
+
+func TestFieldVectors(t *testing.T) {
+	type field struct {
+		Type  uint16
+		Value string
+	}
+	type vector struct {
+		Fields  []field
+		Encoded string
+	}
+	var vectors []vector
+	for _, fields := range fieldLists() {
+		b, err := MarshalFields(fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := vector{Fields: []field{}, Encoded: hex.EncodeToString(b)}
+		for _, f := range fields {
+			v.Fields = append(v.Fields, field{uint16(f.Type), hex.EncodeToString(f.Value)})
+		}
+		vectors = append(vectors, v)
+	}
+	golden(t, "fields.json", vectors)
+}
+
+func FuzzFields(f *testing.F) {
+	for _, fields := range fieldLists() {
+		b, err := MarshalFields(fields)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var fields []Field
+		var err error
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		fields, err = ParseFields(b)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 4*uint64(len(b))+64<<10 {
+			t.Errorf("%d bytes take %d bytes of memory", len(b), n)
+		}
+		if err != nil {
+			return
+		}
+		if again, err := MarshalFields(fields); err != nil || !bytes.Equal(again, b) {
+			t.Errorf("fields have two encodings: %v", err)
 		}
 	})
 }
