@@ -288,9 +288,7 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 			return err
 		}
 	}
-	if kept, err := w.tx.GrowContact(c.ID, len(wire)); err != nil {
-		return err
-	} else if kept > quota(c) {
+	if end.Kept += int64(len(wire)); ch.kept() > quota(c) {
 		return errTooMuch
 	}
 	row := store.MessageRow{

@@ -215,6 +215,14 @@ func (ch *chain) depth() uint64 {
 	return d
 }
 
+// kept is how many bytes the messages of others take.
+func (ch *chain) kept() (n int64) {
+	for _, o := range ch.others {
+		n += o.Kept
+	}
+	return n
+}
+
 func (ch *chain) save(tx *store.Tx) error {
 	if !ch.dirty {
 		return nil

@@ -95,18 +95,14 @@ func (tx *Tx) SaveContact(c ContactRow) error {
 	return err
 }
 
-// SeenContact notes when a contact was last heard from.
-func (tx *Tx) SeenContact(id, now int64) error {
-	_, err := tx.exec(`UPDATE contacts SET seen = max(seen, ?) WHERE id = ?`, now, id)
-	return err
-}
+// seenGrain is how much older than now the time must be that a contact was last
+// heard from, in milliseconds, to be noted anew: not with every message.
+const seenGrain = 10_000
 
-// GrowContact adds to the bytes that a contact's messages take and returns how
-// many that are now.
-func (tx *Tx) GrowContact(id int64, bytes int) (int64, error) {
-	var kept int64
-	err := tx.queryRow(`UPDATE contacts SET kept = kept + ? WHERE id = ? RETURNING kept`, bytes, id).scan(&kept)
-	return kept, err
+// SeenContact notes when a contact was last heard from, to ten seconds.
+func (tx *Tx) SeenContact(id, now int64) error {
+	_, err := tx.exec(`UPDATE contacts SET seen = ? WHERE id = ? AND seen < ?`, now, id, now-seenGrain)
+	return err
 }
 
 // DeleteContact removes a contact and everything that was exchanged with it.

@@ -189,17 +189,18 @@ type ChainRow struct {
 	Depth   uint64
 	Cited   bool  // our own newest message names it as a parent
 	Asked   int64 // age at which a gap below it was last asked for, or, of our own, answered
+	Kept    int64 // bytes of the messages received of it
 }
 
 // Chains returns the chains of a conversation.
 func (tx *Tx) Chains(contact int64) ([]ChainRow, error) {
 	var out []ChainRow
-	for r, err := range tx.query(`SELECT contact, author, seq, id, depth, cited, asked FROM chains WHERE contact = ? ORDER BY author`, contact) {
+	for r, err := range tx.query(`SELECT contact, author, seq, id, depth, cited, asked, kept FROM chains WHERE contact = ? ORDER BY author`, contact) {
 		if err != nil {
 			return nil, err
 		}
 		var c ChainRow
-		if err := r.scan(&c.Contact, &c.Author, &c.Seq, &c.ID, &c.Depth, &c.Cited, &c.Asked); err != nil {
+		if err := r.scan(&c.Contact, &c.Author, &c.Seq, &c.ID, &c.Depth, &c.Cited, &c.Asked, &c.Kept); err != nil {
 			return nil, err
 		}
 		out = append(out, c)
@@ -209,9 +210,9 @@ func (tx *Tx) Chains(contact int64) ([]ChainRow, error) {
 
 // SaveChain adds a chain or stores its new end.
 func (tx *Tx) SaveChain(c ChainRow) error {
-	_, err := tx.exec(`INSERT INTO chains (contact, author, seq, id, depth, cited, asked) VALUES (?, ?, ?, ?, ?, ?, ?)
+	_, err := tx.exec(`INSERT INTO chains (contact, author, seq, id, depth, cited, asked, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (contact, author) DO UPDATE SET seq = excluded.seq, id = excluded.id, depth = excluded.depth,
-			cited = excluded.cited, asked = excluded.asked`, c.Contact, c.Author, c.Seq, c.ID, c.Depth, c.Cited, c.Asked)
+			cited = excluded.cited, asked = excluded.asked, kept = excluded.kept`, c.Contact, c.Author, c.Seq, c.ID, c.Depth, c.Cited, c.Asked, c.Kept)
 	return err
 }
 

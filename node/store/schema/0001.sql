@@ -31,8 +31,7 @@ CREATE TABLE contacts (
   list     BLOB,                  -- their newest signed device list
   alarm    TEXT NOT NULL DEFAULT '', -- why sending is paused, if it is
   added    INTEGER NOT NULL,
-  seen     INTEGER NOT NULL DEFAULT 0,
-  kept     INTEGER NOT NULL DEFAULT 0  -- bytes of their messages
+  seen     INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- Devices of contacts. A device has a row from the moment we know its hash.
@@ -45,13 +44,14 @@ CREATE TABLE devices (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX devices_contact ON devices(contact);
 
+-- With row ids: a state fills most of a page, and would overflow in an index.
 CREATE TABLE sessions (
-  id           BLOB PRIMARY KEY,  -- sid
+  id           BLOB NOT NULL PRIMARY KEY, -- sid
   device       BLOB NOT NULL REFERENCES devices(hash),
   pair_sealed  BLOB NOT NULL,     -- pair secret; never changes
   state_sealed BLOB NOT NULL,     -- ratchet, tag chains and handshake remains
   created      INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX sessions_device ON sessions(device);
 
 -- Every tag we accept, with the session (or invite) it names.
@@ -121,6 +121,7 @@ CREATE TABLE chains (
   depth   INTEGER NOT NULL,
   cited   INTEGER NOT NULL,       -- our own newest message names it as a parent
   asked   INTEGER NOT NULL DEFAULT 0, -- when a gap below it was last asked for
+  kept    INTEGER NOT NULL DEFAULT 0, -- bytes of the messages received of it
   PRIMARY KEY (contact, author)
 ) STRICT, WITHOUT ROWID;
 
