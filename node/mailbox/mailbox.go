@@ -69,6 +69,7 @@ type Service struct {
 	readers chan *conn
 	ended   chan struct{} // the writer has returned
 
+	closed   chan struct{} // by Close
 	failed   chan struct{} // closed when writing failed
 	failOnce sync.Once
 
@@ -132,6 +133,7 @@ func open(_ context.Context, cfg Config, e engine) (_ *Service, err error) {
 		queue:   newQueue(),
 		readers: make(chan *conn, readers),
 		ended:   make(chan struct{}),
+		closed:  make(chan struct{}),
 		failed:  make(chan struct{}),
 		waiting: make(map[int64]map[*stream]bool),
 		streams: make(map[*stream]struct{}),
@@ -284,7 +286,11 @@ func (s *Service) Close() error {
 		saved := s.change(context.Background(), func(tx *tx) error { return s.age.save(tx.conn, s.wall()) })
 		s.queue.close()
 		<-s.ended
-		err = errors.Join(saved, s.release())
+		close(s.closed)
+		for range readers { // as each read ends
+			err = errors.Join(err, (<-s.readers).close())
+		}
+		err = errors.Join(saved, err, s.release())
 	})
 	return err
 }
@@ -307,6 +313,8 @@ func (s *Service) read(ctx context.Context, fn func(*conn) error) error {
 	case c := <-s.readers:
 		defer func() { s.readers <- c }()
 		return fn(c)
+	case <-s.closed:
+		return errClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}

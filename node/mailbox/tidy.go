@@ -10,7 +10,7 @@ import (
 
 const (
 	// tidyEvery is how often the age is saved, and what has ended is dropped.
-	tidyEvery = time.Minute
+	tidyEvery = 10 * time.Minute
 	// tidyStep bounds the items, or tags, that one change drops, so that
 	// streams get their turn in between.
 	tidyStep int64 = 256
