@@ -31,6 +31,7 @@ const (
 	demoTalk  = 20  // texts that alternate, each waiting for its delivery
 	demoAway  = 20  // texts in each direction around the kill
 	demoBurst = 512 // texts sent as fast as they are taken
+	demoApart = 10  // texts in each direction while the two are never there together
 )
 
 func (k *kith) demoCmd() *cobra.Command {
@@ -39,12 +40,14 @@ func (k *kith) demoCmd() *cobra.Command {
 		Use:   "demo [--once]",
 		Short: "Try a whole network on this machine: three community nodes, two people",
 		Long: `Start three community nodes and two people, alice and bob, each a process of its
-own with a temporary home, and let the two meet by an invite. All of it is what
-kith up runs, on 127.0.0.1. Ctrl-C ends the demo and removes everything.
+own with a temporary home, and let the two meet by an invite. Then bob leaves, alice
+writes and leaves too, and bob comes back and reads what the community nodes have
+kept for him. All of it is what kith up runs, on 127.0.0.1. Ctrl-C ends the demo
+and removes everything.
 
 With --once the two have a scripted conversation, in the middle of which bob is
-killed and started again. The command prints what was sent, received and
-measured, and exits with 0 only if everything arrived exactly once and in order.`,
+killed and started again, and at the end of which they are never there together.
+The command prints what was sent, received and measured, and exits with 0 only if everything arrived exactly once and in order.`,
 	}
 	c.Flags().BoolVar(&once, "once", false, "run the scripted conversation and end")
 	return k.command(c, 0, 0, func(ctx context.Context, _ []string) error {
@@ -184,6 +187,18 @@ func (p *process) kill() {
 	}
 }
 
+// leave ends the process as kith down would. It may have ended by itself.
+func (p *process) leave() {
+	p.stdin.Close()
+	limit := time.NewTimer(stopTime + time.Second)
+	defer limit.Stop()
+	select {
+	case <-p.exited:
+	case <-limit.C:
+	}
+	p.kill()
+}
+
 // close ends every process and removes the folder.
 func (d *demo) close() {
 	var ending sync.WaitGroup
@@ -191,16 +206,7 @@ func (d *demo) close() {
 		if p == nil {
 			continue
 		}
-		ending.Go(func() {
-			p.stdin.Close()
-			limit := time.NewTimer(stopTime + time.Second)
-			defer limit.Stop()
-			select {
-			case <-p.exited:
-			case <-limit.C:
-			}
-			p.kill()
-		})
+		ending.Go(p.leave)
 	}
 	ending.Wait()
 	if err := os.RemoveAll(d.dir); err != nil {
@@ -252,7 +258,113 @@ func (d *demo) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.step("Alice invites, bob accepts", func() error { return d.meet(ctx) })
+	err = d.step("Alice invites, bob accepts", func() error { return d.meet(ctx) })
+	if err != nil {
+		return err
+	}
+	ab := &direction{From: "alice", To: "bob", sender: d.alice, reader: d.bob}
+	ba := &direction{From: "bob", To: "alice", sender: d.bob, reader: d.alice}
+	d.report.Directions = []*direction{ab, ba}
+	return d.step("Both have mailboxes at the community nodes", func() error {
+		return errors.Join(d.alice.boxed(ctx), d.bob.boxed(ctx))
+	})
+}
+
+// boxed returns when a person's mailboxes work and contacts were told of them.
+func (p *process) boxed(ctx context.Context) error {
+	for {
+		s, err := p.client.Status(ctx, &apiv1.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		if s.GetMailboxes().GetHealthy() == demoNodes && s.Outbox == 0 {
+			return nil
+		}
+		if err := pause(ctx, readyEvery); err != nil {
+			return fmt.Errorf("the mailboxes of %s do not work: %w", p.name, err)
+		}
+	}
+}
+
+// back starts a person again.
+func (d *demo) back(ctx context.Context, name string) error {
+	var ways []string
+	for _, p := range d.nodes {
+		ways = append(ways, "--bootstrap", p.listen[0])
+	}
+	p, err := d.person(ctx, name, ways)
+	if err != nil {
+		return err
+	}
+	d.report.Ready = max(d.report.Ready, ms(p.started))
+	if name == d.alice.name {
+		d.alice = p
+	} else {
+		d.bob = p
+	}
+	for _, x := range d.report.Directions {
+		if x.From == name {
+			x.sender = p
+		} else {
+			x.reader = p
+		}
+	}
+	return nil
+}
+
+// absence is texts that were written and read while the two were never there
+// together.
+type absence struct {
+	From      string  `json:"from"`
+	To        string  `json:"to"`
+	Texts     int     `json:"texts"`
+	Held      int32   `json:"held"` // mailboxes that had signed for the last text when its sender left
+	Of        int32   `json:"of"`
+	HeldAfter float64 `json:"held_ms"` // from sending until all were held
+	ReadAfter float64 `json:"read_ms"` // from the reader's being ready until all could be read
+}
+
+// apart lets one person, who is there alone, write and leave, and the other come
+// and read.
+func (d *demo) apart(ctx context.Context, x *direction, texts []string) error {
+	x.reader.leave()
+	before := len(x.messages)
+	a, began := &absence{From: x.From, To: x.To, Texts: len(texts)}, time.Now()
+	if err := x.post(ctx, texts); err != nil {
+		return err
+	}
+	mine := x.messages[len(x.messages)-len(texts):]
+	if err := x.reach(ctx, mine, "held"); err != nil {
+		return err
+	}
+	a.HeldAfter = ms(time.Since(began))
+	trace, err := x.sender.client.Trace(ctx, &apiv1.TraceRequest{Id: mine[len(mine)-1].Id})
+	if err != nil {
+		return err
+	}
+	for _, device := range trace.Devices {
+		a.Held, a.Of = device.GetHolding().GetHeld(), device.GetHolding().GetOf()
+	}
+	x.sender.leave()
+	if err := d.back(ctx, x.To); err != nil {
+		return err
+	}
+	began = time.Now()
+	for {
+		now, err := x.shown(ctx)
+		if err != nil {
+			return err
+		}
+		if len(now) >= before+len(texts) {
+			break
+		}
+		if err := pause(ctx, readyEvery); err != nil {
+			return fmt.Errorf("%s to %s, through mailboxes: %w", x.From, x.To, err)
+		}
+	}
+	a.ReadAfter = ms(time.Since(began))
+	d.report.Apart = append(d.report.Apart, a)
+	return nil
 }
 
 func (d *demo) person(ctx context.Context, name string, ways []string) (*process, error) {
@@ -295,6 +407,15 @@ func (d *demo) leave(ctx context.Context) error {
 	if err := d.build(ctx); err != nil {
 		return err
 	}
+	err := d.step("Bob leaves, alice writes and leaves, bob comes and reads", func() error {
+		return d.apart(ctx, d.report.Directions[0], []string{"Hello, bob. You are away, and so will I be when you read this."})
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.step("Alice is back too", func() error { return d.back(ctx, "alice") }); err != nil {
+		return err
+	}
 	program := "kith"
 	if path, err := exec.LookPath(program); err != nil || path != d.exe {
 		program = word(d.exe)
@@ -307,6 +428,8 @@ func (d *demo) leave(ctx context.Context) error {
 		fmt.Fprintf(w, `
 Alice and bob are contacts now. In other terminals, try:
 
+  %[1]s read --home %[3]s alice
+  %[1]s mailbox list --home %[3]s
   %[1]s watch --home %[3]s
   %[1]s send --home %[2]s bob 'Hello, bob' --wait delivered
   %[1]s send --home %[3]s alice 'Hello, alice'
@@ -331,6 +454,7 @@ type demoReport struct {
 	Returned   float64      `json:"returned_ms"`
 	TextsPerS  float64      `json:"burst_texts_per_s"`
 	Directions []*direction `json:"directions"`
+	Apart      []*absence   `json:"apart"` // through mailboxes
 	Seconds    float64      `json:"seconds"`
 }
 
@@ -365,9 +489,7 @@ func (d *demo) once(ctx context.Context) error {
 		d.report.Ready = max(d.report.Ready, ms(p.started))
 		d.report.Processes++
 	}
-	ab := &direction{From: "alice", To: "bob", sender: d.alice, reader: d.bob}
-	ba := &direction{From: "bob", To: "alice", sender: d.bob, reader: d.alice}
-	d.report.Directions = []*direction{ab, ba}
+	ab, ba := d.report.Directions[0], d.report.Directions[1]
 
 	err := d.step(fmt.Sprintf("They talk: %d texts, one after another", demoTalk), func() error {
 		for i := range demoTalk {
@@ -402,25 +524,40 @@ func (d *demo) once(ctx context.Context) error {
 		if err := ab.post(ctx, numbered("While bob is away", demoAway)); err != nil {
 			return err
 		}
-		var ways []string
-		for _, p := range d.nodes {
-			ways = append(ways, "--bootstrap", p.listen[0])
-		}
 		began := time.Now()
-		bob, err := d.person(ctx, "bob", ways)
-		if err != nil {
+		if err := d.back(ctx, "bob"); err != nil {
 			return err
 		}
-		d.bob, ab.reader, ba.sender = bob, bob, bob
-		d.report.Ready = max(d.report.Ready, ms(bob.started))
-		err = errors.Join(ab.settle(ctx), ba.settle(ctx))
+		err := errors.Join(ab.settle(ctx), ba.settle(ctx))
 		d.report.Returned = ms(time.Since(began))
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	err = d.step("They talk on, and both histories are compared", func() error {
+	err = d.step("Never there together: alice writes, bob reads", func() error {
+		if err := d.bob.boxed(ctx); err != nil {
+			return err
+		}
+		return d.apart(ctx, ab, numbered("While bob is off", demoApart))
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step("Never there together: bob answers, alice reads", func() error {
+		// Alice has left already: bob is alone.
+		return d.apart(ctx, ba, numbered("While alice is off", demoApart))
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step("Both are back, talk on, and the histories are compared", func() error {
+		if err := d.back(ctx, "bob"); err != nil {
+			return err
+		}
+		if err := errors.Join(ab.settle(ctx), ba.settle(ctx)); err != nil {
+			return err
+		}
 		for i := range demoTalk {
 			if err := [2]*direction{ba, ab}[i%2].say(ctx, fmt.Sprintf("Text %d after the return", i+1)); err != nil {
 				return err
@@ -479,10 +616,21 @@ func (x *direction) say(ctx context.Context, text string) error {
 
 // settle waits until everything that was posted is delivered.
 func (x *direction) settle(ctx context.Context) error {
+	return x.reach(ctx, x.messages, "delivered")
+}
+
+// shown are the sender's messages as the reader sees them.
+func (x *direction) shown(ctx context.Context) ([]*apiv1.Message, error) {
+	all, err := lastMessages(ctx, x.reader.client, x.From, 1<<20)
+	return slices.DeleteFunc(all, (*apiv1.Message).GetFromMe), err
+}
+
+// reach waits until messages have come as far as a state.
+func (x *direction) reach(ctx context.Context, messages []*apiv1.Message, state string) error {
 	l := watchLedger(ctx, x.sender.client, 0)
 	defer l.stop()
-	for _, m := range x.messages {
-		if err := l.wait(ctx, m, "delivered"); err != nil {
+	for _, m := range messages {
+		if err := l.wait(ctx, m, state); err != nil {
 			return fmt.Errorf("%s to %s: %w", x.From, x.To, err)
 		}
 	}
@@ -492,7 +640,7 @@ func (x *direction) settle(ctx context.Context) error {
 // compare reads what the other side shows and counts what differs from what
 // was sent.
 func (x *direction) compare(ctx context.Context) error {
-	shown, err := lastMessages(ctx, x.reader.client, x.From, 1<<20)
+	shown, err := x.shown(ctx)
 	if err != nil {
 		return err
 	}
@@ -503,9 +651,6 @@ func (x *direction) compare(ctx context.Context) error {
 	seen := map[string]bool{}
 	last := -1
 	for _, m := range shown {
-		if m.FromMe {
-			continue
-		}
 		x.Received++
 		i, ours := place[m.Id]
 		switch {
@@ -567,6 +712,15 @@ func (d *demo) writeReport(w io.Writer) {
 		row("send to delivered, median", func(x *direction) string { return fmt.Sprintf("%.1f ms", x.Median) }),
 		row("send to delivered, 95th percentile", func(x *direction) string { return fmt.Sprintf("%.1f ms", x.P95) }),
 	)
+	fmt.Fprintln(w)
+	rows := [][]string{{"never there together", "texts", "held by", "held after", "readable after", "lost"}}
+	for i, a := range d.report.Apart {
+		rows = append(rows, []string{
+			fmt.Sprintf("%s alone, then %s alone", a.From, a.To), fmt.Sprint(a.Texts), fmt.Sprintf("%d of %d nodes", a.Held, a.Of),
+			fmt.Sprintf("%.0f ms", a.HeldAfter), fmt.Sprintf("%.0f ms", a.ReadAfter), fmt.Sprint(d.report.Directions[i].Lost),
+		})
+	}
+	table(w, rows...)
 	fmt.Fprintln(w)
 	table(w,
 		[]string{"processes", fmt.Sprint(d.report.Processes)},

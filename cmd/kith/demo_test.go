@@ -26,8 +26,16 @@ func TestDemoOnce(t *testing.T) {
 		t.Errorf("the report is %s", stdout)
 	}
 	for _, x := range r.Directions {
-		if x.Sent < demoTalk+demoAway || x.Received != x.Sent || x.Delivered != x.Sent || x.Lost+x.Duplicate+x.OutOfOrder != 0 || x.Median <= 0 {
+		if x.Sent < demoTalk+demoAway+demoApart || x.Received != x.Sent || x.Delivered != x.Sent || x.Lost+x.Duplicate+x.OutOfOrder != 0 || x.Median <= 0 {
 			t.Errorf("%s to %s: %+v", x.From, x.To, x)
+		}
+	}
+	if len(r.Apart) != 2 {
+		t.Fatalf("the report is %s", stdout)
+	}
+	for i, a := range r.Apart {
+		if a.From != r.Directions[i].From || a.Texts != demoApart || a.Held < 2 || a.Of != demoNodes || a.ReadAfter <= 0 {
+			t.Errorf("never there together: %+v", a)
 		}
 	}
 	if entries, err := os.ReadDir(os.TempDir()); err != nil || len(entries) != 0 {
