@@ -1,8 +1,15 @@
 package mailbox
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io/fs"
+	"net/netip"
+
+	"github.com/kith-im/kith/protocol/envelope"
+	"github.com/kith-im/kith/protocol/mailbox"
 )
 
 // What the tests, which are another package because of who imports this one,
@@ -21,3 +28,107 @@ func (s *Service) Age() int64 { return s.age.now() }
 
 // Tidy drops what has ended.
 func (s *Service) Tidy(ctx context.Context) error { return s.tidyOnce(ctx) }
+
+// What streams ask for, without a stream.
+
+// NewBox makes a box with tags of contacts.
+func (s *Service) NewBox(id mailbox.BoxID, tags ...envelope.Tag) error {
+	f := &mailbox.Tags{Generation: 1}
+	for _, tag := range tags {
+		f.Tags = append(f.Tags, mailbox.Registration{Tag: tag, Class: mailbox.ClassContact})
+	}
+	return s.change(context.Background(), func(t *tx) error {
+		b, _, o, err := t.open(id, true, s.group(netip.Prefix{}))
+		if err == nil && o.why == 0 {
+			_, o, err = t.register(b.id, f)
+		}
+		if err == nil && o.why != 0 {
+			err = fmt.Errorf("refused with %d", o.why)
+		}
+		return err
+	})
+}
+
+// Leave deposits envelopes together and returns the refusals.
+func (s *Service) Leave(envs ...[]byte) ([]mailbox.Refusal, error) {
+	var ops []*op
+	out := make([]mailbox.Refusal, len(envs))
+	for i, env := range envs {
+		ops = append(ops, &op{do: func(t *tx) error {
+			o, err := t.deposit(env)
+			out[i] = o.why
+			return err
+		}})
+	}
+	if err := s.submit(context.Background(), ops...); err != nil {
+		return nil, err
+	}
+	for _, o := range ops {
+		if o.err != nil {
+			return nil, o.err
+		}
+	}
+	return out, nil
+}
+
+// Remove deletes an item of a box.
+func (s *Service) Remove(id mailbox.BoxID, item uint64) error {
+	return s.reclaim(context.Background(), func(t *tx) error {
+		b, _, err := t.byKey(id)
+		if err != nil {
+			return err
+		}
+		return t.remove(b.id, []uint64{item})
+	})
+}
+
+// Page reads a page of a box.
+func (s *Service) Page(id mailbox.BoxID, after uint64) (p *mailbox.Page, err error) {
+	err = s.read(context.Background(), func(c *conn) error {
+		b, _, err := c.byKey(id)
+		if err == nil {
+			p, err = c.page(b.id, after, mailbox.MaxPage)
+		}
+		return err
+	})
+	return p, err
+}
+
+// Has says whether an envelope is there and whole.
+func (s *Service) Has(env []byte) bool {
+	var got []byte
+	err := s.read(context.Background(), func(c *conn) (err error) {
+		got, err = c.find(envelope.Tag(env[:envelope.TagSize]), mailbox.DigestOf(env))
+		return err
+	})
+	return err == nil && bytes.Equal(got, env)
+}
+
+// Check finds contradictions in the file, and between it and the sums in memory.
+func (s *Service) Check() error {
+	return s.change(context.Background(), func(t *tx) error {
+		var verdict []byte
+		if _, err := t.get([]any{&verdict}, `PRAGMA integrity_check(1)`); err != nil || string(verdict) != "ok" {
+			return fmt.Errorf("%s (%w)", verdict, err)
+		}
+		var fresh usage
+		if err := fresh.load(t.conn); err != nil {
+			return err
+		}
+		if fresh.disk = t.use.disk; fresh != *t.use {
+			return errors.New("the sums are wrong")
+		}
+		for _, sql := range []string{
+			`SELECT count(*) FROM boxes b WHERE items != (SELECT count(*) FROM items i WHERE i.box = b.id)`,
+			`SELECT count(*) FROM boxes b WHERE mail + requests != (SELECT coalesce(sum(length(body)), 0) FROM items i WHERE i.box = b.id)`,
+			`SELECT count(*) FROM boxes b WHERE tags != (SELECT count(*) FROM tags t WHERE t.box = b.id)`,
+			`SELECT count(*) FROM items WHERE box NOT IN (SELECT id FROM boxes)`,
+		} {
+			var n int64
+			if _, err := t.get([]any{&n}, sql); err != nil || n != 0 {
+				return fmt.Errorf("%d rows contradict: %s (%w)", n, sql, err)
+			}
+		}
+		return nil
+	})
+}
