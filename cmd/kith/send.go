@@ -37,7 +37,9 @@ func (k *kith) sendCmd() *cobra.Command {
 		Short: "Send a text",
 		Long: `Send a text. The command returns when the message is safe on disk: it will be
 delivered even if both sides go offline in between. With --wait it returns when
-the message came that far, and exits with 7 if --timeout runs out before.
+the message came that far, and exits with 7 if --timeout runs out before: sent, a
+device of the contact has it; held, so have enough of the contact's mailboxes, and
+this daemon may be switched off; delivered, the contact's receipt is here.
 
 With --stdin every line of the standard input becomes a message; empty lines are
 left out. All are sent in the order of the lines.

@@ -162,6 +162,9 @@ func TestSendWait(t *testing.T) {
 		want   string // the state printed
 	}{
 		{"delivered", "delivered", []*apiv1.Event{event("id of hi", "sent"), event("id of hi", "delivered")}, 0, "delivered"},
+		{"held", "held", []*apiv1.Event{event("id of hi", "held")}, 0, "held"},
+		{"not yet held", "held", []*apiv1.Event{event("id of hi", "sent")}, exitTimeout, "sent"},
+		{"held is not delivered", "delivered", []*apiv1.Event{event("id of hi", "held")}, exitTimeout, "held"},
 		{"beyond", "held", []*apiv1.Event{event("id of hi", "read")}, 0, "read"},
 		{"others' messages", "delivered", []*apiv1.Event{event("x", "failed"), event("id of hi", "delivered")}, 0, "delivered"},
 		{"failed", "delivered", []*apiv1.Event{event("id of hi", "failed")}, exitRefused, "failed"},
@@ -176,5 +179,28 @@ func TestSendWait(t *testing.T) {
 				t.Errorf("exit %d, stdout %q, stderr %q, want exit %d and %s", code, stdout, stderr, test.code, test.want)
 			}
 		})
+	}
+}
+
+// TestSendLinesHeld: a batch waits for each of its lines.
+func TestSendLinesHeld(t *testing.T) {
+	event := func(id, state string) *apiv1.Event {
+		return &apiv1.Event{Id: 1, Type: "ledger", Data: fmt.Sprintf(`{"id":%q,"state":%q}`, id, state)}
+	}
+	for _, test := range []struct {
+		name   string
+		events []*apiv1.Event
+		code   int
+		want   string
+	}{
+		{"all", []*apiv1.Event{event("id of one", "held"), event("id of two", "delivered")}, 0, "id of one  held\nid of two  delivered\n"},
+		{"one of two", []*apiv1.Event{event("id of one", "held")}, exitTimeout, "id of one  held\nid of two  queued\n"},
+		{"one expired", []*apiv1.Event{event("id of one", "expired"), event("id of two", "held")}, exitRefused, "id of one  expired\n"},
+	} {
+		home := serve(t, &teller{name: "bob", events: test.events})
+		code, stdout, stderr := cli(t, "one\ntwo\n", "--home", home, "send", "bob", "--stdin", "--wait", "held", "--timeout", "300ms")
+		if code != test.code || stdout != test.want {
+			t.Errorf("%s: exit %d, stdout %q, stderr %q, want exit %d and %q", test.name, code, stdout, stderr, test.code, test.want)
+		}
 	}
 }
