@@ -33,7 +33,12 @@ func (s *Service) Tidy(ctx context.Context) error { return s.tidyOnce(ctx) }
 
 // NewBox makes a box with tags of contacts.
 func (s *Service) NewBox(id mailbox.BoxID, tags ...envelope.Tag) error {
-	f := &mailbox.Tags{Generation: 1}
+	return s.Register(id, 1, false, tags...)
+}
+
+// Register makes a box, if need be, and registers tags of contacts.
+func (s *Service) Register(id mailbox.BoxID, generation uint64, prune bool, tags ...envelope.Tag) error {
+	f := &mailbox.Tags{Generation: generation, Prune: prune}
 	for _, tag := range tags {
 		f.Tags = append(f.Tags, mailbox.Registration{Tag: tag, Class: mailbox.ClassContact})
 	}
