@@ -16,12 +16,18 @@ func TestMailboxList(t *testing.T) {
 		res  *apiv1.ListMailboxesResponse
 		want []string
 	}{
-		{"all good", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, good, good}, Mode: "auto", Healthy: 3, Needed: 2},
-			[]string{"1a2b3c4d  good   3, 12.0 kB  64.0 MB  30 days    -          default", "3 of 3 work", "held when 2 have signed"}},
-		{"one, as the user wants it", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good}, Mode: "manual", Healthy: 1, Needed: 2},
-			[]string{"1 of 1 work", "held when one has signed"}},
-		{"evidence", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, bad}, Mode: "auto", Healthy: 1, Needed: 2},
-			[]string{"lying", "5e6f7a8b: it gave a false receipt", "5e6f7a8b: 1 of 4 tests did not come back", "Too few work: 1", "kith mailbox add ADDRESS"}},
+		{
+			"all good", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, good, good}, Mode: "auto", Healthy: 3, Needed: 2},
+			[]string{"1a2b3c4d  good   3, 12.0 kB  64.0 MB  30 days    -          default", "3 of 3 work", "held when 2 have signed"},
+		},
+		{
+			"one, as the user wants it", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good}, Mode: "manual", Healthy: 1, Needed: 2},
+			[]string{"1 of 1 work", "held when one has signed"},
+		},
+		{
+			"evidence", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, bad}, Mode: "auto", Healthy: 1, Needed: 2},
+			[]string{"lying", "5e6f7a8b: it gave a false receipt", "5e6f7a8b: 1 of 4 tests did not come back", "Too few work: 1", "kith mailbox add ADDRESS"},
+		},
 		{"none yet", &apiv1.ListMailboxesResponse{Mode: "auto", Needed: 2}, []string{"No mailboxes yet", "kith mailbox add ADDRESS"}},
 		{"switched off", &apiv1.ListMailboxesResponse{Mode: "none"}, []string{"switched off", "kith up --mailbox auto"}},
 	} {

@@ -78,8 +78,10 @@ func (b *teller) message() *apiv1.Message {
 }
 
 func (b *teller) Status(context.Context, *apiv1.StatusRequest) (*apiv1.StatusResponse, error) {
-	return &apiv1.StatusResponse{Ready: true, Role: "user", Version: b.name, Account: b.text, Listen: []string{b.text}, Roads: map[string]string{b.name: b.text},
-		Mailboxes: &apiv1.MailboxCount{Mode: b.text, Healthy: 2, Total: 3, Needed: 2}}, b.fail
+	return &apiv1.StatusResponse{
+		Ready: true, Role: "user", Version: b.name, Account: b.text, Listen: []string{b.text}, Roads: map[string]string{b.name: b.text},
+		Mailboxes: &apiv1.MailboxCount{Mode: b.text, Healthy: 2, Total: 3, Needed: 2},
+	}, b.fail
 }
 
 func (b *teller) Doctor(context.Context, *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error) {
