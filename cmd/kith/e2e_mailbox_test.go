@@ -251,3 +251,23 @@ func TestMailboxNone(t *testing.T) {
 		t.Errorf("mailbox add: exit %d, %q", code, stderr)
 	}
 }
+
+// TestQuotaReached: a sender is told that the mailboxes have no room, and the
+// message waits and arrives all the same.
+func TestQuotaReached(t *testing.T) {
+	n, nodes := newMailNetwork(t)
+	for _, node := range nodes {
+		node.must("node", "set", "--box-quota", "128KiB")
+	}
+	a, b := mailPerson(n, nodes, "a", "ann"), mailPerson(n, nodes, "b", "ben")
+	a.boxesWork(3)
+	n.meet(a, "ann", b, "ben")
+	a.stop()
+	var last struct{ ID string }
+	for i := range 4 {
+		b.decode(&last, "send", "ann", strings.Repeat(fmt.Sprint(i), 60_000))
+	}
+	b.until("the sender is told", func() bool { return strings.Contains(b.must("trace", last.ID), "full") })
+	a.up()
+	a.until("all have arrived", func() bool { return len(a.read("ben")) == 2+4 })
+}
