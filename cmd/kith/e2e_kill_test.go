@@ -115,7 +115,7 @@ func (s *talker) talk(ctx context.Context) {
 	defer client.Close()
 	tick := time.NewTicker(sayEvery)
 	defer tick.Stop()
-	for i := 1; ; i++ {
+	for i := len(s.queued) + 1; ; i++ {
 		req := &apiv1.SendRequest{Conversation: s.with, Texts: []string{fmt.Sprintf("text %d of %s", i, s.name)}, IdempotencyKey: fmt.Sprintf("%s-%d", s.name, i)}
 		select {
 		case <-tick.C:
