@@ -474,10 +474,14 @@ func FuzzFields(f *testing.F) {
 		var fields []Field
 		var err error
 		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		fields, err = ParseFields(b)
-		runtime.ReadMemStats(&after)
-		if n := after.TotalAlloc - before.TotalAlloc; n > 4*uint64(len(b))+64<<10 {
+		n := uint64(1<<64 - 1)
+		for range 5 { // the runtime allocates, too: the least counts
+			runtime.ReadMemStats(&before)
+			fields, err = ParseFields(b)
+			runtime.ReadMemStats(&after)
+			n = min(n, after.TotalAlloc-before.TotalAlloc)
+		}
+		if n > 4*uint64(len(b))+64<<10 {
 			t.Errorf("%d bytes take %d bytes of memory", len(b), n)
 		}
 		if err != nil {
