@@ -220,7 +220,7 @@ func (k *kith) waitCmd() *cobra.Command {
 				return nil
 			}
 			var e *api.Error
-			if err != nil && (!errors.As(err, &e) || e.Code != api.CodeNotRunning) {
+			if err != nil && ctx.Err() == nil && (!errors.As(err, &e) || e.Code != api.CodeNotRunning) {
 				return err
 			}
 			if pause(ctx, readyEvery) != nil {
