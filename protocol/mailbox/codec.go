@@ -177,13 +177,13 @@ func (f *Deposit) unmarshal(in *cryptobyte.String) bool {
 
 func (f *Deposit) valid() bool { return envelopeSize(len(f.Envelope)) }
 
-func (f *Stored) marshal(b []byte) []byte {
-	b = binary.BigEndian.AppendUint16(b, f.Hours)
-	return append(b, f.Signature[:]...)
+func (s *Stored) marshal(b []byte) []byte {
+	b = binary.BigEndian.AppendUint16(b, s.Hours)
+	return append(b, s.Signature[:]...)
 }
 
-func (f *Stored) unmarshal(in *cryptobyte.String) bool {
-	return in.ReadUint16(&f.Hours) && in.CopyBytes(f.Signature[:])
+func (s *Stored) unmarshal(in *cryptobyte.String) bool {
+	return in.ReadUint16(&s.Hours) && in.CopyBytes(s.Signature[:])
 }
 
 func (*Stored) valid() bool { return true }
@@ -200,9 +200,9 @@ func (f *Audit) unmarshal(in *cryptobyte.String) bool {
 
 func (*Audit) valid() bool { return true }
 
-func (f *Proof) marshal(b []byte) []byte { return append(b, f.MAC[:]...) }
+func (p *Proof) marshal(b []byte) []byte { return append(b, p.MAC[:]...) }
 
-func (f *Proof) unmarshal(in *cryptobyte.String) bool { return in.CopyBytes(f.MAC[:]) }
+func (p *Proof) unmarshal(in *cryptobyte.String) bool { return in.CopyBytes(p.MAC[:]) }
 
 func (*Proof) valid() bool { return true }
 
