@@ -97,6 +97,7 @@ func (s *Service) Handle(ns network.Stream) {
 	if st.write(&mailbox.Hello{Nonce: st.nonce, Draining: now.Draining, Hours: now.hours()}) != nil {
 		return
 	}
+	st.in.Begin() // we spoke first: from here on a client has the time between frames
 	var reading sync.WaitGroup
 	reading.Go(func() {
 		defer close(st.arrived)

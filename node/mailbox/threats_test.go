@@ -315,7 +315,7 @@ func TestG13_FairShare(t *testing.T) {
 // ones, or some that were dropped; and nothing of boxes by guessing keys.
 func TestG16_D11_Enumeration(t *testing.T) {
 	guesses := soak(300, 100_000)
-	l := mailbox.Limits{SourceRate: fast, BoxQuota: 1 << 20, TagQuota: 1 << 20, BoxIdle: time.Hour}
+	l := mailbox.Limits{SourceRate: fast, BoxQuota: 1 << 20, TagQuota: 1 << 20, Retention: time.Hour, BoxIdle: 2 * time.Hour}
 	world(t, l, func(t *testing.T, h *house) {
 		ask := func(when string, tags func() envelope.Tag, want wire.Refusal) {
 			t.Helper()
@@ -348,7 +348,7 @@ func TestG16_D11_Enumeration(t *testing.T) {
 		owner.register(2, true, newTag())
 		ask("a tag that was let go", func() envelope.Tag { return tag }, wire.RefusedUnknown)
 		owner.close()
-		time.Sleep(2 * time.Hour)
+		time.Sleep(3 * time.Hour)
 		ask("a box that was dropped", func() envelope.Tag { return tag }, wire.RefusedUnknown)
 		late := h.dial(1)
 		if why := refusal(t, late.ask(wire.SignOpen(key, late.node, late.hello.Nonce, false))); why != wire.RefusedNoBox {

@@ -102,7 +102,7 @@ func (t *tx) dropItems(sql string, args ...any) (dropped int64, more bool, err e
 // nobody knows it. What is in it is dropped bit by bit.
 func (t *tx) abandon() (dropped int64, more bool, err error) {
 	var id int64
-	ok, err := t.get([]any{&id}, `SELECT id FROM boxes WHERE seen <= ? AND key IS NOT NULL LIMIT 1`, t.age-t.set.BoxIdle.Milliseconds())
+	ok, err := t.get([]any{&id}, `SELECT id FROM boxes WHERE seen <= ? AND key IS NOT NULL LIMIT 1`, t.age-t.set.idle().Milliseconds())
 	if err != nil || !ok {
 		return 0, false, err
 	}
