@@ -244,7 +244,7 @@ func (d *simDisk) open(t testing.TB, path string) (*mailbox.Service, error) {
 }
 
 // G15, FS-02: the power goes at any point, again and again. What a receipt was
-// given for is there; what is there is whole.
+// given for is there; what is there is whole (docs/spec/mailbox.md, section 8).
 func TestG15_PowerLoss(t *testing.T) {
 	for seed := range uint64(soak(12, 2000)) {
 		powerLoss(t, seed)

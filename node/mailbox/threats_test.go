@@ -312,7 +312,8 @@ func TestG13_FairShare(t *testing.T) {
 }
 
 // G16, D11: whoever guesses tags learns nothing of whether there are boxes, full
-// ones, or some that were dropped; and nothing of boxes by guessing keys.
+// ones, or some that were dropped; and nothing of boxes by guessing keys
+// (docs/spec/mailbox.md, section 7).
 func TestG16_D11_Enumeration(t *testing.T) {
 	guesses := soak(300, 100_000)
 	l := mailbox.Limits{SourceRate: fast, BoxQuota: 1 << 20, TagQuota: 1 << 20, Retention: time.Hour, BoxIdle: 2 * time.Hour}
