@@ -166,7 +166,32 @@ func (n *Node) show(tx *store.Tx, row store.MessageRow, c store.ContactRow) (*ap
 	}
 	state, reason := overall(deliveries)
 	out.State, out.Reason = stateName(state), reason
+	if state != store.DeliveryHeld {
+		return out, nil
+	}
+	for _, d := range deliveries {
+		if d.State != state {
+			continue
+		}
+		h, err := n.holding(tx, d)
+		if err != nil {
+			return nil, err
+		}
+		if out.Holding == nil || h.GetHeld() < out.Holding.Held {
+			out.Holding = h
+		}
+	}
 	return out, nil
+}
+
+// holding says which mailboxes have signed for a delivery; nil: none.
+func (n *Node) holding(tx *store.Tx, d store.DeliveryRow) (*apiv1.Holding, error) {
+	k, until, err := tx.Holdings(d.ID)
+	if err != nil || k == 0 {
+		return nil, err
+	}
+	of, err := mailboxesOf(tx, d.Device)
+	return &apiv1.Holding{Held: int32(k), Of: max(of, int32(k)), UntilMs: n.now().UnixMilli() + until - n.age.now()}, err
 }
 
 func (n *Node) nameOf(row store.MessageRow, c store.ContactRow) string {
@@ -339,13 +364,8 @@ func (n *Node) Trace(ctx context.Context, req *apiv1.TraceRequest) (*apiv1.Trace
 					shown.NextMs = max(shown.NextMs, n.now().UnixMilli()+wait)
 				}
 			}
-			if k, until, err := tx.Holdings(d.ID); err != nil {
+			if shown.Holding, err = n.holding(tx, d); err != nil {
 				return err
-			} else if k > 0 {
-				shown.Holding = &apiv1.Holding{Held: int32(k), UntilMs: n.now().UnixMilli() + until - n.age.now()}
-				if shown.Holding.Of, err = mailboxesOf(tx, d.Device); err != nil {
-					return err
-				}
 			}
 			all, err := attempts(d.Attempts)
 			if err != nil {

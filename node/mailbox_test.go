@@ -136,6 +136,10 @@ func TestHeldQuickly(t *testing.T) {
 		if h.GetHeld() < 2 || h.GetOf() != 3 || days < 29 || days > 30 {
 			t.Errorf("the trace says it is held by %d of %d for %d days", h.GetHeld(), h.GetOf(), days)
 		}
+		all := alice.Messages("bob")
+		if got := all[len(all)-1].Holding; got.GetHeld() != h.GetHeld() || got.GetOf() != 3 {
+			t.Errorf("the conversation says it is held by %d of %d", got.GetHeld(), got.GetOf())
+		}
 		bob.Start()
 		alice.UntilDelivered(id)
 	})
