@@ -124,9 +124,10 @@ func keyOf(d mailbox.Digest) int64 { return int64(binary.BigEndian.Uint64(d[:]))
 
 const hour = int64(time.Hour / time.Millisecond)
 
-// deposit takes an envelope. The same one again gets a receipt for what is left
+// deposit takes an envelope, whose key the caller has worked out: hashing would
+// hold up the others here. The same one again gets a receipt for what is left
 // of its time: nobody prolongs what they leave.
-func (t *tx) deposit(env []byte) (outcome, error) {
+func (t *tx) deposit(env []byte, key int64) (outcome, error) {
 	tag := env[:envelope.TagSize]
 	var boxID, since, class, under int64
 	known, err := t.get([]any{&boxID, &since, &class, &under},
@@ -138,7 +139,6 @@ func (t *tx) deposit(env []byte) (outcome, error) {
 	if err != nil || !ok {
 		return refused(mailbox.RefusedUnknown), err
 	}
-	key := keyOf(mailbox.DigestOf(env))
 	var left int64
 	found := false
 	err = t.query(func(st *sqlite3.Stmt) bool {

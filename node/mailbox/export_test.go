@@ -59,8 +59,9 @@ func (s *Service) Leave(envs ...[]byte) ([]mailbox.Refusal, error) {
 	var ops []*op
 	out := make([]mailbox.Refusal, len(envs))
 	for i, env := range envs {
+		key := keyOf(mailbox.DigestOf(env))
 		ops = append(ops, &op{do: func(t *tx) error {
-			o, err := t.deposit(env)
+			o, err := t.deposit(env, key)
 			out[i] = o.why
 			return err
 		}})

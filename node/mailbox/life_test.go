@@ -3,12 +3,14 @@ package mailbox_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
 	"time"
 
 	apiv1 "github.com/kith-im/kith/node/api/v1"
@@ -109,61 +111,82 @@ func TestP11_Clocks(t *testing.T) {
 	const day = 24 * time.Hour
 	for _, jump := range []time.Duration{0, 3650 * day, -3650 * day} {
 		t.Run(jump.String(), func(t *testing.T) {
-			t.Parallel()
-			world(t, mailbox.Limits{Retention: 60 * time.Hour, BoxIdle: 120 * time.Hour}, func(t *testing.T, h *house) {
-				off := time.Duration(0)
-				h.cfg.Now = func() time.Time { return time.Now().Add(off) }
-				h.restart()
-				key, env := newKey(), []byte(nil)
-				h.visit(1, func(c *client) {
-					tag, _ := c.ready(key)
-					env = letter(tag, 1024)
-				})
-				h.visit(2, func(c *client) {
-					if why := c.deposit(env); why != 0 {
-						t.Fatalf("refused with %d", why)
-					}
-				})
-				off = jump
-				h.restart()
-				time.Sleep(34 * time.Hour)
-				h.visit(2, func(c *client) {
-					if !c.holds(env) {
-						t.Fatal("mail is dropped early")
-					}
-				})
-				off = 0
-				h.restart()
-				time.Sleep(28 * time.Hour)
-				h.visit(2, func(c *client) {
-					if c.holds(env) {
-						t.Fatal("mail is kept for longer")
-					}
-				})
-				come := func() {
-					h.visit(1, func(c *client) {
-						if got := c.open(key, false); got.Tags != 2 || got.Items != 0 {
-							t.Errorf("the box is %+v", got)
-						}
-					})
-				}
-				come()
-				off = jump
-				h.restart()
-				time.Sleep(90 * time.Hour)
-				come()
-				time.Sleep(121 * time.Hour)
-				h.visit(1, func(c *client) {
-					if why := refusal(t, c.ask(wire.SignOpen(key, c.node, c.hello.Nonce, false))); why != wire.RefusedNoBox {
-						t.Errorf("a box whose owner never comes is refused with %d", why)
-					}
-				})
-				if st, err := h.Status(t.Context()); err != nil || st.Boxes != 0 || st.Tags != 0 || st.Items != 0 {
-					t.Errorf("what is left is %+v, %v", st, err)
-				}
-			})
+			synctest.Test(t, func(t *testing.T) { clocks(t, jump) })
 		})
 	}
+}
+
+func clocks(t *testing.T, jump time.Duration) {
+	off := time.Duration(0)
+	cfg := mailbox.Config{
+		Path: filepath.Join(t.TempDir(), "mailbox.db"), Key: ed25519.NewKeyFromSeed(make([]byte, 32)),
+		Limits: mailbox.Limits{Retention: 60 * time.Hour, BoxIdle: 120 * time.Hour},
+		Now:    func() time.Time { return time.Now().Add(off) },
+	}
+	// live runs the service for a while.
+	live := func(d time.Duration, look func(*mailbox.Service)) {
+		t.Helper()
+		s, err := mailbox.Open(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		defer cancel()
+		if err := s.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		look(s)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key, tag := newKey().ID(), newTag()
+	env := letter(tag, protocol.MinEnvelope)
+	come := func(s *mailbox.Service) {
+		t.Helper()
+		if err := s.Register(key, 1, false, tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+	boxes := func(s *mailbox.Service) int64 {
+		t.Helper()
+		st, err := s.Status(t.Context())
+		if err != nil || st.Tags != st.Boxes {
+			t.Fatal(st, err)
+		}
+		return st.Boxes
+	}
+	live(time.Hour, func(s *mailbox.Service) {
+		come(s)
+		if why, err := s.Leave(env); err != nil || why[0] != 0 {
+			t.Fatal(why, err)
+		}
+	})
+	off = jump
+	live(34*time.Hour, func(s *mailbox.Service) {
+		if !s.Has(env) {
+			t.Error("mail is dropped early")
+		}
+	})
+	off = 0
+	live(28*time.Hour, func(s *mailbox.Service) {
+		if s.Has(env) {
+			t.Error("mail is kept for longer")
+		}
+		come(s)
+	})
+	off = jump
+	live(90*time.Hour, func(s *mailbox.Service) {
+		if boxes(s) != 1 {
+			t.Error("a box is dropped early")
+		}
+		come(s)
+	})
+	live(121*time.Hour, func(s *mailbox.Service) {
+		if boxes(s) != 0 {
+			t.Error("a box is kept for longer")
+		}
+	})
 }
 
 // A node that drains takes no mail and no new boxes, says so to those who come

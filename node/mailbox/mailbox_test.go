@@ -287,15 +287,6 @@ func (c *client) drain() (envs [][]byte) {
 
 func (c *client) close() { c.net.Reset() }
 
-// visit has a client come and go, machine and all: hosts that stay connected
-// have much to do in days of a bubble's time.
-func (h *house) visit(machine int, f func(*client)) {
-	h.t.Helper()
-	host := h.net.Host(h.t, transport.Config{Role: transport.Errands}, nodetest.IP(machine))
-	defer host.Close()
-	f(h.dialFrom(host))
-}
-
 // answer returns an answer that is of one type.
 func answer[F wire.Frame](t testing.TB, f wire.Frame) F {
 	t.Helper()

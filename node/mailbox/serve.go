@@ -310,8 +310,9 @@ gather:
 			continue
 		}
 		index = append(index, i)
+		key := keyOf(mailbox.DigestOf(env))
 		ops = append(ops, &op{do: func(t *tx) (err error) {
-			outcomes[i], err = t.deposit(env)
+			outcomes[i], err = t.deposit(env, key)
 			return err
 		}})
 	}
