@@ -38,10 +38,13 @@ type Community struct {
 	Info      peer.AddrInfo // how to dial it, also while it is down
 	Host      *transport.Host
 	Discovery *discovery.Discovery
-	Mail      *mailbox.Service // nil if it keeps none
+	Mail      *mailbox.Service // nil if it keeps none; Behaviour.Crash replaces it
 	MailFile  string           // where
 	run       *running
-	keep      *running
+
+	awkward *awkward      // between the mailboxes and their users
+	mailing chan struct{} // whoever puts something in may start and end the mailboxes; no mutex, which a bubble does not wait for
+	keep    *running      // nil: they are not there
 }
 
 // NewCommunity starts a community node on machine i that joins by way of others.
@@ -52,9 +55,11 @@ func NewCommunity(t testing.TB, n *Network, i int, ways ...*Community) *Communit
 
 func newCommunity(t testing.TB, n *Network, i int, mail bool, ways []*Community) *Community {
 	t.Helper()
-	c := &Community{t: t, net: n, IP: IP(i), ways: ways}
+	c := &Community{t: t, net: n, IP: IP(i), ways: ways, mailing: make(chan struct{}, 1)}
 	if mail {
 		c.MailFile = filepath.Join(t.TempDir(), "mailbox.db")
+		c.awkward = newAwkward(n)
+		c.awkward.crash = c.crashMail
 	}
 	t.Cleanup(c.Stop)
 	c.Start()
@@ -68,7 +73,8 @@ func NewCommunities(t testing.TB, n *Network, count int) []*Community {
 	return newCommunities(t, n, count, false)
 }
 
-// NewMailCommunities is NewCommunities with nodes that keep mail.
+// NewMailCommunities is NewCommunities with nodes that keep mail, honestly until
+// they are told to Behave.
 func NewMailCommunities(t testing.TB, n *Network, count int) []*Community {
 	t.Helper()
 	return newCommunities(t, n, count, true)
@@ -98,15 +104,56 @@ func (c *Community) Start() {
 	if c.MailFile == "" {
 		return
 	}
+	c.mailing <- struct{}{}
+	defer func() { <-c.mailing }()
+	c.openMail()
+	c.Host.SetStreamHandler(wire.Protocol, c.awkward.handle)
+}
+
+// openMail starts the mailboxes. The caller holds mailing.
+func (c *Community) openMail() {
 	raw, err := c.key.Raw()
 	if err != nil {
-		c.t.Fatal(err)
+		c.t.Error(err)
+		return
 	}
 	if c.Mail, err = mailbox.Open(context.Background(), mailbox.Config{Path: c.MailFile, Key: raw}); err != nil {
-		c.t.Fatal(err)
+		c.t.Error(err)
+		return
 	}
-	c.Host.SetStreamHandler(wire.Protocol, c.Mail.Handle)
 	c.keep = start(c.Mail.Run)
+	c.awkward.key = raw
+	c.awkward.serve(c.Mail)
+}
+
+// closeMail ends the mailboxes, if they are there. The caller holds mailing.
+func (c *Community) closeMail() {
+	if c.keep == nil {
+		return
+	}
+	c.awkward.serve(nil)
+	if err := errors.Join(c.keep.stop(), c.Mail.Close()); err != nil {
+		c.t.Errorf("the mailboxes of a community node ended with: %v", err)
+	}
+	c.keep = nil
+}
+
+// crashMail ends the mailboxes in the middle of what they are about. A while
+// later they are there again, unless the node is not.
+func (c *Community) crashMail() {
+	c.mailing <- struct{}{}
+	defer func() { <-c.mailing }()
+	if c.keep == nil {
+		return
+	}
+	c.closeMail()
+	c.awkward.mu.Lock()
+	away := c.awkward.CrashFor
+	c.awkward.mu.Unlock()
+	timer := time.NewTimer(away)
+	defer timer.Stop()
+	<-timer.C
+	c.openMail()
 }
 
 // Stop ends the node.
@@ -118,12 +165,9 @@ func (c *Community) Stop() {
 		c.run = nil
 		c.Host.Close()
 	}
-	if c.keep != nil {
-		if err := errors.Join(c.keep.stop(), c.Mail.Close()); err != nil {
-			c.t.Errorf("the mailboxes of a community node ended with: %v", err)
-		}
-		c.keep = nil
-	}
+	c.mailing <- struct{}{}
+	defer func() { <-c.mailing }()
+	c.closeMail()
 }
 
 // Kill ends the node as a power cut would.
@@ -383,6 +427,7 @@ type Event struct {
 	Seq          uint64 `json:"seq"`
 	Missing      uint32 `json:"missing_before"`
 	What         string `json:"what"`
+	Profile      string `json:"profile"`
 	Invite       string `json:"invite"`
 	Verified     bool   `json:"verified"`
 }
