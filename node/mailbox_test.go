@@ -216,3 +216,41 @@ func holders(t *testing.T, u *nodetest.User) map[peer.ID]bool {
 	}
 	return out
 }
+
+// TestMailClocks has one of the two return with a clock that is wrong by ten
+// years: nothing expires early, and nobody has to be found anew.
+func TestMailClocks(t *testing.T) {
+	const years = 10 * 365 * 24 * time.Hour
+	for name, skew := range map[string]time.Duration{"ahead": years, "behind": -years} {
+		t.Run(name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				alice, bob := w.pair()
+				housed(alice, 3)
+				housed(bob, 3)
+				sent(alice)
+				sent(bob)
+				alice.Stop()
+				bob.Stop()
+				wrong := func() time.Time { return time.Now().Add(skew) }
+				alice = w.userWith("alice", nodetest.Options{Home: alice.Home, Now: wrong})
+				ids := alice.Say("bob", texts("alice", 3)...)
+				alice.UntilState("held", ids...)
+				alice.Stop()
+				time.Sleep(time.Hour)
+				bob.Start()
+				bob.UntilTexts("alice", 3)
+				answers := bob.Say("alice", texts("bob", 3)...)
+				bob.UntilState("held", answers...)
+				sent(bob)
+				bob.Stop()
+				alice.Start()
+				alice.UntilTexts("bob", 6)
+				alice.UntilDelivered(ids...)
+				sent(alice)
+				alice.Stop()
+				bob.Start()
+				bob.UntilDelivered(answers...)
+			})
+		})
+	}
+}
