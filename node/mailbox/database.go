@@ -13,11 +13,12 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
-// ErrNewerSchema: a later version of kith has written the file.
-var ErrNewerSchema = errors.New("the mailboxes were written by a newer kith: install that version again, or a later one")
-
-// ErrDamaged: the file cannot be read as what it was.
-var ErrDamaged = errors.New("the mailboxes' file is damaged: stop kith, move the file away or restore it from a backup, and start again")
+var (
+	// ErrNewerSchema: a later version of kith has written the file.
+	ErrNewerSchema = errors.New("the mailboxes were written by a newer kith: install that version again, or a later one")
+	// ErrDamaged: the file cannot be read as what it was.
+	ErrDamaged = errors.New("the mailboxes' file is damaged: stop kith, move the file away or restore it from a backup, and start again")
+)
 
 // schema/NNNN.sql, numbered from 0001 without gaps, are the versions of the
 // schema. A file that has been released is never edited.

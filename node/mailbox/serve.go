@@ -75,7 +75,12 @@ func (s *Service) Handle(ns network.Stream) {
 		arrived: make(chan request, maxGather), news: make(chan struct{}, 1),
 		stopped: make(chan struct{}), freed: make(chan struct{}, 1),
 	}
-	defer ns.Reset() // after Close it does nothing
+	well := false // ended as it should: what was written is delivered
+	defer func() {
+		if !well {
+			_ = ns.Reset() // it has ended either way
+		}
+	}()
 	if ns.Scope().ReserveMemory(transport.ReadBuffer, network.ReservationPriorityMedium) != nil {
 		s.counters.turnedAway.Add(1)
 		return
@@ -103,12 +108,13 @@ func (s *Service) Handle(ns network.Stream) {
 		defer close(st.arrived)
 		st.read(ctx)
 	})
-	if st.serve(ctx) == nil {
-		_ = ns.Close()
+	if well = st.serve(ctx) == nil; well {
+		well = ns.Close() == nil // ends reading, too
+	} else {
+		_ = ns.Reset() // likewise
 	}
 	cancel()
 	st.releasePage()
-	_ = ns.Reset() // ends reading
 	for r := range st.arrived {
 		st.release(r)
 	}
@@ -230,7 +236,7 @@ func (st *stream) serve(ctx context.Context) error {
 	for {
 		var r request
 		if next != nil {
-			r, next = *next, nil
+			r = *next
 		} else {
 			var ok bool
 			select {
