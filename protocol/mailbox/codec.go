@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"math/bits"
 	"time"
 
@@ -15,10 +13,6 @@ import (
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/envelope"
 )
-
-// ErrFrame means that the other side broke the framing; the stream is to be
-// reset.
-var ErrFrame = errors.New("mailbox: malformed frame")
 
 // The longest frames of either side, type and body: a deposit and a page.
 const (
@@ -32,22 +26,19 @@ const (
 	itemHead         = 8 + 1
 )
 
-// lengthRoom is the longest length of a frame, in bytes.
-const lengthRoom = 3
-
 // AppendFrame appends a frame to dst. It panics if the frame could not be read
 // back: an envelope of a wrong size, numbers or tags out of order, a part of a
 // second, more than a limit allows.
 func AppendFrame(dst []byte, f Frame) []byte {
 	start := len(dst)
-	dst = append(dst, make([]byte, lengthRoom)...)
+	dst = append(dst, make([]byte, protocol.FrameLengthSize)...)
 	dst = append(dst, byte(f.Type()))
 	dst = f.marshal(dst)
-	frame := dst[start+lengthRoom:]
+	frame := dst[start+protocol.FrameLengthSize:]
 	if !f.Type().fits(len(frame)-1) || !f.valid() {
 		panic(fmt.Sprintf("mailbox: a frame of type %d that cannot be read back", f.Type()))
 	}
-	if n := binary.PutUvarint(dst[start:], uint64(len(frame))); n < lengthRoom {
+	if n := binary.PutUvarint(dst[start:], uint64(len(frame))); n < protocol.FrameLengthSize {
 		copy(dst[start+n:], frame)
 		dst = dst[:start+n+len(frame)]
 	}
@@ -56,7 +47,7 @@ func AppendFrame(dst []byte, f Frame) []byte {
 
 // ReadRequest reads a frame of a client, and ReadAnswer one of a node. They
 // return io.EOF if the stream ended before a frame began, io.ErrUnexpectedEOF if
-// within one, and ErrFrame for what no honest side sends. Memory grows only with
+// within one, and protocol.ErrFrame for what no honest side sends. Memory grows only with
 // what arrived. The envelopes of a page share their memory.
 func ReadRequest(r *bufio.Reader) (Frame, error) {
 	return readFrame(r, maxRequest, func(t Type) bool { return t < firstAnswer })
@@ -68,26 +59,26 @@ func ReadAnswer(r *bufio.Reader) (Frame, error) {
 }
 
 func readFrame(r *bufio.Reader, limit int, sent func(Type) bool) (Frame, error) {
-	length, err := readLength(r, limit)
+	length, err := protocol.ReadFrameLength(r, limit)
 	if err != nil {
 		return nil, err
 	}
 	b, err := r.ReadByte()
 	if err != nil {
-		return nil, unexpected(err)
+		return nil, protocol.MidFrame(err)
 	}
 	t := Type(b)
 	if !sent(t) || !t.fits(length-1) {
-		return nil, ErrFrame
+		return nil, protocol.ErrFrame
 	}
-	body, err := readBody(r, length-1)
+	body, err := protocol.ReadFrameBody(r, length-1)
 	if err != nil {
 		return nil, err
 	}
 	f := t.frame()
 	in := cryptobyte.String(body)
 	if !f.unmarshal(&in) || !in.Empty() || !f.valid() {
-		return nil, ErrFrame
+		return nil, protocol.ErrFrame
 	}
 	return f, nil
 }
@@ -401,53 +392,4 @@ func readSeconds(in *cryptobyte.String, d *time.Duration) bool {
 	ok := in.ReadUint16(&s)
 	*d = time.Duration(s) * time.Second
 	return ok
-}
-
-// readLength reads a minimal uvarint of 1 to limit.
-func readLength(r *bufio.Reader, limit int) (int, error) {
-	var n int
-	for shift := 0; ; shift += 7 {
-		b, err := r.ReadByte()
-		if err != nil {
-			if shift > 0 {
-				err = unexpected(err)
-			}
-			return 0, err
-		}
-		n |= int(b&0x7f) << shift
-		switch {
-		case n > limit, b == 0: // too long; a zero byte is an empty frame or padding
-			return 0, ErrFrame
-		case b < 0x80:
-			return n, nil
-		case shift == 7*(lengthRoom-1):
-			return 0, ErrFrame
-		}
-	}
-}
-
-// firstRead is what is allocated for a body before any of it arrived.
-const firstRead = 4 << 10
-
-// readBody reads n bytes into memory that doubles as they arrive.
-func readBody(r io.Reader, n int) ([]byte, error) {
-	b := make([]byte, min(n, firstRead))
-	for read := 0; ; {
-		m, err := io.ReadFull(r, b[read:])
-		if err != nil {
-			return nil, unexpected(err)
-		}
-		if read += m; read == n {
-			return b, nil
-		}
-		b = append(make([]byte, 0, min(n, 2*read)), b...)
-		b = b[:cap(b)]
-	}
-}
-
-func unexpected(err error) error {
-	if err == io.EOF { //nolint:errorlint // io promises io.EOF itself
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }

@@ -268,8 +268,8 @@ func TestF07_CanonicalFrames(t *testing.T) {
 	for _, tt := range tests {
 		got, err := readers()[tt.side].read(bufio.NewReader(bytes.NewReader(tt.wire)))
 		switch {
-		case !tt.ok && !errors.Is(err, ErrFrame):
-			t.Errorf("%s: got %v, want %v", tt.name, err, ErrFrame)
+		case !tt.ok && !errors.Is(err, protocol.ErrFrame):
+			t.Errorf("%s: got %v, want %v", tt.name, err, protocol.ErrFrame)
 		case tt.ok && err != nil:
 			t.Errorf("%s: %v", tt.name, err)
 		case tt.ok && !bytes.Equal(AppendFrame(nil, got), tt.wire):
@@ -359,12 +359,12 @@ func TestF06_HugeFrame(t *testing.T) {
 	}{{readers()[0], maxRequest, TypeDeposit}, {readers()[1], maxAnswer, TypePage}} {
 		for _, length := range []uint64{tt.limit + 1, 1 << 32, 1<<63 - 1, 1 << 63, 1<<64 - 1} {
 			wire := append(binary.AppendUvarint(nil, length), byte(tt.typ))
-			if err := read(tt.side, "too long a claim", wire, 128); !errors.Is(err, ErrFrame) {
+			if err := read(tt.side, "too long a claim", wire, 128); !errors.Is(err, protocol.ErrFrame) {
 				t.Errorf("%s: a claim of %d bytes: got %v", tt.side.name, length, err)
 			}
 		}
 		wire := append(binary.AppendUvarint(nil, tt.limit), byte(tt.typ))
-		if err := read(tt.side, "the longest claim and 100 bytes", append(wire, make([]byte, 100)...), 2*firstRead); err == nil {
+		if err := read(tt.side, "the longest claim and 100 bytes", append(wire, make([]byte, 100)...), 2*protocol.FirstRead); err == nil {
 			t.Errorf("%s: read a frame that is not there", tt.side.name)
 		}
 		for i, f := range tt.side.frames {

@@ -3,7 +3,6 @@ package stream
 import (
 	"bufio"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 
@@ -44,10 +43,6 @@ type Frame struct {
 	Reason   Reason  // of TypeClose
 }
 
-// ErrFrame means that the other side broke the framing; the stream is to be
-// reset.
-var ErrFrame = errors.New("stream: malformed frame")
-
 // AppendFrame appends a frame to dst. It panics if the frame could not be read
 // back: an envelope of a wrong size, an unknown type or reason.
 func AppendFrame(dst []byte, f Frame) []byte {
@@ -74,24 +69,24 @@ func AppendFrame(dst []byte, f Frame) []byte {
 }
 
 // ReadFrame reads one frame. It returns io.EOF if the stream ended before a
-// frame began, io.ErrUnexpectedEOF if within one, and ErrFrame for what no
+// frame began, io.ErrUnexpectedEOF if within one, and protocol.ErrFrame for what no
 // honest side sends. Memory grows only with what arrived.
 func ReadFrame(r *bufio.Reader) (Frame, error) {
-	length, err := readLength(r)
+	length, err := protocol.ReadFrameLength(r, MaxFrame)
 	if err != nil {
 		return Frame{}, err
 	}
 	t, err := r.ReadByte()
 	if err != nil {
-		return Frame{}, unexpected(err)
+		return Frame{}, protocol.MidFrame(err)
 	}
 	f := Frame{Type: Type(t)}
 	n := length - 1
 	if !f.Type.fits(n) {
-		return Frame{}, ErrFrame
+		return Frame{}, protocol.ErrFrame
 	}
 	if f.Type == TypeEnvelope {
-		if f.Envelope, err = readEnvelope(r, n); err != nil {
+		if f.Envelope, err = protocol.ReadFrameBody(r, n); err != nil {
 			return Frame{}, err
 		}
 		return f, nil
@@ -99,7 +94,7 @@ func ReadFrame(r *bufio.Reader) (Frame, error) {
 	var small [8]byte
 	body := small[:n]
 	if _, err := io.ReadFull(r, body); err != nil {
-		return Frame{}, unexpected(err)
+		return Frame{}, protocol.MidFrame(err)
 	}
 	switch f.Type {
 	case TypeAck:
@@ -108,7 +103,7 @@ func ReadFrame(r *bufio.Reader) (Frame, error) {
 		f.Token = small
 	case TypeClose:
 		if f.Reason = Reason(body[0]); !f.Reason.known() {
-			return Frame{}, ErrFrame
+			return Frame{}, protocol.ErrFrame
 		}
 	case TypeEnvelope: // returned above
 	}
@@ -129,52 +124,3 @@ func (t Type) fits(n int) bool {
 }
 
 func (r Reason) known() bool { return r >= ReasonSuperseded && r <= ReasonShutdown }
-
-// readLength reads a minimal uvarint of 1 to MaxFrame.
-func readLength(r *bufio.Reader) (int, error) {
-	var n int
-	for shift := 0; ; shift += 7 {
-		b, err := r.ReadByte()
-		if err != nil {
-			if shift > 0 {
-				err = unexpected(err)
-			}
-			return 0, err
-		}
-		n |= int(b&0x7f) << shift
-		switch {
-		case n > MaxFrame, b == 0: // too long; a zero byte is an empty frame or padding
-			return 0, ErrFrame
-		case b < 0x80:
-			return n, nil
-		case shift == 14: // MaxFrame takes three bytes
-			return 0, ErrFrame
-		}
-	}
-}
-
-// firstRead is what is allocated for an envelope before any of it arrived.
-const firstRead = 4 << 10
-
-// readEnvelope reads n bytes into memory that doubles as they arrive.
-func readEnvelope(r io.Reader, n int) ([]byte, error) {
-	b := make([]byte, min(n, firstRead))
-	for read := 0; ; {
-		m, err := io.ReadFull(r, b[read:])
-		if err != nil {
-			return nil, unexpected(err)
-		}
-		if read += m; read == n {
-			return b, nil
-		}
-		b = append(make([]byte, 0, min(n, 2*read)), b...)
-		b = b[:cap(b)]
-	}
-}
-
-func unexpected(err error) error {
-	if err == io.EOF { //nolint:errorlint // io promises io.EOF itself
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}

@@ -241,8 +241,8 @@ func TestF07_CanonicalFrames(t *testing.T) {
 		if len(wire) > 1000 {
 			wire[2] = byte(TypeEnvelope)
 		}
-		if _, err := ReadFrame(bufio.NewReader(bytes.NewReader(wire))); !errors.Is(err, ErrFrame) {
-			t.Errorf("%s: got %v, want %v", name, err, ErrFrame)
+		if _, err := ReadFrame(bufio.NewReader(bytes.NewReader(wire))); !errors.Is(err, protocol.ErrFrame) {
+			t.Errorf("%s: got %v, want %v", name, err, protocol.ErrFrame)
 		}
 	}
 }
@@ -270,12 +270,12 @@ func TestF06_HugeFrame(t *testing.T) {
 		if n := allocated(wire); n > 128 {
 			t.Errorf("a claim of %d bytes allocates %d", length, n)
 		}
-		if _, err := ReadFrame(bufio.NewReader(bytes.NewReader(wire))); !errors.Is(err, ErrFrame) {
+		if _, err := ReadFrame(bufio.NewReader(bytes.NewReader(wire))); !errors.Is(err, protocol.ErrFrame) {
 			t.Errorf("a claim of %d bytes: got %v", length, err)
 		}
 	}
 	wire := append(binary.AppendUvarint(nil, MaxFrame), byte(TypeEnvelope))
-	if n := allocated(append(wire, make([]byte, 100)...)); n > 2*firstRead {
+	if n := allocated(append(wire, make([]byte, 100)...)); n > 2*protocol.FirstRead {
 		t.Errorf("a claim of 128 KiB with 100 bytes behind it allocates %d", n)
 	}
 	whole := AppendFrame(nil, Frame{Type: TypeEnvelope, Envelope: make([]byte, protocol.MaxEnvelope)})
