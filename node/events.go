@@ -56,13 +56,15 @@ type ledgerEvent struct {
 }
 
 // contactEvent says what happened to a contact or a request; with Invite, to
-// an invite of ours.
+// an invite of ours. Profile is what they call themselves, where that is new;
+// Name is what we call them, and does not follow it.
 type contactEvent struct {
 	ID       string `json:"id,omitempty"`
 	Name     string `json:"name,omitempty"`
 	State    string `json:"state,omitempty"`
 	Verified bool   `json:"verified"`
 	Invite   string `json:"invite,omitempty"`
+	Profile  string `json:"profile,omitempty"`
 	What     string `json:"what"`
 }
 

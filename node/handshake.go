@@ -396,7 +396,7 @@ func (w *work) takeProfile(c store.ContactRow, m *message.Profile) error {
 	if !w.n.gate.once("profile "+c.Handle, w.now) {
 		return nil
 	}
-	return w.emitContact(c, "profile")
+	return w.emit(eventContact, c.ID, contactEvent{ID: c.Handle, Name: c.Name, State: contactStateName(c), Verified: c.Verified, Profile: name, What: "profile"})
 }
 
 // alarm pauses a conversation whose session shows that a device was copied.

@@ -57,7 +57,7 @@ type Config struct {
 	Host *transport.Host
 
 	Role Role
-	// Name is what the account calls itself; used when it is created.
+	// Name is what the account calls itself from now on; empty leaves it as it is.
 	Name string
 	// Version of the program, for status.
 	Version string
@@ -99,8 +99,8 @@ type Node struct {
 	started time.Time
 }
 
-// New prepares a node: it loads the account, or creates it in a store that has
-// none. It starts nothing.
+// New prepares a node: it loads the account and gives it cfg.Name, or creates it
+// in a store that has none. It starts nothing.
 func New(ctx context.Context, cfg Config) (*Node, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -129,6 +129,9 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	n.lobby = newLobby(n)
 	n.beacon = newBeacon(n)
 	n.mail = newMailboxes(n)
+	if err := n.rename(ctx); err != nil {
+		return nil, fmt.Errorf("rename the account: %w", err)
+	}
 	return n, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/message"
 )
 
 // self is who this node is: the account, this device, and their randomness.
@@ -112,6 +113,56 @@ func createSelf(tx *store.Tx, cfg Config, rng io.Reader) (store.AccountRow, erro
 		Created: cfg.Now().UnixMilli(),
 	}
 	return row, tx.CreateAccount(row)
+}
+
+// rename gives the account the name that the node was started with, if that is
+// another one, and tells contacts. Those it can not tell yet learn the name with
+// the first words of their session.
+func (n *Node) rename(ctx context.Context) error {
+	name := cleanName(n.cfg.Name)
+	if name == "" || name == n.self.name {
+		return nil
+	}
+	n.self.name = name
+	return n.update(ctx, func(w *work) error {
+		if err := w.tx.SetAccountName(name); err != nil {
+			return err
+		}
+		contacts, err := w.tx.Contacts()
+		if err != nil {
+			return err
+		}
+		for _, c := range contacts {
+			if c.State == store.ContactRequest || c.Blocked {
+				continue
+			}
+			ok, err := w.reaches(c)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				continue
+			}
+			if err := w.say(c, &message.Profile{Name: name}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// reaches says whether there is a session with every device of a contact.
+func (w *work) reaches(c store.ContactRow) (bool, error) {
+	devices, err := w.recipients(c)
+	if err != nil {
+		return false, err
+	}
+	for _, d := range devices {
+		if s, err := w.liveSession(d); err != nil || s == nil {
+			return false, err
+		}
+	}
+	return len(devices) > 0, nil
 }
 
 func decodeSelf(secret []byte) (*identity.Account, *identity.DeviceKey, error) {

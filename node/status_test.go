@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +81,79 @@ func TestIdentityStays(t *testing.T) {
 				t.Error("the transport's name is the one of the last run")
 			}
 		}
+	})
+}
+
+// TestRename: a start with another name renames the account and tells contacts,
+// once and not those who are blocked; what they call us stays as it is.
+func TestRename(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice, bob, carol := w.user("alice"), w.user("bob"), w.user("carol")
+		nodetest.Befriend(alice, bob)
+		nodetest.Befriend(alice, carol)
+		if _, err := alice.SetBlocked(ctx, &apiv1.SetBlockedRequest{Contact: "carol", Blocked: true}); err != nil {
+			t.Fatal(err)
+		}
+		told := func(u *nodetest.User) (names []string) {
+			for _, e := range u.Events(0) {
+				if e.What == "profile" {
+					names = append(names, e.Name+" is "+e.Profile)
+				}
+			}
+			return names
+		}
+		before, toCarol := told(bob), told(carol)
+		time.Sleep(time.Hour) // the user hears such a thing about a contact once an hour
+		for _, name := range []string{"Alice\nLiddell", "Alice Liddell", "\u200b", ""} {
+			alice.Stop()
+			alice.Name = name
+			alice.Start()
+			if got := account(t, alice).Name; got != "Alice Liddell" {
+				t.Fatalf("started with %q, the account is called %q", name, got)
+			}
+			alice.UntilDelivered(alice.Say("bob", "it is me")...)
+		}
+		if got, want := told(bob), append(before, "alice is Alice Liddell"); !slices.Equal(got, want) {
+			t.Errorf("bob was told %q, want %q", got, want)
+		}
+		if got := told(carol); !slices.Equal(got, toCarol) {
+			t.Errorf("carol, who is blocked, was told %q", got)
+		}
+		bob.Stop()
+		waiting := func() int64 {
+			s, err := alice.Status(ctx, &apiv1.StatusRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.Outbox
+		}
+		already := waiting()
+		alice.Name = "Alice P. Liddell"
+		alice.Restart()
+		alice.Restart()
+		if n := waiting() - already; n != 1 {
+			t.Errorf("%d more envelopes wait, want one for bob", n)
+		}
+		bob.Start()
+		if c := bob.Contact("alice"); c == nil {
+			t.Error("bob's name for alice changed by itself")
+		}
+	})
+}
+
+// TestRenameBeforeTheyAnswer: somebody whose keys have not been found is told
+// the name of the day they are.
+func TestRenameBeforeTheyAnswer(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice, bob := w.user("alice"), w.user("bob")
+		link := bob.Invite(&apiv1.CreateInviteRequest{})
+		w.ways[0].Stop()
+		alice.Accept(link, "bob")
+		alice.Stop()
+		alice.Name = "Alice"
+		alice.Start()
+		w.ways[0].Start()
+		bob.UntilEstablished("Alice")
 	})
 }
 

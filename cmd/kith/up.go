@@ -66,7 +66,7 @@ allows; see kith node), and prints its addresses for their --bootstrap. It has n
 account and can read nothing.`,
 	}
 	f := c.Flags()
-	f.StringVar(&flags.name.value, "name", "", "what contacts see; used when the account is created")
+	f.StringVar(&flags.name.value, "name", "", "what you call yourself; contacts are told")
 	f.StringVar(&flags.role.value, "role", "user", "user or community")
 	f.StringArrayVar(&flags.listen.value, "listen", nil, "a `MULTIADDR` to listen on; repeatable")
 	f.StringArrayVar(&flags.bootstrap.value, "bootstrap", nil, "the `MULTIADDR` of a community node, with /p2p/ID; repeatable")

@@ -245,13 +245,14 @@ func (k *kith) writeEvent(line []byte) error {
 // describeEvent says in words what happened.
 func describeEvent(e *apiv1.Event) string {
 	var d struct {
-		ID     string `json:"id"`
-		From   string `json:"from"`
-		FromMe bool   `json:"from_me"`
-		Text   string `json:"text"`
-		State  string `json:"state"`
-		Name   string `json:"name"`
-		Reason string `json:"reason"`
+		ID      string `json:"id"`
+		From    string `json:"from"`
+		FromMe  bool   `json:"from_me"`
+		Text    string `json:"text"`
+		State   string `json:"state"`
+		Name    string `json:"name"`
+		Reason  string `json:"reason"`
+		Profile string `json:"profile"`
 	}
 	if json.Unmarshal([]byte(e.Data), &d) != nil {
 		return clean(e.Type)
@@ -263,6 +264,8 @@ func describeEvent(e *apiv1.Event) string {
 		return clean(d.From) + ": " + cleanText(d.Text, "    ")
 	case e.Type == "ledger":
 		return "message " + clean(d.ID) + " is " + clean(d.State) + prefixed(": ", clean(d.Reason))
+	case e.Type == "contact" && d.Profile != "" && d.Profile != d.Name:
+		return "contact " + clean(d.Name) + " calls themselves " + clean(d.Profile)
 	case e.Type == "contact":
 		return "contact " + clean(d.Name) + " is " + clean(d.State)
 	}

@@ -66,3 +66,17 @@ func TestWatchAcknowledgesWhatWasTaken(t *testing.T) {
 		t.Errorf("acknowledged %v, want up to 4", b.acked)
 	}
 }
+
+// TestDescribeEvent: what contacts call themselves is shown without control
+// characters.
+func TestDescribeEvent(t *testing.T) {
+	for _, test := range []struct{ typ, data, want string }{
+		{"contact", `{"name":"alice","state":"established","what":"profile","profile":"Alice\u001b[2J"}`, "contact alice calls themselves Alice"},
+		{"contact", `{"name":"alice","state":"established","what":"profile","profile":"alice"}`, "contact alice is established"},
+		{"contact", `{"name":"alice","state":"established","what":"approved"}`, "contact alice is established"},
+	} {
+		if got := describeEvent(&apiv1.Event{Type: test.typ, Data: test.data}); !strings.HasPrefix(got, test.want) || strings.Contains(got, "\x1b") {
+			t.Errorf("%s is shown as %q", test.data, got)
+		}
+	}
+}

@@ -37,6 +37,12 @@ func (tx *Tx) CreateAccount(a AccountRow) error {
 	return err
 }
 
+// SetAccountName changes what the account calls itself.
+func (tx *Tx) SetAccountName(name string) error {
+	_, err := tx.exec(`UPDATE account SET name = ? WHERE id = 1`, name)
+	return err
+}
+
 // Meta returns a single value kept under key, or ErrNotFound.
 func (tx *Tx) Meta(key string) ([]byte, error) {
 	var v []byte
