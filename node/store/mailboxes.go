@@ -64,22 +64,22 @@ func (tx *Tx) DeleteBox(node []byte) error {
 
 // MailTag is a tag under which envelopes may be left for us.
 type MailTag struct {
-	Tag    []byte
-	Invite bool // an invite's, else a session's
+	Tag     []byte
+	Session []byte // whose it is; nil: an invite's
 }
 
 // MailTags returns the tags that contacts who are not blocked, and people who
 // answer invites, send under, in their own order, which says nothing.
 func (tx *Tx) MailTags() ([]MailTag, error) {
 	var out []MailTag
-	for r, err := range tx.query(`SELECT t.tag, t.invite IS NOT NULL FROM tags t
+	for r, err := range tx.query(`SELECT t.tag, t.session FROM tags t
 		LEFT JOIN sessions s ON s.id = t.session LEFT JOIN devices d ON d.hash = s.device LEFT JOIN contacts c ON c.id = d.contact
 		WHERE c.blocked = 0 OR t.invite IS NOT NULL ORDER BY t.tag`) {
 		if err != nil {
 			return nil, err
 		}
 		var t MailTag
-		if err := r.scan(&t.Tag, &t.Invite); err != nil {
+		if err := r.scan(&t.Tag, &t.Session); err != nil {
 			return nil, err
 		}
 		out = append(out, t)
