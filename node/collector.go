@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/envelope"
+	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/mailbox"
 )
 
@@ -30,14 +30,10 @@ const (
 	// What could not be taken is asked for again after refetchAfter.
 	refetchAfter = 5 * time.Minute
 
-	// The tags at a node are replaced whole after retagMin to retagMax, if any
-	// have changed, and at once if many are out of use: a contact was blocked.
-	// A node is told at once of the tags of a new session or invite, and of no
-	// others: two people who talk directly move on to new tags in one moment,
-	// and it is none of a node's business when. There is a window of spare tags.
-	retagMin  = time.Hour
-	retagMax  = 4 * time.Hour
-	retagMany = protocol.TagsBehind
+	// The tags at a node are replaced whole after retagAfter, if some are out
+	// of use, and at once if many are: a contact was blocked.
+	retagAfter = 24 * time.Hour
+	retagMany  = protocol.TagsBehind
 
 	// A box is tested after probeMin to probeMax, and soon after it was opened.
 	probeMin   = 4 * time.Hour
@@ -49,6 +45,19 @@ const (
 	// lastCall is how much longer than a node keeps mail a box is emptied that
 	// was given up: contacts may not have heard of it.
 	lastCall = 24 * time.Hour
+	// longestKept is the most that is believed of how long a node keeps mail:
+	// twice as long as senders try.
+	longestKept = 60 * 24 * time.Hour
+
+	// steadyVisit is how long a node has to keep a stream for the next to be
+	// opened at once when it ends.
+	steadyVisit = time.Minute
+	// A node may hand out maxBarren bytes in barrenTime that bring nothing, beside
+	// what it said at first that waits, of which maxWaiting are believed: what
+	// the other boxes have brought already. 64 MiB are a whole box.
+	maxBarren  = 64 << 20
+	barrenTime = time.Hour
+	maxWaiting = 256 << 20
 )
 
 // collector empties one box. It has a transport name of its own, so that a node
@@ -62,8 +71,8 @@ type collector struct {
 	left    int64         // age since which it is
 	news    chan struct{} // the tags we accept have changed
 	stop    context.CancelFunc
-	tags    map[envelope.Tag]string // registered in this run, probes excepted, and of which session
-	renew   time.Time               // when they are next replaced whole
+	tags    map[envelope.Tag]bool // registered in this run, probes excepted
+	tagged  time.Time             // when they were last replaced whole
 
 	probing sync.Mutex // one probe at a time
 
@@ -76,6 +85,7 @@ type collector struct {
 // boxView is what is known of a box while the daemon runs.
 type boxView struct {
 	connected bool
+	visits    int // how often it was opened
 	draining  bool
 	hours     uint16
 	opened    mailbox.Opened
@@ -121,13 +131,17 @@ func (c *collector) run(ctx context.Context) {
 		testing.Go(func() { c.test(ctx) })
 	}
 	for failures := 0; ctx.Err() == nil; {
+		began := time.Now()
 		done, worked, err := c.visit(ctx)
 		c.set(func(v *boxView) { v.connected = false })
 		if done || ctx.Err() != nil {
 			return
 		}
-		if worked {
+		if worked && time.Since(began) >= steadyVisit {
 			failures = 0
+		}
+		if err := c.n.update(ctx, func(w *work) error { return w.faulty(c.info.ID, err) }); err != nil {
+			c.n.log.Warn("what a mailbox did could not be noted", "cause", err)
 		}
 		c.n.log.Debug("a mailbox visit ended", "worked", worked, "cause", err)
 		pause := min(retryMin<<min(failures, 20), retryMax)
@@ -143,8 +157,16 @@ func (c *collector) run(ctx context.Context) {
 
 // visit opens the box, brings its tags up to date, and collects until
 // something fails. done says that nothing of the box is left to do; worked,
-// that the box was opened.
+// that the node handed out what it has.
 func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
+	if c.leaving && c.n.age.now()-c.left > (longestKept+lastCall).Milliseconds() {
+		return true, false, c.forget(ctx)
+	}
+	defer func() {
+		if !done && !worked && ctx.Err() == nil {
+			err = errors.Join(err, c.n.update(ctx, func(w *work) error { return w.silent(c.info.ID) }))
+		}
+	}()
 	host, err := c.n.cfg.Errand()
 	if err != nil {
 		return false, false, err
@@ -152,9 +174,6 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 	defer host.Close()
 	m, err := dialMail(ctx, host, c.info)
 	if err != nil {
-		if ctx.Err() == nil {
-			err = errors.Join(err, c.n.update(ctx, func(w *work) error { return w.silent(c.info.ID) }))
-		}
 		return false, false, err
 	}
 	defer m.close()
@@ -169,24 +188,29 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 	drained := c.look().draining != m.hello.Draining
 	c.set(func(v *boxView) {
 		v.connected, v.draining, v.hours, v.opened = true, m.hello.Draining, m.hello.Hours, *opened
+		v.visits++
 	})
 	if err := c.retag(ctx, m, opened); err != nil {
-		return false, true, err
+		return false, false, err
 	}
 	if err := c.n.update(ctx, func(w *work) error {
 		w.mail = w.mail || drained
-		if err := w.spoke(c.info.ID); err != nil {
-			return err
-		}
 		return w.activate(c.info.ID)
 	}); err != nil {
-		return false, true, err
+		return false, false, err
 	}
+	h := &harvest{c: c, waiting: int64(min(opened.Bytes, maxWaiting))}
 	if c.leaving {
-		done, err = c.empty(ctx, m)
-		return done, true, err
+		done, err = c.empty(ctx, m, h)
+		return done, h.pages > 0, err
 	}
-	return false, true, c.collect(ctx, m)
+	err = c.collect(ctx, m, h)
+	return false, h.pages > 0, err
+}
+
+// kept is how long the node keeps mail, as far as it is believed.
+func kept(h *mailbox.Hello) time.Duration {
+	return min(time.Duration(h.Hours)*time.Hour, longestKept)
 }
 
 // activate notes that a box is open and knows our tags.
@@ -204,9 +228,8 @@ func (w *work) activate(node peer.ID) error {
 	return nil
 }
 
-// registrations are the tags that a box is to know, our tests included. current
-// has the session of each, or "" for an invite's.
-func (c *collector) registrations(ctx context.Context) (all []mailbox.Registration, current map[envelope.Tag]string, err error) {
+// registrations are the tags that a box is to know, our tests included.
+func (c *collector) registrations(ctx context.Context) (all []mailbox.Registration, current map[envelope.Tag]bool, err error) {
 	var rows []store.MailTag
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
 		rows, err = tx.MailTags()
@@ -214,13 +237,13 @@ func (c *collector) registrations(ctx context.Context) (all []mailbox.Registrati
 	}); err != nil {
 		return nil, nil, err
 	}
-	current = make(map[envelope.Tag]string, len(rows))
+	current = make(map[envelope.Tag]bool, len(rows))
 	for _, t := range rows {
 		r := mailbox.Registration{Tag: envelope.Tag(t.Tag), Class: mailbox.ClassContact}
-		if t.Session == nil {
+		if t.Invite {
 			r.Class = mailbox.ClassRequest
 		}
-		current[r.Tag] = string(t.Session)
+		current[r.Tag] = true
 		all = append(all, r)
 	}
 	for _, t := range c.tests {
@@ -237,54 +260,41 @@ func (c *collector) retag(ctx context.Context, m *mailStream, opened *mailbox.Op
 	if err != nil {
 		return err
 	}
-	if c.leaving && c.n.age.now()-c.left > (time.Duration(m.hello.Hours)*time.Hour).Milliseconds() {
+	if c.leaving && c.n.age.now()-c.left > kept(m.hello).Milliseconds() {
 		all, current = nil, nil // nothing may come any more
 	}
 	if err := m.register(opened.Generation+1, all, true); err != nil {
 		return err
 	}
 	c.set(func(v *boxView) { v.opened.Generation = opened.Generation + 1 })
-	c.replaced(current)
+	c.tags, c.tagged = current, time.Now()
 	return nil
 }
 
-// replaced notes that the node knows these tags and no others.
-func (c *collector) replaced(tags map[envelope.Tag]string) {
-	c.tags, c.renew = tags, time.Now().Add(retagMin+rand.N(retagMax-retagMin))
-}
-
-// changes are the frames that bring the box's tags up to date: those that
-// somebody may wait for, or all of them, if it is time or too many are out of use.
+// changes are the frames that bring the box's tags up to date: those that are
+// new, or all of them if too many are out of use.
 func (c *collector) changes(ctx context.Context) ([]mailbox.Frame, error) {
 	all, current, err := c.registrations(ctx)
 	if err != nil {
 		return nil, err
 	}
 	stale := 0
-	known := make(map[string]bool) // sessions of which the node knows tags
-	for t, session := range c.tags {
-		if _, ok := current[t]; !ok {
+	for t := range c.tags {
+		if !current[t] {
 			stale++
 		}
-		known[session] = session != ""
 	}
-	due := !time.Now().Before(c.renew)
-	generation, prune := c.look().opened.Generation, stale > retagMany || due && !maps.Equal(c.tags, current)
-	switch {
-	case prune:
+	generation, prune := c.look().opened.Generation, stale > retagMany || stale > 0 && time.Since(c.tagged) > retagAfter
+	if prune {
 		generation++
 		c.set(func(v *boxView) { v.opened.Generation = generation })
-		c.replaced(current)
-	case due:
-		c.replaced(c.tags)
-		return nil, nil
-	default:
+		c.tags, c.tagged = current, time.Now()
+	} else {
 		fresh := all[:0]
 		for _, r := range all {
-			session, ok := current[r.Tag]
-			if _, told := c.tags[r.Tag]; ok && !told && !known[session] {
+			if current[r.Tag] && !c.tags[r.Tag] {
 				fresh = append(fresh, r)
-				c.tags[r.Tag] = session
+				c.tags[r.Tag] = true
 			}
 		}
 		all = fresh
@@ -300,7 +310,9 @@ func (c *collector) changes(ctx context.Context) ([]mailbox.Frame, error) {
 
 // collect takes what waits and what comes, until something fails. One request
 // is always with the node, which answers as soon as it has something.
-func (c *collector) collect(ctx context.Context, m *mailStream) error {
+//
+// The first request is not to wait: that shows whether the node hands out at all.
+func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) error {
 	m.in.SetIdle(waitMax + mailAnswerTime)
 	answers := make(chan mailbox.Frame)
 	reading, stop := context.WithCancel(ctx)
@@ -325,18 +337,9 @@ func (c *collector) collect(ctx context.Context, m *mailStream) error {
 	defer reader.Wait()
 	defer m.close()
 	defer stop()
-	renew := time.NewTimer(time.Until(c.renew))
-	defer renew.Stop()
-	bring := func() error {
-		frames, err := c.changes(ctx)
-		renew.Reset(time.Until(c.renew))
-		if err != nil || len(frames) == 0 {
-			return err
-		}
-		return m.write(frames...) // the node answers the Collect first
-	}
 	var skipped time.Time // since when something waits there that we could not take
-	next := &mailbox.Collect{Wait: c.wait()}
+	next := &mailbox.Collect{}
+	asked, interrupted := time.Now(), false // whether something was asked after next
 	if err := m.write(next); err != nil {
 		return err
 	}
@@ -348,7 +351,10 @@ func (c *collector) collect(ctx context.Context, m *mailStream) error {
 			}
 			switch f := f.(type) {
 			case *mailbox.Page:
-				done, err := c.take(ctx, f)
+				if len(f.Items) == 0 && !interrupted && time.Since(asked) < next.Wait {
+					return errHasty
+				}
+				done, err := h.take(ctx, f, next.After)
 				if err != nil {
 					return err
 				}
@@ -363,6 +369,7 @@ func (c *collector) collect(ctx context.Context, m *mailStream) error {
 				if !skipped.IsZero() && time.Since(skipped) > refetchAfter {
 					next.After, skipped = 0, time.Time{}
 				}
+				asked, interrupted = time.Now(), false
 				if err := m.write(next); err != nil {
 					return err
 				}
@@ -373,12 +380,15 @@ func (c *collector) collect(ctx context.Context, m *mailStream) error {
 				return errOddAnswer
 			}
 		case <-c.news:
-			if err := bring(); err != nil {
+			frames, err := c.changes(ctx)
+			if err != nil {
 				return err
 			}
-		case <-renew.C:
-			if err := bring(); err != nil {
-				return err
+			if len(frames) > 0 {
+				interrupted = true
+				if err := m.write(frames...); err != nil { // the node answers the Collect first
+					return err
+				}
 			}
 		}
 	}
@@ -388,8 +398,53 @@ func (c *collector) wait() time.Duration {
 	return (waitMin + rand.N(waitMax-waitMin)).Truncate(time.Second)
 }
 
-// take receives a page and returns the items that are done with.
-func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, err error) {
+// errHasty means that a node does not hold its answer back as it was asked to:
+// it ends, or it wants to keep us busy.
+var errHasty = errors.New("the mailbox does not hold its answer back")
+
+// errGlut means that a node hands out more that brings nothing than can be
+// waiting for us.
+var errGlut = errors.New("the mailbox hands out without end what brings nothing")
+
+// harvest is what one visit brings.
+type harvest struct {
+	c       *collector
+	pages   int
+	waiting int64 // what the node said that waits
+	barren  int64 // bytes that brought nothing, since
+	since   time.Time
+}
+
+// take receives a page that was asked for after an item, and returns the items
+// that are done with.
+func (h *harvest) take(ctx context.Context, p *mailbox.Page, after uint64) (done []uint64, err error) {
+	c := h.c
+	if len(p.Items) > 0 && p.Items[0].ID <= after {
+		return nil, errOddAnswer
+	}
+	if h.pages++; h.pages == 1 {
+		if err := c.n.update(ctx, func(w *work) error { return w.spoke(c.info.ID) }); err != nil {
+			return nil, err
+		}
+	}
+	done, fruitful, err := c.take(ctx, p)
+	if fruitful || time.Since(h.since) > barrenTime {
+		h.barren, h.since = 0, time.Now()
+	}
+	if !fruitful {
+		for _, item := range p.Items {
+			h.barren += int64(len(item.Envelope))
+		}
+	}
+	if err == nil && h.barren > maxBarren+h.waiting {
+		err = errGlut
+	}
+	return done, err
+}
+
+// take receives a page and returns the items that are done with. fruitful says
+// that something opened.
+func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, fruitful bool, err error) {
 	var batch [][]byte
 	var ids []uint64
 	for _, item := range p.Items {
@@ -400,26 +455,26 @@ func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, e
 		batch, ids = append(batch, item.Envelope), append(ids, item.ID)
 	}
 	if len(batch) == 0 {
-		return done, nil
+		return done, false, nil
 	}
-	if _, err := c.n.lobby.receiveAll(ctx, batch); err == nil {
-		return append(done, ids...), nil
+	if from, err := c.n.lobby.receiveAll(ctx, batch); err == nil {
+		return append(done, ids...), from != (identity.DeviceHash{}), nil
 	}
 	// One that cannot be taken now must not keep the others away.
 	for i, raw := range batch {
-		switch _, err := c.n.lobby.receiveAll(ctx, [][]byte{raw}); {
+		switch from, err := c.n.lobby.receiveAll(ctx, [][]byte{raw}); {
 		case err == nil:
-			done = append(done, ids[i])
+			done, fruitful = append(done, ids[i]), fruitful || from != (identity.DeviceHash{})
 		case !errors.Is(err, errBusy) && !errors.Is(err, errTooMuch):
-			return nil, err
+			return nil, false, err
 		}
 	}
-	return done, nil
+	return done, fruitful, nil
 }
 
 // empty collects from a box that was given up until nothing waits. done says
 // that nothing can come any more.
-func (c *collector) empty(ctx context.Context, m *mailStream) (done bool, err error) {
+func (c *collector) empty(ctx context.Context, m *mailStream, h *harvest) (done bool, err error) {
 	for next := (&mailbox.Collect{}); ; {
 		answer, err := m.ask(next)
 		if err != nil {
@@ -429,7 +484,7 @@ func (c *collector) empty(ctx context.Context, m *mailStream) (done bool, err er
 		if !ok {
 			return false, errOddAnswer
 		}
-		if next.Done, err = c.take(ctx, p); err != nil {
+		if next.Done, err = h.take(ctx, p, next.After); err != nil {
 			return false, err
 		}
 		slices.Sort(next.Done)
@@ -437,7 +492,7 @@ func (c *collector) empty(ctx context.Context, m *mailStream) (done bool, err er
 			next.After = p.Items[len(p.Items)-1].ID
 			continue
 		}
-		if c.n.age.now()-c.left > (time.Duration(m.hello.Hours)*time.Hour + lastCall).Milliseconds() {
+		if c.n.age.now()-c.left > (kept(m.hello) + lastCall).Milliseconds() {
 			return true, c.forget(ctx)
 		}
 		timer := time.NewTimer(c.wait())
@@ -518,7 +573,7 @@ func (c *collector) probe(ctx context.Context) (took time.Duration, err error) {
 		return 0, err
 	}
 	defer host.Close()
-	began := time.Now()
+	began, before := time.Now(), c.look().visits
 	here, err := c.leaveTest(ctx, host)
 	lost, what := false, ""
 	var r *refusal
@@ -538,7 +593,7 @@ func (c *collector) probe(ctx context.Context) (took time.Duration, err error) {
 		select {
 		case <-here:
 		case <-timer.C:
-			if !c.look().connected {
+			if v := c.look(); !v.connected && v.visits < before+2 {
 				return 0, errDial // it went away: no fault that it signed for
 			}
 			lost, what, err = true, errProbeLost.Error(), errProbeLost

@@ -277,6 +277,7 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 		if err := r.leave(ctx, m, info.ID, rows); err != nil {
 			if ctx.Err() == nil {
 				c.n.log.Debug("leaving envelopes at a mailbox ended early")
+				r.note(ctx, func(w *work) error { return w.faulty(info.ID, err) })
 			}
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol"
 )
 
 // What a node that keeps mail is worth. Being away costs it nothing for a
@@ -15,6 +16,7 @@ import (
 // did not keep. Such strikes are forgiven one a day.
 
 const (
+	strikeOdd  = 1  // it does not keep to the protocol: a broken program
 	strikeLoss = 3  // something it had signed for is gone
 	strikeLie  = 10 // a signature or a proof that is not one
 
@@ -110,6 +112,20 @@ func (w *work) strike(node peer.ID, n int64, what string) error {
 	k.Strikes, k.Struck = strikesAt(k, w.age)+n, w.age
 	w.mail = true
 	return w.tx.SaveKeeper(k)
+}
+
+// faulty notes what an error on a stream to a node says of it. Most say nothing:
+// connections end.
+func (w *work) faulty(node peer.ID, err error) error {
+	switch {
+	case errors.Is(err, protocol.ErrFrame), errors.Is(err, errOddAnswer):
+		return w.strike(node, strikeOdd, "it does not keep to the protocol")
+	case errors.Is(err, errHasty):
+		return w.strike(node, strikeOdd, "it does not hold its answers back, and keeps your device busy")
+	case errors.Is(err, errGlut):
+		return w.strike(node, strikeLoss, "it hands out without end what is not for you")
+	}
+	return nil
 }
 
 // spoke notes that a node answers.

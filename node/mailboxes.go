@@ -253,7 +253,11 @@ func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 			if b.kept, err = w.tx.Keeper(row.Node); err != nil {
 				return err
 			}
-			away := b.kept.Failing != 0 && w.age-b.kept.Failing >= replaceAfter.Milliseconds()
+			patience := replaceAfter
+			if b.State == store.BoxNew { // nobody was told of it
+				patience = unreachableAfter
+			}
+			away := b.kept.Failing != 0 && w.age-b.kept.Failing >= patience.Milliseconds()
 			b.unfit = away || standingOf(b.kept, w.age) == standingLying || m.draining(b.node)
 			boxes = append(boxes, b)
 		}
@@ -444,6 +448,16 @@ func (w *work) publishBoxes() error {
 	if err != nil {
 		return err
 	}
+	// Contacts use the first: those that the user has chosen.
+	slices.SortStableFunc(boxes, func(a, b store.BoxRow) int {
+		switch {
+		case a.Chosen == b.Chosen:
+			return 0
+		case a.Chosen:
+			return -1
+		}
+		return 1
+	})
 	var nodes [][]byte
 	size := 0
 	for _, b := range boxes {
