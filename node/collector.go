@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -30,10 +31,14 @@ const (
 	// What could not be taken is asked for again after refetchAfter.
 	refetchAfter = 5 * time.Minute
 
-	// The tags at a node are replaced whole after retagAfter, if some are out
-	// of use, and at once if many are: a contact was blocked.
-	retagAfter = 24 * time.Hour
-	retagMany  = protocol.TagsBehind
+	// The tags at a node are replaced whole after retagMin to retagMax, if any
+	// have changed, and at once if many are out of use: a contact was blocked.
+	// A node is told at once of the tags of a new session or invite, and of no
+	// others: two people who talk directly move on to new tags in one moment,
+	// and it is none of a node's business when. There is a window of spare tags.
+	retagMin  = time.Hour
+	retagMax  = 4 * time.Hour
+	retagMany = protocol.TagsBehind
 
 	// A box is tested after probeMin to probeMax, and soon after it was opened.
 	probeMin   = 4 * time.Hour
@@ -71,8 +76,8 @@ type collector struct {
 	left    int64         // age since which it is
 	news    chan struct{} // the tags we accept have changed
 	stop    context.CancelFunc
-	tags    map[envelope.Tag]bool // registered in this run, probes excepted
-	tagged  time.Time             // when they were last replaced whole
+	tags    map[envelope.Tag]string // registered in this run, probes excepted, and of which session
+	renew   time.Time               // when they are next replaced whole
 
 	probing sync.Mutex // one probe at a time
 
@@ -228,8 +233,9 @@ func (w *work) activate(node peer.ID) error {
 	return nil
 }
 
-// registrations are the tags that a box is to know, our tests included.
-func (c *collector) registrations(ctx context.Context) (all []mailbox.Registration, current map[envelope.Tag]bool, err error) {
+// registrations are the tags that a box is to know, our tests included. current
+// has the session of each, or "" for an invite's.
+func (c *collector) registrations(ctx context.Context) (all []mailbox.Registration, current map[envelope.Tag]string, err error) {
 	var rows []store.MailTag
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
 		rows, err = tx.MailTags()
@@ -237,13 +243,13 @@ func (c *collector) registrations(ctx context.Context) (all []mailbox.Registrati
 	}); err != nil {
 		return nil, nil, err
 	}
-	current = make(map[envelope.Tag]bool, len(rows))
+	current = make(map[envelope.Tag]string, len(rows))
 	for _, t := range rows {
 		r := mailbox.Registration{Tag: envelope.Tag(t.Tag), Class: mailbox.ClassContact}
-		if t.Invite {
+		if t.Session == nil {
 			r.Class = mailbox.ClassRequest
 		}
-		current[r.Tag] = true
+		current[r.Tag] = string(t.Session)
 		all = append(all, r)
 	}
 	for _, t := range c.tests {
@@ -267,34 +273,47 @@ func (c *collector) retag(ctx context.Context, m *mailStream, opened *mailbox.Op
 		return err
 	}
 	c.set(func(v *boxView) { v.opened.Generation = opened.Generation + 1 })
-	c.tags, c.tagged = current, time.Now()
+	c.replaced(current)
 	return nil
 }
 
-// changes are the frames that bring the box's tags up to date: those that are
-// new, or all of them if too many are out of use.
+// replaced notes that the node knows these tags and no others.
+func (c *collector) replaced(tags map[envelope.Tag]string) {
+	c.tags, c.renew = tags, time.Now().Add(retagMin+rand.N(retagMax-retagMin))
+}
+
+// changes are the frames that bring the box's tags up to date: those that
+// somebody may wait for, or all of them, if it is time or too many are out of use.
 func (c *collector) changes(ctx context.Context) ([]mailbox.Frame, error) {
 	all, current, err := c.registrations(ctx)
 	if err != nil {
 		return nil, err
 	}
 	stale := 0
-	for t := range c.tags {
-		if !current[t] {
+	known := make(map[string]bool) // sessions of which the node knows tags
+	for t, session := range c.tags {
+		if _, ok := current[t]; !ok {
 			stale++
 		}
+		known[session] = session != ""
 	}
-	generation, prune := c.look().opened.Generation, stale > retagMany || stale > 0 && time.Since(c.tagged) > retagAfter
-	if prune {
+	due := !time.Now().Before(c.renew)
+	generation, prune := c.look().opened.Generation, stale > retagMany || due && !maps.Equal(c.tags, current)
+	switch {
+	case prune:
 		generation++
 		c.set(func(v *boxView) { v.opened.Generation = generation })
-		c.tags, c.tagged = current, time.Now()
-	} else {
+		c.replaced(current)
+	case due:
+		c.replaced(c.tags)
+		return nil, nil
+	default:
 		fresh := all[:0]
 		for _, r := range all {
-			if current[r.Tag] && !c.tags[r.Tag] {
+			session, ok := current[r.Tag]
+			if _, told := c.tags[r.Tag]; ok && !told && !known[session] {
 				fresh = append(fresh, r)
-				c.tags[r.Tag] = true
+				c.tags[r.Tag] = session
 			}
 		}
 		all = fresh
@@ -337,9 +356,20 @@ func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) erro
 	defer reader.Wait()
 	defer m.close()
 	defer stop()
+	renew := time.NewTimer(time.Until(c.renew))
+	defer renew.Stop()
 	var skipped time.Time // since when something waits there that we could not take
 	next := &mailbox.Collect{}
 	asked, interrupted := time.Now(), false // whether something was asked after next
+	bring := func() error {
+		frames, err := c.changes(ctx)
+		renew.Reset(time.Until(c.renew))
+		if err != nil || len(frames) == 0 {
+			return err
+		}
+		interrupted = true
+		return m.write(frames...) // the node answers the Collect first
+	}
 	if err := m.write(next); err != nil {
 		return err
 	}
@@ -380,15 +410,12 @@ func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) erro
 				return errOddAnswer
 			}
 		case <-c.news:
-			frames, err := c.changes(ctx)
-			if err != nil {
+			if err := bring(); err != nil {
 				return err
 			}
-			if len(frames) > 0 {
-				interrupted = true
-				if err := m.write(frames...); err != nil { // the node answers the Collect first
-					return err
-				}
+		case <-renew.C:
+			if err := bring(); err != nil {
+				return err
 			}
 		}
 	}
