@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -480,10 +481,8 @@ func TestB14_OneError(t *testing.T) {
 		ct[i] ^= 1
 		return ct
 	}
-	_, other := handshake(t, r)
-	other2, _ := handshake(t, r)
-	foreign := mustEncrypt(t, &other2, r, "foreign", small)
-	_ = other
+	other, _ := handshake(t, r)
+	foreign := mustEncrypt(t, &other, r, "foreign", small)
 	for _, tt := range []struct {
 		name string
 		ct   []byte
@@ -504,6 +503,36 @@ func TestB14_OneError(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) { mustFail(t, &a, tt.ct, ErrDecrypt) })
 	}
 	mustDecrypt(t, &a, good, "good")
+}
+
+// TestB14_EqualWork: what a damaged message costs depends on where it was
+// damaged, which whoever did so knows, and on whose turns it follows; not on the
+// keys, not on the text, and not on what the damage looks like.
+func TestB14_EqualWork(t *testing.T) {
+	texts := []string{"", "yes", strings.Repeat("no", MaxPlaintext(small)/2-10)}
+	cost := make(map[string]float64)
+	for seed := range uint64(9) {
+		r, text := stream(seed), texts[seed%3]
+		a, b := handshake(t, r)
+		for turn := range 4 {
+			talk(t, &a, &b, r, 2*turn+1)
+			for n := range 2 { // the first begins a chain
+				ct := mustEncrypt(t, &b, r, text, small)
+				for place, at := range map[string]int{"header": 0, "nonce": encHeaderSize, "body": bodyOffset + 7, "tag": len(ct) - 1} {
+					bad := bytes.Clone(ct)
+					bad[at] ^= byte(1 + seed)
+					mustFail(t, &a, bad, ErrDecrypt)
+					allocs := testing.AllocsPerRun(5, func() { _, _, _ = a.Decrypt(bad, start) })
+					kind := fmt.Sprintf("%s of message %d of turn %d", place, n, turn)
+					if want, ok := cost[kind]; ok && allocs != want {
+						t.Errorf("%s, seed %d: %v allocations, others cost %v", kind, seed, allocs, want)
+					}
+					cost[kind] = allocs
+				}
+				mustDecrypt(t, &a, ct, text)
+			}
+		}
+	}
 }
 
 func TestB15_FrameIsCanonical(t *testing.T) {
