@@ -294,7 +294,7 @@ func TestUpNowhere(t *testing.T) {
 	}
 }
 
-// TestExplainEnd holds that a daemon ends with one sentence and a next step.
+// TestUpListensElsewhere has addresses that can not be listened on.
 func TestUpListensElsewhere(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -318,6 +318,7 @@ func TestUpListensElsewhere(t *testing.T) {
 	}
 }
 
+// TestExplainEnd holds that a daemon ends with one sentence and a next step.
 func TestExplainEnd(t *testing.T) {
 	d := &daemon{k: &kith{home: "/h"}, cfg: &config{paths: paths{Data: "/h"}}}
 	for _, test := range []struct {
