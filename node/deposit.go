@@ -192,42 +192,34 @@ func (p *depositor) failed() {
 
 // mailboxes are the nodes that a device has told us of.
 func (c *courier) mailboxes(ctx context.Context) (nodes []peer.AddrInfo, err error) {
-	err = c.n.view(ctx, func(tx *store.Tx) error {
-		nodes = nil
-		b, err := tx.DeviceBoxes(c.device[:])
-		if ok, err := found(err); !ok {
-			return err
-		}
-		set, err := mailbox.ParseSet(b)
-		if err != nil {
-			return errors.Join(store.ErrDamaged, err)
-		}
-		for _, address := range set.Nodes {
-			info, err := mailInfo(address)
-			if err != nil || c.n.cfg.Reachable != nil && !c.n.cfg.Reachable(info.Addrs[0]) ||
-				slices.ContainsFunc(nodes, func(n peer.AddrInfo) bool { return n.ID == info.ID }) {
-				continue
-			}
-			if len(nodes) < maxHolders {
-				nodes = append(nodes, info)
-			}
-		}
-		return nil
+	err = c.n.view(ctx, func(tx *store.Tx) (err error) {
+		nodes, err = c.n.mailboxesOf(tx, c.device[:])
+		return err
 	})
 	return nodes, err
 }
 
-// mailboxesOf is how many mailboxes a device has told us of that we use.
-func mailboxesOf(tx *store.Tx, device []byte) (int32, error) {
+// mailboxesOf are the mailboxes that a device has told us of and that we may
+// dial, at most maxHolders.
+func (n *Node) mailboxesOf(tx *store.Tx, device []byte) (nodes []peer.AddrInfo, err error) {
 	b, err := tx.DeviceBoxes(device)
 	if ok, err := found(err); !ok {
-		return 0, err
+		return nil, err
 	}
 	set, err := mailbox.ParseSet(b)
 	if err != nil {
-		return 0, errors.Join(store.ErrDamaged, err)
+		return nil, errors.Join(store.ErrDamaged, err)
 	}
-	return int32(min(len(set.Nodes), maxHolders)), nil
+	for _, address := range set.Nodes { // each another node
+		info, err := mailInfo(address)
+		if err != nil || n.cfg.Reachable != nil && !n.cfg.Reachable(info.Addrs[0]) {
+			continue
+		}
+		if len(nodes) < maxHolders {
+			nodes = append(nodes, info)
+		}
+	}
+	return nodes, nil
 }
 
 // depositRound is one round at all of a device's mailboxes.

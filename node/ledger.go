@@ -190,8 +190,8 @@ func (n *Node) holding(tx *store.Tx, d store.DeliveryRow) (*apiv1.Holding, error
 	if err != nil || k == 0 {
 		return nil, err
 	}
-	of, err := mailboxesOf(tx, d.Device)
-	return &apiv1.Holding{Held: int32(k), Of: max(of, int32(k)), UntilMs: n.now().UnixMilli() + until - n.age.now()}, err
+	nodes, err := n.mailboxesOf(tx, d.Device)
+	return &apiv1.Holding{Held: int32(k), Of: int32(max(len(nodes), k)), UntilMs: n.now().UnixMilli() + until - n.age.now()}, err
 }
 
 func (n *Node) nameOf(row store.MessageRow, c store.ContactRow) string {
