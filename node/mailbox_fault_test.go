@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"testing"
@@ -145,6 +146,10 @@ func TestFS06_TwoOfThreeFail(t *testing.T) {
 		"one is empty, one is garbage": {[2]func(*world, *nodetest.Community){behave(fault{Empty: 1}), behave(fault{Garbage: 1})}, [2]string{"lying", "unreachable"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			count := 1000
+			if name != "both drop" {
+				count = soak(100, 1000)
+			}
 			simulateMail(t, 4, func(t *testing.T, w *world) {
 				w.honest()
 				alice := w.user("alice")
@@ -157,7 +162,7 @@ func TestFS06_TwoOfThreeFail(t *testing.T) {
 				bob.Stop()
 				said := []string{"bye"}
 				say := func(what string, k int) (ids []string) {
-					for part := range slices.Chunk(numbered(what, 500), 100) {
+					for part := range slices.Chunk(numbered(what, count/2), 100) {
 						ids = append(ids, alice.Say("bob", part...)...)
 						said = append(said, part...)
 					}
@@ -174,7 +179,7 @@ func TestFS06_TwoOfThreeFail(t *testing.T) {
 				start := time.Now()
 				bob.Start()
 				since := bob.LastEvent()
-				bob.UntilTexts("alice", 1002)
+				bob.UntilTexts("alice", count+2)
 				t.Logf("delivered after %v", time.Since(start))
 				inOrder(t, bob, "alice", said)
 				slowly(t, 24*time.Hour, "both are named", func() bool {
@@ -193,7 +198,57 @@ func TestFS06_TwoOfThreeFail(t *testing.T) {
 				}
 				alice.Start()
 				alice.UntilDelivered(ids...)
-				agree(t, alice, bob, 1002)
+				agree(t, alice, bob, count+2)
+			})
+		})
+	}
+}
+
+// TestMailCrashes ends nodes and people at any moment, in the middle of what
+// they are about, while both write: nothing is lost and nothing is shown twice.
+func TestMailCrashes(t *testing.T) {
+	for seed := range uint64(soak(2, 100)) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				rng := rand.New(rand.NewPCG(seed, 0))
+				alice, bob := w.visited()
+				ids := make(map[*nodetest.User][]string)
+				up := map[*nodetest.User]bool{alice: true, bob: true}
+				total := visitedBefore
+				for range 12 {
+					u, other := alice, bob
+					if rng.IntN(2) == 0 {
+						u, other = bob, alice
+					}
+					switch rng.IntN(4) {
+					case 0:
+						c := w.ways[rng.IntN(len(w.ways))]
+						c.Kill()
+						time.Sleep(rand.N(10 * time.Second))
+						c.Start()
+					case 1:
+						if up[u] {
+							u.Crash()
+						} else {
+							u.Start()
+						}
+						up[u] = !up[u]
+					default:
+						if up[u] {
+							ids[u] = append(ids[u], u.Say(other.Name, numbered("text", 10)...)...)
+							total += 10
+						}
+					}
+					time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Second))))
+				}
+				for u, is := range up {
+					if !is {
+						u.Start()
+					}
+				}
+				alice.UntilDelivered(ids[alice]...)
+				bob.UntilDelivered(ids[bob]...)
+				agree(t, alice, bob, total)
 			})
 		})
 	}

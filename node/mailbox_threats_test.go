@@ -1,0 +1,412 @@
+package node_test
+
+import (
+	"context"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/kith-im/kith/node"
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/store"
+)
+
+// visited makes two contacts, alice and bob, who have heard each other, and of
+// whom each has boxes at three nodes that the other knows of. The nodes are honest.
+func (w *world) visited() (alice, bob *nodetest.User) {
+	w.t.Helper()
+	w.honest()
+	alice = w.userWith("alice", nodetest.Options{Ways: w.ways})
+	bob = w.userWith("bob", nodetest.Options{Ways: w.ways})
+	housed(alice, 3)
+	housed(bob, 3)
+	nodetest.Befriend(alice, bob)
+	alice.UntilDelivered(alice.Say("bob", "hello")...)
+	bob.UntilDelivered(bob.Say("alice", "hello")...)
+	return alice, bob
+}
+
+// visitedBefore is how many messages visited leaves behind.
+const visitedBefore = 2
+
+// behave has nodes misbehave.
+func behave(b nodetest.Behaviour, nodes ...*nodetest.Community) {
+	for _, c := range nodes {
+		c.Behave(b)
+	}
+}
+
+// keeper is what a user thinks of a node.
+func keeper(u *nodetest.User, c *nodetest.Community) (k store.KeeperRow) {
+	if err := u.Store.View(context.Background(), func(tx *store.Tx) (err error) {
+		k, err = tx.Keeper([]byte(c.Info.ID))
+		return err
+	}); err != nil {
+		return store.KeeperRow{}
+	}
+	return k
+}
+
+// lyingAt is from how many strikes on a node is called lying.
+const lyingAt = 9
+
+// TestG02_Drop leaves texts with nodes of which two drop everything. The sender
+// finds out by asking for proofs, and the texts arrive.
+func TestG02_Drop(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		bob.Stop()
+		behave(nodetest.Behaviour{Drop: 1}, w.ways[:2]...)
+		ids := alice.Say("bob", numbered("text", 20)...)
+		alice.UntilState("held", ids...)
+		time.Sleep(2 * time.Hour)
+		for i, c := range w.ways {
+			if k := keeper(alice, c); (k.Strikes >= lyingAt) != (i < 2) {
+				t.Errorf("node %d has %d strikes", i, k.Strikes)
+			}
+		}
+		alice.Stop()
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+20)
+		alice.Start()
+		alice.UntilDelivered(ids...)
+		agree(t, alice, bob, visitedBefore+20)
+	})
+}
+
+// TestG03_Replay has every node hand out again what it has handed out.
+func TestG03_Replay(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		behave(nodetest.Behaviour{Replay: 1, Stranger: 1}, w.ways...)
+		said := visitedBefore
+		for range 5 {
+			bob.Stop()
+			ids := alice.Say("bob", numbered("text", 10)...)
+			alice.UntilState("held", ids...)
+			bob.Start()
+			alice.UntilDelivered(ids...)
+			said += len(ids)
+			bob.UntilTexts("alice", said)
+		}
+		time.Sleep(time.Hour)
+		agree(t, alice, bob, said)
+	})
+}
+
+// TestG04_DelayReorder has every node hand out late and in a wrong order.
+func TestG04_DelayReorder(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		behave(nodetest.Behaviour{Reorder: 1, Delay: 0.5, DelayFor: 5 * time.Minute}, w.ways...)
+		bob.Stop()
+		said := numbered("text", 200)
+		ids := alice.Say("bob", said...)
+		alice.UntilState("held", ids...)
+		alice.Stop()
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+200)
+		inOrder(t, bob, "alice", append([]string{"hello"}, said...))
+		alice.Start()
+		alice.UntilDelivered(ids...)
+		agree(t, alice, bob, visitedBefore+200)
+	})
+}
+
+// TestG05_Stale has two of three nodes tell the sender that they hold what they
+// do not show to the recipient.
+func TestG05_Stale(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		behave(nodetest.Behaviour{Hide: 1}, w.ways[0])
+		behave(nodetest.Behaviour{Empty: 1}, w.ways[1])
+		bob.Stop()
+		ids := alice.Say("bob", numbered("text", 20)...)
+		heldAt(alice, 3)
+		alice.Stop()
+		bob.Start()
+		start := time.Now()
+		bob.UntilTexts("alice", visitedBefore+20)
+		if took := time.Since(start); took > 30*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		slowly(t, 24*time.Hour, "both are called lying", func() bool {
+			a, b := keeper(bob, w.ways[0]), keeper(bob, w.ways[1])
+			return a.Strikes >= lyingAt && b.Strikes >= lyingAt
+		})
+		if k := keeper(bob, w.ways[2]); k.Strikes != 0 {
+			t.Errorf("the honest node has %d strikes", k.Strikes)
+		}
+		alice.Start()
+		alice.UntilDelivered(ids...)
+	})
+}
+
+// TestG09_FalseReceipts has one of three nodes give false receipts and proofs:
+// it is caught within ten audits, and what it says does not count.
+func TestG09_FalseReceipts(t *testing.T) {
+	for name, b := range map[string]nodetest.Behaviour{
+		"signature":         {FalseSign: 1},
+		"another's receipt": {OtherSign: 1},
+		"proof":             {FalseProof: 1},
+		"nothing there":     {Drop: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				alice, bob := w.visited()
+				bob.Stop()
+				behave(b, w.ways[0])
+				ids := alice.Say("bob", "is it there?")
+				alice.UntilState("held", ids...)
+				audits := 10
+				slowly(t, time.Duration(audits-2)*24*time.Hour, "the node is caught", func() bool {
+					return keeper(alice, w.ways[0]).Strikes >= lyingAt
+				})
+				for _, c := range w.ways[1:] {
+					if k := keeper(alice, c); k.Strikes != 0 {
+						t.Errorf("an honest node has %d strikes", k.Strikes)
+					}
+				}
+				more := alice.Say("bob", "and this?")
+				heldAt(alice, 2)
+				time.Sleep(time.Minute)
+				if err := alice.Store.View(context.Background(), func(tx *store.Tx) error {
+					devices, err := tx.Devices(0)
+					if err != nil {
+						return err
+					}
+					open, err := tx.OpenDeliveries(devices[0].Hash)
+					if err != nil {
+						return err
+					}
+					last := open[len(open)-1]
+					if k, _, err := tx.Holdings(last.ID); err != nil || k != 2 {
+						t.Errorf("%d nodes count as holding it, of two that do: %v", k, err)
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+				bob.Start()
+				alice.UntilDelivered(append(ids, more...)...)
+				agree(t, alice, bob, visitedBefore+2)
+			})
+		})
+	}
+}
+
+// TestG10_PoisonedPages has one of three nodes hand out without end: small
+// envelopes, large ones, and what is no page. It costs a bounded amount of memory,
+// nobody waits for it, and it is dropped.
+func TestG10_PoisonedPages(t *testing.T) {
+	for name, b := range map[string]nodetest.Behaviour{
+		"small":   {Flood: 1, FloodSize: 1 << 10},
+		"large":   {Flood: 1, FloodSize: 128 << 10},
+		"nothing": {Empty: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "small" && soak(0, 1) == 0 {
+				t.Skip("65,000 envelopes take a while: make soak has it")
+			}
+			simulateMail(t, 4, func(t *testing.T, w *world) {
+				w.honest()
+				alice := w.user("alice")
+				bob := w.userWith("bob", nodetest.Options{Ways: w.ways})
+				housed(bob, 3)
+				nodetest.Befriend(alice, bob)
+				nodes, _ := w.homes(bob)
+				alice.UntilDelivered(alice.Say("bob", "hello")...)
+				bob.Stop()
+				behave(b, nodes[0])
+				ids := alice.Say("bob", numbered("text", 20)...)
+				alice.UntilState("held", ids...)
+				alice.Stop()
+
+				before := heap()
+				start := time.Now()
+				bob.Start()
+				bob.UntilTexts("alice", 21)
+				if took := time.Since(start); took > 30*time.Second {
+					t.Errorf("what is elsewhere took %v", took)
+				}
+				slowly(t, 24*time.Hour, "the node is dropped", func() bool {
+					if used := heap() - before; used > 64<<20 {
+						t.Fatalf("%d MiB are in use", used>>20)
+					}
+					b := box(bob, nodes[0])
+					return b == nil || b.State == "leaving" && len(b.Evidence) > 0
+				})
+				bob.Until("another takes its place", func() bool { return mailboxes(bob).Healthy == 3 })
+			})
+		})
+	}
+}
+
+// heap is what of the heap is reachable.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestG11_Sybils has four of five nodes that a user may choose be bad, in every
+// way, and the one that the user chose be honest.
+func TestG11_Sybils(t *testing.T) {
+	simulateMail(t, 10, func(t *testing.T, w *world) {
+		w.honest()
+		alice, bob := w.user("alice"), w.userWith("bob", nodetest.Options{Ways: w.ways[:8]})
+		housed(bob, 3)
+		if _, err := bob.Mailboxes().AddMailbox(context.Background(), &apiv1.AddMailboxRequest{Address: address(w.ways[9])}); err != nil {
+			t.Fatal(err)
+		}
+		housed(bob, 4)
+		nodetest.Befriend(alice, bob)
+		alice.UntilDelivered(alice.Say("bob", "hello")...)
+		bob.UntilDelivered(bob.Say("alice", "hello")...)
+		for i, b := range []nodetest.Behaviour{{Drop: 1}, {Hide: 1}, {FalseSign: 1}, {Mutate: 1}, {Garbage: 1}, {Empty: 1}, {Cut: 1}, {Full: 1}} {
+			behave(b, w.ways[i])
+		}
+		bob.Stop()
+		ids := alice.Say("bob", numbered("text", 20)...)
+		alice.Until("the honest node has them", func() bool {
+			s, err := w.ways[9].Mail.Status(context.Background())
+			return err == nil && s.Items >= 20
+		})
+		alice.Stop()
+		bob.Start()
+		bob.UntilTexts("alice", 22)
+		alice.Start()
+		alice.UntilDelivered(ids...)
+		agree(t, alice, bob, 22)
+	})
+}
+
+// TestG14_Mutated has nodes change envelopes to see what that does: nothing is
+// shown, receipted or said, and the true copy is shown when it comes.
+func TestG14_Mutated(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		behave(nodetest.Behaviour{Mutate: 1}, w.ways...)
+		bob.Stop()
+		ids := alice.Say("bob", numbered("text", 5)...)
+		heldAt(alice, 3)
+		alice.Stop()
+		last := bob.LastEvent
+		bob.Start()
+		before := last()
+		time.Sleep(5 * time.Minute)
+		for _, e := range bob.Events(before) {
+			if e.Type == "message" || e.Type == "health" {
+				t.Errorf("the recipient is told of a %s: %q", e.Type, e.Text)
+			}
+		}
+		if n := len(bob.Messages("alice")); n != visitedBefore {
+			t.Errorf("the recipient sees %d messages", n)
+		}
+		// They are done with, as what opens is: no node learns the difference.
+		for _, c := range w.ways {
+			s, err := c.Mail.Status(context.Background())
+			if err != nil || s.Items != 0 {
+				t.Errorf("a node still has %d: %v", s.Items, err)
+			}
+		}
+		bob.Stop()
+		alice.Start()
+		if state := alice.State(ids[0]); state != "held" {
+			t.Errorf("the sender believes that it is %s", state)
+		}
+		behave(nodetest.Behaviour{}, w.ways[2])
+		time.Sleep(2 * time.Hour) // the nodes are asked, and get it again
+		alice.Stop()
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+5)
+		alice.Start()
+		alice.UntilDelivered(ids...)
+		agree(t, alice, bob, visitedBefore+5)
+	})
+}
+
+// TestMailboxNone has somebody who wants no mailboxes: what is for them waits
+// with who sent it, and what they send with them.
+func TestMailboxNone(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		w.honest()
+		alice := w.user("alice")
+		bob := w.userWith("bob", nodetest.Options{Mailboxes: node.MailboxNone})
+		housed(alice, 3)
+		nodetest.Befriend(alice, bob)
+		alice.UntilDelivered(alice.Say("bob", "hello")...)
+		bob.UntilDelivered(bob.Say("alice", "hello")...)
+		_, err := bob.Mailboxes().AddMailbox(context.Background(), &apiv1.AddMailboxRequest{Address: address(w.ways[0])})
+		wantCode(t, err, node.CodeRefused)
+
+		bob.Stop()
+		toBob := alice.Say("bob", "for you alone")
+		time.Sleep(2 * time.Hour)
+		if state := alice.State(toBob[0]); state != "queued" {
+			t.Errorf("what is for bob is %s", state)
+		}
+		alice.Stop()
+		bob.Start()
+		toAlice := bob.Say("alice", "from me alone")
+		time.Sleep(2 * time.Hour)
+		if state := bob.State(toAlice[0]); state != "queued" {
+			t.Errorf("what bob sent is %s", state)
+		}
+		if m := mailboxes(bob); len(m.Mailboxes) != 0 || m.Mode != "none" {
+			t.Errorf("bob has %d mailboxes in mode %s", len(m.Mailboxes), m.Mode)
+		}
+		alice.Start()
+		alice.UntilDelivered(toBob...)
+		bob.UntilDelivered(toAlice...)
+		agree(t, alice, bob, 4)
+	})
+}
+
+// TestMoved gives up all boxes while a contact cannot hear of it: what they
+// leave in the old ones arrives, and what they leave later is in the new ones.
+func TestMoved(t *testing.T) {
+	simulateMail(t, 6, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		old, fresh := w.homes(bob)
+		alice.Stop()
+		w.Blackhole(bob.IP)
+		for _, m := range mailboxes(bob).Mailboxes {
+			if _, err := bob.Mailboxes().RemoveMailbox(context.Background(), &apiv1.RemoveMailboxRequest{Id: m.Id}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bob.Crash()
+		alice.Start()
+		first := alice.Say("bob", numbered("to the old place", 20)...)
+		alice.UntilState("held", first...)
+		alice.Stop()
+		w.Heal()
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+20)
+		housed(bob, 3)
+		if now, _ := w.homes(bob); slices.ContainsFunc(now, func(c *nodetest.Community) bool { return slices.Contains(old, c) }) {
+			t.Error("a box that was given up is in use")
+		}
+		sent(bob)
+		bob.Stop()
+		alice.Start()
+		alice.UntilDelivered(first...)
+		second := alice.Say("bob", numbered("to the new place", 20)...)
+		alice.UntilState("held", second...)
+		for _, c := range fresh {
+			if s, err := c.Mail.Status(context.Background()); err != nil || s.Items < 20 {
+				t.Errorf("a new place has %d: %v", s.Items, err)
+			}
+		}
+		alice.Stop()
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+40)
+		alice.Start()
+		alice.UntilDelivered(second...)
+		agree(t, alice, bob, visitedBefore+40)
+	})
+}
