@@ -59,8 +59,8 @@ const (
 	steadyVisit = time.Minute
 	// A node may hand out maxBarren bytes in barrenTime that bring nothing, beside
 	// what it said at first that waits, of which maxWaiting are believed: what
-	// the other boxes have brought already. 64 MiB are a whole box.
-	maxBarren  = 64 << 20
+	// the other boxes have brought already.
+	maxBarren  = 32 << 20
 	barrenTime = time.Hour
 	maxWaiting = 256 << 20
 )
@@ -511,7 +511,9 @@ func (c *collector) empty(ctx context.Context, m *mailStream, h *harvest) (done 
 		if !ok {
 			return false, errOddAnswer
 		}
-		if next.Done, err = h.take(ctx, p, next.After); err != nil {
+		if next.Done, err = h.take(ctx, p, next.After); errors.Is(err, errGlut) {
+			return true, errors.Join(err, c.forget(ctx)) // there is no end to it
+		} else if err != nil {
 			return false, err
 		}
 		slices.Sort(next.Done)
