@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"net/netip"
 
+	"github.com/libp2p/go-libp2p/core/network"
+
 	"github.com/kith-im/kith/protocol/envelope"
 	"github.com/kith-im/kith/protocol/mailbox"
 )
@@ -153,4 +155,28 @@ func (s *Service) Floor(bodies [][]byte) error {
 		}
 		return nil
 	})
+}
+
+// Held is how many bytes of requests and answers are in memory.
+func (s *Service) Held() int64 {
+	s.sources.mu.Lock()
+	defer s.sources.mu.Unlock()
+	return s.sources.held
+}
+
+// Answer meets requests that have arrived together on a stream.
+func (s *Service) Answer(ns network.Stream, frames ...mailbox.Frame) error {
+	st := &stream{
+		s: s, net: ns, who: s.sources.enter(ns.Conn().RemotePeer(), prefixOf(ns.Conn())),
+		arrived: make(chan request, len(frames)), freed: make(chan struct{}, 1),
+	}
+	defer st.who.leave()
+	for _, f := range frames {
+		r := request{frame: f, size: int64(len(mailbox.AppendFrame(nil, f)))}
+		st.who.hold(r.size)
+		st.held.Add(r.size)
+		st.arrived <- r
+	}
+	close(st.arrived)
+	return st.serve(context.Background())
 }

@@ -233,10 +233,15 @@ var errSilent = errors.New("the client broke the protocol")
 // well.
 func (st *stream) serve(ctx context.Context) error {
 	var next *request // taken while something else was gathered
+	defer func() {
+		if next != nil {
+			st.release(*next)
+		}
+	}()
 	for {
 		var r request
 		if next != nil {
-			r = *next
+			r, next = *next, nil
 		} else {
 			var ok bool
 			select {
@@ -324,7 +329,7 @@ gather:
 	}
 	if len(ops) > 0 {
 		if err := st.s.submit(ctx, ops...); err != nil {
-			return nil, err
+			return next, err
 		}
 	}
 	for n, o := range ops {
