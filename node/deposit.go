@@ -253,6 +253,7 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 	m, err := dialMail(ctx, r.host, info)
 	switch {
 	case err != nil:
+		// It says nothing of the node: the address is what the device told us.
 		r.miss(ctx, info.ID, "the mailbox does not answer")
 		return
 	case m.hello.Draining:
@@ -289,9 +290,6 @@ func (r *depositRound) miss(ctx context.Context, node peer.ID, why string) {
 			r.of(row.ID).refused = why
 		}
 		r.mu.Unlock()
-	}
-	if ctx.Err() == nil {
-		r.note(ctx, func(w *work) error { return w.silent(node) })
 	}
 }
 
