@@ -68,7 +68,7 @@ func (o *outbox) supervise(ctx context.Context) {
 				continue
 			}
 			c := &courier{
-				o: o, n: o.n, device: d,
+				o: o, n: o.n, device: d, offering: newBaton(),
 				withheld: make(map[int64]bool), left: make(map[int64]bool),
 				news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
 			}

@@ -60,7 +60,7 @@ type courier struct {
 	changed chan struct{}      // the device's row changed
 	calls   chan *conversation // the device called
 
-	offering sync.Mutex // held from reading the outbox until flight holds what was read
+	offering baton // held from reading the outbox until flight holds what was read
 
 	mu     sync.Mutex
 	conv   *conversation // live; nil between conversations
@@ -460,6 +460,16 @@ func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (i
 	}
 	return len(envelopes), nil
 }
+
+// baton is a mutex that may be held while the disk is waited for. SQLite sleeps
+// when it finds its file busy, and in a testing/synctest bubble no sleep ends
+// while somebody waits for a sync.Mutex.
+type baton chan struct{}
+
+func newBaton() baton { return make(baton, 1) }
+
+func (b baton) Lock()   { b <- struct{}{} }
+func (b baton) Unlock() { <-b }
 
 // load puts what is due and fits the window in flight, and returns it.
 func (c *courier) load(ctx context.Context, last *int64) (envelopes [][]byte, err error) {
