@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -71,6 +72,7 @@ const (
 type collector struct {
 	n       *Node
 	info    peer.AddrInfo
+	address string
 	key     mailbox.BoxKey
 	leaving bool
 	left    int64         // age since which it is
@@ -105,7 +107,7 @@ func newCollector(n *Node, row store.BoxRow) (*collector, error) {
 		return nil, store.ErrDamaged
 	}
 	c := &collector{
-		n: n, info: info, key: mailbox.BoxKey(row.Key), leaving: row.State == store.BoxLeaving, left: row.Left,
+		n: n, info: info, key: mailbox.BoxKey(row.Key), leaving: row.State.Leaving(), left: row.Left, address: row.Address,
 		news: make(chan struct{}, 1), probes: make(map[mailbox.Digest]chan struct{}),
 	}
 	for i := range c.tests {
@@ -189,6 +191,9 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 	}
 	if err != nil {
 		return false, false, err
+	}
+	if opened.Generation >= math.MaxInt64 {
+		return false, false, errOddAnswer // nobody has replaced tags so often
 	}
 	drained := c.look().draining != m.hello.Draining
 	c.set(func(v *boxView) {
@@ -466,7 +471,24 @@ func (h *harvest) take(ctx context.Context, p *mailbox.Page, after uint64) (done
 	if err == nil && h.barren > maxBarren+h.waiting {
 		err = errGlut
 	}
+	c.set(func(v *boxView) { v.count(p, len(done)) })
 	return done, err
+}
+
+// count brings up to date what waits in a box, after a page of which done items
+// are done with.
+func (v *boxView) count(p *mailbox.Page, done int) {
+	size := uint64(0)
+	for _, item := range p.Items {
+		size += uint64(len(item.Envelope))
+	}
+	rest := uint32(len(p.Items) - done)
+	if !p.More {
+		v.opened.Items, v.opened.Bytes = rest, uint64(rest)*protocol.MinEnvelope
+		return
+	}
+	v.opened.Items -= min(v.opened.Items, uint32(done))
+	v.opened.Bytes -= min(v.opened.Bytes, size)
 }
 
 // take receives a page and returns the items that are done with. fruitful says

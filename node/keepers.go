@@ -84,6 +84,15 @@ func standingOf(k store.KeeperRow, age int64) standing {
 	return standingGood
 }
 
+// standingNow is what a node is called to who asks: unreachable as soon as it
+// does not answer.
+func standingNow(k store.KeeperRow, age int64) standing {
+	if s := standingOf(k, age); k.Failing == 0 || s == standingLying {
+		return s
+	}
+	return standingUnreachable
+}
+
 // strike notes that a node broke its word.
 func (w *work) strike(node peer.ID, n int64, what string) error {
 	k, err := w.tx.Keeper([]byte(node))

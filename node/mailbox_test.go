@@ -8,6 +8,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/kith-im/kith/node"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
@@ -142,6 +143,13 @@ func TestHeldQuickly(t *testing.T) {
 		}
 		bob.Start()
 		alice.UntilDelivered(id)
+		bob.Until("nothing is said to wait", func() bool {
+			waiting := int64(0)
+			for _, m := range mailboxes(bob).Mailboxes {
+				waiting += m.Items + m.Bytes
+			}
+			return waiting == 0
+		})
 	})
 }
 
@@ -253,4 +261,67 @@ func TestMailClocks(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMailboxComesBack: mailboxes that were switched off and are switched on
+// again, a node that retires and does not after all, and one that has moved are
+// used again; one that the user removed is not.
+func TestMailboxComesBack(t *testing.T) {
+	ctx := context.Background()
+	listed := func(u *nodetest.User) map[string]string {
+		out, err := u.Mailboxes().ListMailboxes(ctx, &apiv1.ListMailboxesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := make(map[string]string)
+		for _, m := range out.Mailboxes {
+			states[m.Id] = m.State
+		}
+		return states
+	}
+	simulateMail(t, 4, func(t *testing.T, w *world) {
+		alice := w.userWith("alice", nodetest.Options{Ways: w.ways[:3]})
+		housed(alice, 3)
+		pinned, err := alice.Mailboxes().AddMailbox(ctx, &apiv1.AddMailboxRequest{Address: address(w.ways[0])})
+		if err != nil {
+			t.Fatal(err)
+		}
+		alice.Stop()
+		off := w.userWith("alice", nodetest.Options{Ways: w.ways[:3], Home: alice.Home, Mailboxes: node.MailboxNone})
+		off.Until("the boxes are given up", func() bool { return len(holders(t, off)) == 0 })
+		off.Stop()
+		alice.Start()
+		housed(alice, 3)
+
+		// Its node retires, and does not after all.
+		if err := w.ways[0].Mail.SetDraining(ctx, true); err != nil {
+			t.Fatal(err)
+		}
+		alice.Until("the retiring node is given up", func() bool { return listed(alice)[pinned.Mailbox.Id] == "leaving" })
+		if err := w.ways[0].Mail.SetDraining(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+		alice.Until("it is used again", func() bool { return holders(t, alice)[w.ways[0].Info.ID] })
+
+		if _, err := alice.Mailboxes().RemoveMailbox(ctx, &apiv1.RemoveMailboxRequest{Id: pinned.Mailbox.Id}); err != nil {
+			t.Fatal(err)
+		}
+		alice.Restart()
+		time.Sleep(time.Hour)
+		if s := listed(alice)[pinned.Mailbox.Id]; s != "leaving" {
+			t.Errorf("a box that was removed is %s", s)
+		}
+
+		// A node that is away is said to be so at once.
+		gone := w.ways[1]
+		gone.Kill()
+		alice.Until("it is called unreachable", func() bool {
+			for _, s := range listed(alice) {
+				if s == "unreachable" {
+					return true
+				}
+			}
+			return false
+		})
+	})
 }

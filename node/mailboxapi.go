@@ -46,7 +46,7 @@ func (m *Mailboxes) show(tx *store.Tx, row store.BoxRow) (*apiv1.Mailbox, error)
 		return nil, err
 	}
 	out := &apiv1.Mailbox{
-		Id: mailboxText(node), Address: row.Address, State: string(standingOf(k, m.n.age.now())),
+		Id: mailboxText(node), Address: row.Address, State: string(standingNow(k, m.n.age.now())),
 		LastSeenMs: k.Seen, Probes: k.Probes, ProbesLost: k.Lost, AddedBy: "default",
 	}
 	for _, e := range all {
@@ -61,18 +61,17 @@ func (m *Mailboxes) show(tx *store.Tx, row store.BoxRow) (*apiv1.Mailbox, error)
 		if out.State == string(standingGood) {
 			out.State = "new"
 		}
-	case store.BoxLeaving:
+	case store.BoxLeaving, store.BoxRemoved:
 		out.State = "leaving"
 	case store.BoxActive:
 	}
 	if row.Chosen {
 		out.AddedBy = "you"
 	}
-	m.mu.Lock()
-	c := m.collectors[node]
-	m.mu.Unlock()
-	if c != nil {
-		v := c.look()
+	if v, ok := m.look(node); ok {
+		if v.connected {
+			out.LastSeenMs = m.n.now().UnixMilli()
+		}
 		out.Items, out.Bytes, out.Quota = int64(v.opened.Items), int64(v.opened.Bytes), int64(v.opened.Quota)
 		out.RetentionS = int64((time.Duration(v.hours) * time.Hour).Seconds())
 	}
@@ -103,7 +102,7 @@ func (m *Mailboxes) ListMailboxes(ctx context.Context, _ *apiv1.ListMailboxesReq
 
 // count says how many boxes work.
 func (m *Mailboxes) count(tx *store.Tx) (*apiv1.MailboxCount, error) {
-	healthy, all, err := healthyBoxes(tx, m.n.age.now())
+	healthy, all, err := healthyBoxes(tx, m.n.age.now(), standingNow)
 	return &apiv1.MailboxCount{
 		Mode: m.modeText(), Healthy: int32(healthy), Total: int32(all), Needed: holdersWanted,
 	}, err
@@ -120,6 +119,10 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 		return nil, refuse(CodeUsage, "a community node prints its addresses when it starts, each ending in /p2p/ and its name",
 			"that is not the address of a community node")
 	}
+	address, err := addressOf(info)
+	if err != nil {
+		return nil, err
+	}
 	if m.n.cfg.MailboxMode == MailboxNone {
 		return nil, refuse(CodeRefused, "start kith with --mailbox auto", "mailboxes are switched off")
 	}
@@ -128,26 +131,17 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 		return nil, explain(err)
 	}
 	inUse := 0
+	var have *store.BoxRow
 	for _, row := range rows {
 		switch {
 		case peer.ID(row.Node) != info.ID:
-			if row.State != store.BoxLeaving && row.Chosen {
+			if !row.State.Leaving() && row.Chosen {
 				inUse++
 			}
-		case row.State != store.BoxLeaving:
-			if !row.Chosen {
-				row.Chosen = true
-				if err := m.save(ctx, row); err != nil {
-					return nil, explain(err)
-				}
-			}
+		case !row.State.Leaving() && row.Chosen && row.Address == address:
 			return m.added(ctx, row)
-		default: // it was given up and is wanted again
-			row.State, row.Chosen, row.Left = store.BoxNew, true, 0
-			if err := m.save(ctx, row); err != nil {
-				return nil, explain(err)
-			}
-			return m.added(ctx, row)
+		default:
+			have = &row
 		}
 	}
 	if inUse >= mailbox.MaxSet {
@@ -164,12 +158,23 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 	default:
 		return nil, refuse(CodeRefused, "choose another community node", "that node is being retired")
 	}
-	b, err := m.add(ctx, info, true)
-	if err != nil {
+	if have == nil {
+		b, err := m.add(ctx, info, true)
+		if err != nil {
+			return nil, explain(err)
+		}
+		m.wake()
+		return m.added(ctx, b.BoxRow)
+	}
+	// It was chosen by itself, was given up and is wanted again, or has moved.
+	have.Chosen, have.Address = true, address
+	if have.State.Leaving() {
+		have.State, have.Left = store.BoxNew, 0
+	}
+	if err := m.save(ctx, *have); err != nil {
 		return nil, explain(err)
 	}
-	m.wake()
-	return m.added(ctx, b.BoxRow)
+	return m.added(ctx, *have)
 }
 
 func (m *Mailboxes) added(ctx context.Context, row store.BoxRow) (*apiv1.AddMailboxResponse, error) {
@@ -226,8 +231,11 @@ func (m *Mailboxes) RemoveMailbox(ctx context.Context, req *apiv1.RemoveMailboxR
 	if err != nil {
 		return nil, err
 	}
-	if row.State != store.BoxLeaving {
-		row.State, row.Left = store.BoxLeaving, m.n.age.now()
+	if row.State != store.BoxRemoved {
+		if !row.State.Leaving() {
+			row.Left = m.n.age.now()
+		}
+		row.State, row.Chosen = store.BoxRemoved, false
 		if err := m.save(ctx, row); err != nil {
 			return nil, explain(err)
 		}
@@ -255,7 +263,7 @@ func (m *Mailboxes) TestMailbox(ctx context.Context, req *apiv1.TestMailboxReque
 			return nil, explain(err)
 		}
 		for _, row := range all {
-			if row.State != store.BoxLeaving {
+			if !row.State.Leaving() {
 				rows = append(rows, row)
 			}
 		}
@@ -277,7 +285,7 @@ func (m *Mailboxes) tryBox(ctx context.Context, row store.BoxRow) *apiv1.Mailbox
 	c := m.collectors[node]
 	m.mu.Unlock()
 	switch {
-	case row.State == store.BoxLeaving:
+	case row.State.Leaving():
 		out.Sentence = "It is being given up and takes no test messages."
 		return out
 	case c == nil || !c.look().connected:

@@ -161,15 +161,24 @@ func (m *Mailboxes) review(ctx context.Context, collecting *sync.WaitGroup) (lac
 	if err != nil {
 		return true, err
 	}
-	kept := slices.DeleteFunc(slices.Clone(boxes), func(b box) bool { return b.State == store.BoxLeaving })
-	fit := slices.DeleteFunc(slices.Clone(kept), func(b box) bool { return b.unfit })
-	if lacking = m.n.cfg.MailboxMode == MailboxAuto && len(fit) < boxesWanted; lacking {
-		added, err := m.choose(ctx, boxes, boxesWanted-len(fit))
+	if err := m.follow(ctx, boxes); err != nil {
+		return true, err
+	}
+	fit := 0
+	for _, b := range boxes {
+		if !b.State.Leaving() && !b.unfit {
+			fit++
+		}
+	}
+	if lacking = m.n.cfg.MailboxMode == MailboxAuto && fit < boxesWanted; lacking {
+		added, err := m.choose(ctx, boxes, boxesWanted-fit)
 		if err != nil {
 			return true, err
 		}
-		boxes = append(boxes, added...)
-		lacking = len(fit)+len(added) < boxesWanted
+		lacking = fit+added < boxesWanted
+	}
+	if boxes, err = m.retire(ctx); err != nil {
+		return true, err
 	}
 	m.sync(ctx, boxes, collecting)
 	return lacking, m.n.update(ctx, func(w *work) error {
@@ -188,7 +197,7 @@ func (m *Mailboxes) warn(w *work) error {
 	if err != nil || told == nil || m.n.cfg.MailboxMode == MailboxNone {
 		return err
 	}
-	healthy, _, err := healthyBoxes(w.tx, w.age)
+	healthy, _, err := healthyBoxes(w.tx, w.age, standingOf)
 	few := healthy < holdersWanted
 	m.mu.Lock()
 	was := m.warned
@@ -206,8 +215,8 @@ func (m *Mailboxes) warn(w *work) error {
 }
 
 // healthyBoxes counts the boxes that contacts are told of, and of those the
-// ones that answer and keep their word.
-func healthyBoxes(tx *store.Tx, age int64) (healthy, all int, err error) {
+// ones that answer and keep their word, as called says.
+func healthyBoxes(tx *store.Tx, age int64, called func(store.KeeperRow, int64) standing) (healthy, all int, err error) {
 	boxes, err := tx.Boxes()
 	if err != nil {
 		return 0, 0, err
@@ -221,7 +230,7 @@ func healthyBoxes(tx *store.Tx, age int64) (healthy, all int, err error) {
 			return 0, 0, err
 		}
 		all++
-		if s := standingOf(k, age); s == standingGood || s == standingDegraded {
+		if s := called(k, age); s == standingGood || s == standingDegraded {
 			healthy++
 		}
 	}
@@ -238,8 +247,9 @@ type box struct {
 }
 
 // retire gives up boxes that are not wanted: all, if mailboxes are switched off;
-// one whose node lies or was away for long, if others are left. What the user
-// has chosen stays.
+// one whose node retires, and, unless the user has chosen it, one whose node
+// lies or was away for long, if others are left. What the user has chosen is
+// taken again as soon as its node takes mail again.
 func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 	off := m.n.cfg.MailboxMode == MailboxNone
 	err = m.n.update(ctx, func(w *work) error {
@@ -269,10 +279,17 @@ func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 		}
 		for i := range boxes {
 			b := &boxes[i]
-			if b.State == store.BoxLeaving || !off && (b.Chosen || !b.unfit || healthy == 0) {
+			retires := m.draining(b.node)
+			switch {
+			case b.State == store.BoxLeaving && b.Chosen && !off && m.takes(b.node):
+				b.State, b.Left = store.BoxNew, 0
+			case b.State.Leaving():
+				continue
+			case off, b.unfit && healthy > 0 && (retires || !b.Chosen):
+				b.State, b.Left = store.BoxLeaving, w.age
+			default:
 				continue
 			}
-			b.State, b.Left = store.BoxLeaving, w.age
 			if err := w.tx.SaveBox(b.BoxRow); err != nil {
 				return err
 			}
@@ -282,33 +299,116 @@ func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 	return boxes, err
 }
 
+// draining says whether a node has told us that it retires.
 func (m *Mailboxes) draining(node peer.ID) bool {
+	v, ok := m.look(node)
+	return ok && v.draining
+}
+
+// takes says whether a node that we are connected to takes mail.
+func (m *Mailboxes) takes(node peer.ID) bool {
+	v, ok := m.look(node)
+	return ok && v.connected && !v.draining
+}
+
+// look is what is known of a box from this run.
+func (m *Mailboxes) look(node peer.ID) (v boxView, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c := m.collectors[node]
-	return c != nil && c.look().draining
+	if c == nil {
+		return v, false
+	}
+	return c.look(), true
+}
+
+// follow gives boxes whose node does not answer the address that the node is
+// known under now, if it is another.
+func (m *Mailboxes) follow(ctx context.Context, boxes []box) error {
+	var ways []peer.AddrInfo
+	for i := range boxes {
+		b := &boxes[i]
+		if b.kept.Failing == 0 {
+			continue
+		}
+		if ways == nil {
+			var err error
+			if ways, err = m.ways(ctx); err != nil {
+				return err
+			}
+		}
+		for _, info := range ways {
+			address, err := addressOf(info)
+			if err != nil || info.ID != b.node || address == b.Address || m.serves(ctx, info) != nil {
+				continue
+			}
+			b.Address = address
+			if err := m.save(ctx, b.BoxRow); err != nil {
+				return err
+			}
+			break
+		}
+	}
+	return ctx.Err()
+}
+
+// ways are the community nodes that invites and the user have named.
+func (m *Mailboxes) ways(ctx context.Context) (out []peer.AddrInfo, err error) {
+	var words []string
+	for _, h := range m.n.cfg.Hints {
+		words = append(words, h.String())
+	}
+	err = m.n.view(ctx, func(tx *store.Tx) error {
+		known, err := tx.Ways(keepWays)
+		if err != nil {
+			return err
+		}
+		out = nil
+		for _, way := range append(slices.Clone(words), known...) {
+			info, err := infoOf(way)
+			if err == nil && (m.n.cfg.Reachable == nil || m.n.cfg.Reachable(info.Addrs[0])) {
+				out = append(out, info)
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+// addressOf is a node's address as one text.
+func addressOf(info peer.AddrInfo) (string, error) {
+	full, err := peer.AddrInfoToP2pAddrs(&info)
+	if err != nil {
+		return "", err
+	}
+	return full[0].String(), nil
 }
 
 // choose opens boxes at up to want further nodes: those that invites and the
 // user have named, in random order, but first such that lie elsewhere than the
-// ones we have.
-func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added []box, err error) {
+// ones we have. A box that we gave up there is taken again.
+func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added int, err error) {
 	candidates, err := m.candidates(ctx)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
+	left := make(map[peer.ID]store.BoxRow)
 	near := make(map[netip.Prefix]bool)
 	taken := make(map[peer.ID]bool)
 	for _, b := range have {
+		if b.State == store.BoxLeaving {
+			left[b.node] = b.BoxRow
+			continue
+		}
 		taken[b.node] = true
-		if info, err := infoOf(b.Address); err == nil && b.State != store.BoxLeaving {
+		if info, err := infoOf(b.Address); err == nil && !b.State.Leaving() {
 			near[neighbourhood(info)] = true
 		}
 	}
 	delete(near, netip.Prefix{})
 	for _, spread := range []bool{true, false} {
 		for _, info := range candidates {
-			if len(added) == want || ctx.Err() != nil {
+			if added == want || ctx.Err() != nil {
 				return added, ctx.Err()
 			}
 			if taken[info.ID] || spread && near[neighbourhood(info)] {
@@ -318,14 +418,21 @@ func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added []b
 			if m.serves(ctx, info) != nil {
 				continue
 			}
-			b, err := m.add(ctx, info, false)
+			if row, ok := left[info.ID]; ok {
+				row.State, row.Left = store.BoxNew, 0
+				if row.Address, err = addressOf(info); err == nil {
+					err = m.save(ctx, row)
+				}
+			} else {
+				_, err = m.add(ctx, info, false)
+			}
 			if err != nil {
 				return added, err
 			}
 			if p := neighbourhood(info); p.IsValid() {
 				near[p] = true
 			}
-			added = append(added, b)
+			added++
 		}
 	}
 	return added, nil
@@ -333,20 +440,14 @@ func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added []b
 
 // candidates are the nodes that may get a box.
 func (m *Mailboxes) candidates(ctx context.Context) (out []peer.AddrInfo, err error) {
-	var ways []string
-	for _, h := range m.n.cfg.Hints {
-		ways = append(ways, h.String())
+	ways, err := m.ways(ctx)
+	if err != nil {
+		return nil, err
 	}
 	err = m.n.view(ctx, func(tx *store.Tx) error {
-		known, err := tx.Ways(keepWays)
-		if err != nil {
-			return err
-		}
 		out = nil
-		for _, way := range append(slices.Clone(ways), known...) {
-			info, err := infoOf(way)
-			if err != nil || m.n.cfg.Reachable != nil && !m.n.cfg.Reachable(info.Addrs[0]) ||
-				slices.ContainsFunc(out, func(o peer.AddrInfo) bool { return o.ID == info.ID }) {
+		for _, info := range ways {
+			if slices.ContainsFunc(out, func(o peer.AddrInfo) bool { return o.ID == info.ID }) {
 				continue
 			}
 			k, err := tx.Keeper([]byte(info.ID))
@@ -383,7 +484,7 @@ func (m *Mailboxes) serves(ctx context.Context, info peer.AddrInfo) error {
 
 // add makes a box at a node. It is opened by its collector.
 func (m *Mailboxes) add(ctx context.Context, info peer.AddrInfo, chosen bool) (box, error) {
-	full, err := peer.AddrInfoToP2pAddrs(&info)
+	address, err := addressOf(info)
 	if err != nil {
 		return box{}, err
 	}
@@ -392,7 +493,7 @@ func (m *Mailboxes) add(ctx context.Context, info peer.AddrInfo, chosen bool) (b
 		return box{}, err
 	}
 	b := box{node: info.ID, BoxRow: store.BoxRow{
-		Node: []byte(info.ID), Address: full[0].String(), Key: key, State: store.BoxNew, Chosen: chosen,
+		Node: []byte(info.ID), Address: address, Key: key, State: store.BoxNew, Chosen: chosen,
 	}}
 	return b, m.n.update(ctx, func(w *work) error { return w.tx.SaveBox(b.BoxRow) })
 }
@@ -405,7 +506,7 @@ func (m *Mailboxes) sync(ctx context.Context, boxes []box, collecting *sync.Wait
 	for _, b := range boxes {
 		wanted[b.node] = true
 		if c := m.collectors[b.node]; c != nil {
-			if c.leaving != (b.State == store.BoxLeaving) {
+			if c.leaving != b.State.Leaving() || c.address != b.Address {
 				c.stop() // another takes over at the next review, which its end brings about
 			}
 			continue

@@ -151,6 +151,12 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	if n.self != nil {
 		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
 			"contacts may not find you yet; this is tried again by itself")
+		if m := s.Mailboxes; m.GetMode() == "none" {
+			add("mailboxes", true, "Mailboxes are switched off: messages are exchanged only while both are online.", "")
+		} else {
+			add("mailboxes", m.GetHealthy() >= m.GetNeeded(), fmt.Sprintf("Mailboxes that work: %d of %d; needed: %d.", m.GetHealthy(), m.GetTotal(), m.GetNeeded()),
+				"messages may not reach you while you are away: see kith mailbox list, or add one with kith mailbox add ADDRESS")
+		}
 		add("outbox", true, fmt.Sprintf("Waiting to be taken or receipted: %d; kith trace says more of a message.", s.Outbox), "")
 	}
 	return out, nil

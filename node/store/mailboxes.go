@@ -8,7 +8,11 @@ const (
 	BoxNew     BoxState = 1 // chosen, and not opened yet
 	BoxActive  BoxState = 2
 	BoxLeaving BoxState = 3 // emptied until nothing comes any more, then forgotten
+	BoxRemoved BoxState = 4 // by the user: as BoxLeaving, and not taken again by itself
 )
+
+// Leaving says whether a box in this state is only emptied.
+func (s BoxState) Leaving() bool { return s == BoxLeaving || s == BoxRemoved }
 
 // BoxRow is a box of ours at a node.
 type BoxRow struct {
