@@ -60,6 +60,7 @@ func newCommunity(t testing.TB, n *Network, i int, mail bool, ways []*Community)
 		c.MailFile = filepath.Join(t.TempDir(), "mailbox.db")
 		c.awkward = newAwkward(n)
 		c.awkward.crash = c.crashMail
+		c.awkward.Behaviour = Mild(i%3 == 0)
 	}
 	t.Cleanup(c.Stop)
 	c.Start()
@@ -73,8 +74,8 @@ func NewCommunities(t testing.TB, n *Network, count int) []*Community {
 	return newCommunities(t, n, count, false)
 }
 
-// NewMailCommunities is NewCommunities with nodes that keep mail, honestly until
-// they are told to Behave.
+// NewMailCommunities is NewCommunities with nodes that keep mail, awkwardly: one
+// of every three loses some (see Mild). Behave(Behaviour{}) makes a node honest.
 func NewMailCommunities(t testing.TB, n *Network, count int) []*Community {
 	t.Helper()
 	return newCommunities(t, n, count, true)
