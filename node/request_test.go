@@ -10,6 +10,8 @@ import (
 	"github.com/kith-im/kith/node"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol/message"
 )
 
 func reusable(u *nodetest.User) string {
@@ -77,6 +79,45 @@ func TestP14_SilenceBeforeApproval(t *testing.T) {
 		_, err = alice.ApproveRequest(context.Background(), &apiv1.ApproveRequestRequest{Id: r.Id})
 		wantCode(t, err, node.CodeRefused)
 	})
+}
+
+// TestP14_WhatARequestSays: whoever waits to be approved may write texts and
+// nothing else that is kept (docs/spec/message.md, section 5).
+func TestP14_WhatARequestSays(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		link := reusable(alice)
+		announced(alice)
+		s := newStranger(t, alice, link)
+		door := w.knock(t, alice, link)
+		door.send(t, s.introduction(t)...)
+		door.send(t, s.text(t, "let me in"))
+		r := untilRequests(t, alice, 1)[0]
+		s.seq++
+		door.send(t, s.seal(t, &message.Message{
+			Seq: s.seq, Prev: s.prev, Depth: s.seq, Time: 1, Content: &message.Edit{Target: s.prev, Body: "and out"},
+		}))
+		door.hangUp()
+		if n := messagesOf(t, alice, r.Id); n != 1 {
+			t.Errorf("%d messages of a request are kept, want its text", n)
+		}
+	})
+}
+
+func messagesOf(t *testing.T, u *nodetest.User, handle string) (n int64) {
+	t.Helper()
+	if err := u.Store.View(ctx, func(tx *store.Tx) error {
+		all, err := tx.Contacts()
+		for _, c := range all {
+			if c.Handle == handle {
+				n, err = tx.CountMessages(c.ID)
+			}
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestReject forgets a request; its author hears nothing, then or later.
