@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -26,6 +27,7 @@ const (
 	MinQuota     = 16 << 20 // bytes
 	maxQuota     = 1 << 50
 	minShare     = protocol.MaxEnvelope
+	minRate      = 4 << 10 // bytes a second: the burst then holds the largest envelope
 	minRetention = 3600
 	maxRetention = maxLifetime
 	maxCount     = 1 << 40
@@ -34,7 +36,7 @@ const (
 	// more than four times as long.
 	maxAddress = 4 * protocol.MaxAddress
 
-	maxLifetime = 366 * 24 * 3600 // seconds an invite or an undelivered message may live
+	maxLifetime = 365 * 24 * 3600 // seconds an invite or an undelivered message may live
 
 	// Largest encoded requests: a full Send with room for its framing (a text
 	// in JSON may be longer than its bytes), and anything else.
@@ -205,23 +207,24 @@ func checkSetNode(r *apiv1.SetNodeRequest) *Error {
 		what     string
 		v        int64
 		min, max int64
+		show     func(int64) string
 	}{
-		{"the quota", l.GetQuota(), MinQuota, maxQuota},
-		{"the quota of a box", l.GetBoxQuota(), minShare, maxQuota},
-		{"the quota of a tag", l.GetTagQuota(), minShare, maxQuota},
-		{"the share of requests", l.GetRequestShare(), minShare, maxQuota},
-		{"the retention in seconds", l.GetRetentionS(), minRetention, maxRetention},
-		{"the seconds until an unused box is dropped", l.GetBoxIdleS(), minRetention, maxRetention},
-		{"the number of boxes", l.GetBoxes(), 1, maxCount},
-		{"the number of tags of a box", l.GetBoxTags(), 1, maxCount},
-		{"the rate of a source", l.GetSourceRate(), 1, maxQuota},
+		{"the quota", l.GetQuota(), MinQuota, maxQuota, bytesText},
+		{"the quota of a box", l.GetBoxQuota(), minShare, maxQuota, bytesText},
+		{"the quota of a tag", l.GetTagQuota(), minShare, maxQuota, bytesText},
+		{"the share of requests", l.GetRequestShare(), minShare, maxQuota, bytesText},
+		{"the retention", l.GetRetentionS(), minRetention, maxRetention, secondsText},
+		{"the time that an unused box is kept", l.GetBoxIdleS(), minRetention, maxRetention, secondsText},
+		{"the number of boxes", l.GetBoxes(), 1, maxCount, countText},
+		{"the number of tags of a box", l.GetBoxTags(), 1, maxCount, countText},
+		{"the rate of a source", l.GetSourceRate(), minRate, maxQuota, bytesText},
 	} {
 		if f.v == 0 {
 			continue
 		}
 		given = true
 		if f.v < f.min || f.v > f.max {
-			errs = append(errs, usage("choose a value in this range", "%s must be between %d and %d", f.what, f.min, f.max))
+			errs = append(errs, usage("choose a value in this range", "%s must be between %s and %s", f.what, f.show(f.min), f.show(f.max)))
 		}
 	}
 	if !given {
@@ -229,6 +232,25 @@ func checkSetNode(r *apiv1.SetNodeRequest) *Error {
 	}
 	return first(errs...)
 }
+
+// Limits as a person writes them. All of them are whole in the unit shown.
+func bytesText(n int64) string {
+	units := []string{"bytes", "KiB", "MiB", "GiB", "TiB"}
+	i := 0
+	for i < len(units)-1 && n%1024 == 0 {
+		n, i = n/1024, i+1
+	}
+	return fmt.Sprintf("%d %s", n, units[i])
+}
+
+func secondsText(s int64) string {
+	if s%(24*3600) == 0 {
+		return fmt.Sprintf("%d days", s/(24*3600))
+	}
+	return fmt.Sprintf("%d hour", s/3600)
+}
+
+func countText(n int64) string { return strconv.FormatInt(n, 10) }
 
 func checkCursor(s string, emptyOK bool) *Error {
 	ok := len(s) <= MaxCursor && (s != "" || emptyOK)
@@ -265,7 +287,7 @@ func checkRange(what string, v, limit int64) *Error {
 // checkLifetime checks how many seconds something may live; 0 is the default.
 func checkLifetime(seconds int64) *Error {
 	if seconds < 0 || seconds > maxLifetime {
-		return usage("choose 366 days or less, or leave it at 0", "the expiry is negative or more than 366 days")
+		return usage("choose 365 days or less, or leave it at 0", "the expiry is negative or more than 365 days")
 	}
 	return nil
 }
