@@ -227,7 +227,7 @@ func (k *kith) waitCmd() *cobra.Command {
 				if err == nil {
 					return &api.Error{Code: api.CodeTimeout, Message: "the daemon is still starting", Hint: "see: " + k.at("kith doctor")}
 				}
-				return &api.Error{Code: api.CodeTimeout, Message: "the daemon did not become ready in time: " + err.Error(), Hint: "start it with: " + k.at("kith up")}
+				return &api.Error{Code: api.CodeTimeout, Message: "the daemon did not become ready in time: " + err.Error(), Hint: "start it with: " + k.start()}
 			}
 		}
 	})

@@ -405,9 +405,12 @@ func TestTwoHomes(t *testing.T) {
 	if strings.Join(seen, "|") != strings.Join(want, "|") {
 		t.Errorf("the cursor sees %q, want %q", seen, want)
 	}
-	// A second daemon is refused; SIGTERM ends the first one in the middle of a
+	// A second daemon does not start, and one in another role is refused; SIGTERM ends the first one in the middle of a
 	// conversation.
-	if code, _, stderr := a.cli("up"); code != exitRefused || strings.Count(stderr, "\n") != 1 ||
+	if code, stdout, _ := a.cli("up"); code != exitOK || !strings.Contains(stdout, "kith runs already") {
+		t.Errorf("a second kith up: exit %d, %q", code, stdout)
+	}
+	if code, _, stderr := a.cli("up", "--role", "community"); code != exitRefused || strings.Count(stderr, "\n") != 1 ||
 		!strings.Contains(stderr, fmt.Sprint(a.cmd.Process.Pid)) || !strings.Contains(stderr, "kith down") {
 		t.Errorf("a second kith up: exit %d, %q", code, stderr)
 	}

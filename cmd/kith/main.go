@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -233,7 +234,7 @@ func (k *kith) explain(err error) *api.Error {
 	switch {
 	case errors.As(err, &e):
 		if e.Code == api.CodeNotRunning {
-			return &api.Error{Code: e.Code, Message: e.Message, Hint: "start it with: " + k.at("kith up")}
+			return &api.Error{Code: e.Code, Message: e.Message, Hint: "start it with: " + k.start()}
 		}
 		return e
 	case errors.Is(err, context.DeadlineExceeded):
@@ -242,6 +243,19 @@ func (k *kith) explain(err error) *api.Error {
 		return &api.Error{Code: api.CodeRefused, Message: "interrupted"}
 	}
 	return &api.Error{Code: api.CodeRefused, Message: err.Error()}
+}
+
+// start is the command line that starts the daemon of this home again, as what
+// it was: only a community node has a file of mailboxes.
+func (k *kith) start() string {
+	c, err := k.config()
+	if err != nil || c.role.from != "default" {
+		return k.at("kith up")
+	}
+	if _, err := os.Lstat(filepath.Join(c.paths.Data, mailFile)); err == nil {
+		return k.at(upCommunity)
+	}
+	return k.at("kith up")
 }
 
 // at is a command line with what tells the daemon of this one from others.

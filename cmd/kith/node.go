@@ -127,7 +127,8 @@ func writeNode(w io.Writer, s nodeJSON) {
 	rows = append(rows,
 		[]string{"keeps mail for", span(l.RetentionS)},
 		[]string{"keeps unused boxes for", span(l.BoxIdleS)},
-		[]string{"room of a box", size(l.BoxQuota) + ", of that for strangers " + size(l.RequestShare)},
+		[]string{"room of a box", fmt.Sprintf("%s, and never more than a quarter of what is free, now %s", size(l.BoxQuota), size(max(0, l.Quota-s.Used)/4))},
+		[]string{"of that for strangers", size(l.RequestShare)},
 		[]string{"room under a tag", size(l.TagQuota)},
 		[]string{"tags of a box", strconv.FormatInt(l.BoxTags, 10)},
 		[]string{"rate of a source", size(l.SourceRate) + "/s"},
@@ -182,23 +183,35 @@ func (k *kith) nodeSetCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "set [--quota SIZE] [--box-quota SIZE] [--retention TIME] [--…]",
 		Short: "Change what the node may keep, while it runs",
+		Long: `Change what the node may keep, while it runs. It stays after a restart.
+
+A SIZE is a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB, a TIME one with d, h, m
+or s. Whatever --box-quota says, one box may hold at most a quarter of what is free;
+and a box is kept for at least an hour longer than the mail in it.`,
 	}
-	sizes := map[string]*int64{"quota": &l.Quota, "box-quota": &l.BoxQuota, "tag-quota": &l.TagQuota, "request-share": &l.RequestShare, "source-rate": &l.SourceRate}
+	type sizeFlag struct {
+		value   *int64
+		example string
+	}
+	sizes := map[string]sizeFlag{
+		"quota": {&l.Quota, "5GB"}, "box-quota": {&l.BoxQuota, "64MiB"}, "tag-quota": {&l.TagQuota, "16MiB"},
+		"request-share": {&l.RequestShare, "256KiB"}, "source-rate": {&l.SourceRate, "256KiB"},
+	}
 	spans := map[string]*int64{"retention": &l.RetentionS, "box-idle": &l.BoxIdleS}
 	f := c.Flags()
-	f.String("quota", "", "the `SIZE` of all mail on the disk, for example 5GB")
-	f.String("box-quota", "", "the `SIZE` of what contacts may leave in one box")
-	f.String("tag-quota", "", "the `SIZE` of what may be left under one tag")
-	f.String("request-share", "", "the `SIZE` of what strangers may leave in one box")
-	f.String("source-rate", "", "the `SIZE` that one peer may send in a second, after a burst")
-	f.String("retention", "", "the `TIME` for which mail is kept that nobody collects, for example 30d")
-	f.String("box-idle", "", "the `TIME` for which a box is kept whose owner does not come")
+	f.String("quota", "", "the `SIZE` of all mail on the disk, for example 5GB; at least 16MiB")
+	f.String("box-quota", "", "the `SIZE` of what contacts may leave in one box; at least 128KiB")
+	f.String("tag-quota", "", "the `SIZE` of what may be left under one tag; at least 128KiB")
+	f.String("request-share", "", "the `SIZE` of what strangers may leave in one box; at least 128KiB")
+	f.String("source-rate", "", "the `SIZE` that one peer may send in a second, after a burst; at least 4KiB")
+	f.String("retention", "", "the `TIME` for which mail is kept that nobody collects, for example 30d; at least 1h")
+	f.String("box-idle", "", "the `TIME` for which a box is kept whose owner does not come; at least 1h more than --retention")
 	f.Int64Var(&l.Boxes, "boxes", 0, "the `NUMBER` of boxes")
 	f.Int64Var(&l.BoxTags, "box-tags", 0, "the `NUMBER` of tags of one box")
 	return k.command(c, 0, 0, func(ctx context.Context, _ []string) (err error) {
 		for _, name := range slices.Sorted(maps.Keys(sizes)) {
 			if v := f.Lookup(name); v.Changed {
-				if *sizes[name], err = parseSize("--"+name, v.Value.String()); err != nil {
+				if *sizes[name].value, err = parseSize("--"+name, sizes[name].example, v.Value.String()); err != nil {
 					return err
 				}
 			}
@@ -224,9 +237,10 @@ func (k *kith) nodeSetCmd() *cobra.Command {
 // maxSize bounds a size on the command line: a petabyte is a slip of the hand.
 const maxSize = 1 << 50
 
-// parseSize reads a flag with a number of bytes, such as 5GB or 512MiB.
-func parseSize(flag, s string) (int64, error) {
-	bad := usagef(fmt.Sprintf("for example %s 5GB or %s 512MiB", flag, flag), "%q is no size", clean(s))
+// parseSize reads a flag with a number of bytes, such as 5GB or 512MiB; example
+// is one that makes sense for this flag.
+func parseSize(flag, example, s string) (int64, error) {
+	bad := usagef("for example "+flag+" "+example, "%q is no size", clean(s))
 	digits := strings.TrimRight(s, "BKMGTikmgtb ")
 	unit := int64(1)
 	switch strings.ToLower(strings.TrimSpace(s[len(digits):])) {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -13,6 +14,9 @@ import (
 	"github.com/kith-im/kith/node/mailbox"
 	"github.com/kith-im/kith/node/store"
 )
+
+// mailFile is where a community node keeps mail, in its data folder.
+const mailFile = "mailbox.db"
 
 // openMailboxes opens what a community node keeps for others, beside its own
 // store and never in it.
@@ -25,8 +29,12 @@ func (d *daemon) openMailboxes(ctx context.Context, st *store.Store) (*mailbox.S
 	if err != nil || len(raw) != ed25519.PrivateKeySize {
 		return nil, errors.Join(errors.New("the node's key is not an Ed25519 key"), err)
 	}
+	quota, err := d.lastQuota(ctx, st)
+	if err != nil {
+		return nil, err
+	}
 	s, err := mailbox.Open(ctx, mailbox.Config{
-		Path: filepath.Join(d.cfg.paths.Data, "mailbox.db"), Key: raw, Limits: mailbox.Limits{Quota: d.quota}, Log: d.log,
+		Path: filepath.Join(d.cfg.paths.Data, mailFile), Key: raw, Limits: mailbox.Limits{Quota: quota}, Log: d.log,
 	})
 	switch {
 	case errors.Is(err, mailbox.ErrNewerSchema):
@@ -34,7 +42,7 @@ func (d *daemon) openMailboxes(ctx context.Context, st *store.Store) (*mailbox.S
 	case errors.Is(err, mailbox.ErrDamaged):
 		return nil, &api.Error{
 			Code: api.CodeRefused, Message: "the file of the mailboxes is damaged",
-			Hint: "restore it from a backup, or move mailbox.db out of " + d.cfg.paths.Data + " to begin with none",
+			Hint: "restore it from a backup, or move " + mailFile + " out of " + d.cfg.paths.Data + " to begin with none",
 		}
 	case err != nil:
 		return nil, fmt.Errorf("open the mailboxes: %w", err)
@@ -42,55 +50,61 @@ func (d *daemon) openMailboxes(ctx context.Context, st *store.Store) (*mailbox.S
 	return s, nil
 }
 
-// operator is the service of a community node as the local API shows it.
+// lastQuota is --quota, or what it was when it was last given: to leave it away
+// changes nothing. It is 0 if it never was.
+func (d *daemon) lastQuota(ctx context.Context, st *store.Store) (quota int64, err error) {
+	if d.quota != 0 {
+		return d.quota, st.Update(ctx, func(tx *store.Tx) error {
+			return tx.SetMeta(quotaMeta, binary.BigEndian.AppendUint64(nil, uint64(d.quota)))
+		})
+	}
+	err = st.View(ctx, func(tx *store.Tx) error {
+		b, err := tx.Meta(quotaMeta)
+		if err == nil && len(b) == 8 {
+			quota = int64(binary.BigEndian.Uint64(b))
+		}
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("load the quota: %w", err)
+	}
+	return quota, nil
+}
+
+// operator is the service of a community node as the local API shows it. It
+// refuses limits that others would make mean something else than they say.
 type operator struct{ mail *mailbox.Service }
 
 var _ api.Operator = operator{}
 
-// NodeStatus says what the node keeps.
-func (o operator) NodeStatus(ctx context.Context, _ *apiv1.NodeStatusRequest) (*apiv1.NodeStatusResponse, error) {
-	s, err := o.mail.Status(ctx)
+// NodeStatus says what the node keeps. A box is always kept for longer than
+// anything can wait in it, whatever was set.
+func (o operator) NodeStatus(ctx context.Context, req *apiv1.NodeStatusRequest) (*apiv1.NodeStatusResponse, error) {
+	s, err := o.mail.NodeStatus(ctx, req)
 	if err != nil {
 		return nil, explainMail(err)
 	}
-	l := s.Limits
-	out := &apiv1.NodeStatusResponse{
-		State: "serving", Used: s.Disk, Boxes: s.Boxes, Tags: s.Tags, Envelopes: s.Items,
-		EnvelopeBytes: s.Mail + s.Requests, RequestBytes: s.Requests, OldestS: int64(s.Oldest / time.Second), Streams: int64(s.Streams),
-		Deposits: s.Stored, Collected: s.Collected, Refusals: s.Refused,
-		Limits: &apiv1.NodeLimits{
-			Quota: l.Quota, BoxQuota: l.BoxQuota, TagQuota: l.TagQuota, RequestShare: l.RequestShare,
-			RetentionS: int64(l.Retention / time.Second), BoxIdleS: int64(l.BoxIdle / time.Second),
-			Boxes: l.Boxes, BoxTags: l.BoxTags, SourceRate: l.SourceRate,
-		},
-	}
-	switch {
-	case s.Failed:
-		out.State = "failed"
-	case s.Draining:
-		out.State = "draining"
-	case s.DiskFull || s.Disk >= l.Quota:
-		out.State = "full"
-	}
-	return out, nil
+	s.Limits.BoxIdleS = max(s.Limits.BoxIdleS, s.Limits.RetentionS+minIdleOver)
+	return s, nil
 }
+
+// minIdleOver is by how many seconds a box outlives what is in it, at least.
+const minIdleOver = int64(time.Hour / time.Second)
 
 // SetNode changes what the node may keep, and whether it retires.
 func (o operator) SetNode(ctx context.Context, req *apiv1.SetNodeRequest) (*apiv1.SetNodeResponse, error) {
-	if l := req.GetLimits(); l != nil {
-		err := o.mail.Configure(ctx, mailbox.Limits{
-			Quota: l.Quota, BoxQuota: l.BoxQuota, TagQuota: l.TagQuota, RequestShare: l.RequestShare,
-			Retention: time.Duration(l.RetentionS) * time.Second, BoxIdle: time.Duration(l.BoxIdleS) * time.Second,
-			Boxes: l.Boxes, BoxTags: l.BoxTags, SourceRate: l.SourceRate,
-		})
-		if err != nil {
-			return nil, explainMail(err)
-		}
+	now, err := o.NodeStatus(ctx, &apiv1.NodeStatusRequest{})
+	if err != nil {
+		return nil, err
 	}
-	if req.Draining != nil {
-		if err := o.mail.SetDraining(ctx, *req.Draining); err != nil {
-			return nil, explainMail(err)
-		}
+	if e := checkLimits(now.Limits, req.GetLimits()); e != nil {
+		return nil, e
+	}
+	if _, err := o.mail.SetNode(ctx, req); err != nil {
+		return nil, explainMail(err)
 	}
 	s, err := o.NodeStatus(ctx, &apiv1.NodeStatusRequest{})
 	if err != nil {
@@ -99,10 +113,34 @@ func (o operator) SetNode(ctx context.Context, req *apiv1.SetNodeRequest) (*apiv
 	return &apiv1.SetNodeResponse{Status: s}, nil
 }
 
+// checkLimits refuses to set what could not hold beside the other limits, as
+// they are or are set with it.
+func checkLimits(now, set *apiv1.NodeLimits) error {
+	quota, retention := now.GetQuota(), now.GetRetentionS()
+	if set.GetQuota() != 0 {
+		quota = set.GetQuota()
+	}
+	if set.GetRetentionS() != 0 {
+		retention = set.GetRetentionS()
+	}
+	for _, part := range []struct {
+		flag  string
+		value int64
+	}{{"--box-quota", set.GetBoxQuota()}, {"--tag-quota", set.GetTagQuota()}, {"--request-share", set.GetRequestShare()}} {
+		if part.value > quota {
+			return usagef("choose less, or raise --quota with it", "%s %s is more than the whole node may keep, which is %s", part.flag, size(part.value), size(quota))
+		}
+	}
+	if idle := set.GetBoxIdleS(); idle != 0 && idle < retention+minIdleOver {
+		return usagef("choose more, or lower --retention with it", "--box-idle has to be an hour more than mail is kept for, which is %s", span(retention))
+	}
+	return nil
+}
+
 // explainMail gives the one error of the service that needs it a next step.
 func explainMail(err error) error {
 	if errors.Is(err, mailbox.ErrDamaged) {
-		return &api.Error{Code: api.CodeRefused, Message: "the file of the mailboxes is damaged", Hint: "stop kith and restore mailbox.db from a backup"}
+		return &api.Error{Code: api.CodeRefused, Message: "the file of the mailboxes is damaged", Hint: "stop kith and restore " + mailFile + " from a backup"}
 	}
 	return err
 }

@@ -37,12 +37,20 @@ const (
 	// stopTime is how long a daemon takes to stop at most. What is cut off
 	// then is as safe as after a power cut.
 	stopTime = 5 * time.Second
+	// runsWait is how long a daemon that holds the store has to answer that it
+	// is ready, which takes it milliseconds.
+	runsWait = 2 * time.Second
 	// waysKept is how many addresses of community nodes are remembered.
 	waysKept = 64
 	// maxPassphrase bounds the passphrase file, in bytes.
 	maxPassphrase = 4 << 10
 	// keyMeta is where the store keeps a community node's transport key.
 	keyMeta = "host key"
+	// quotaMeta is where it keeps what --quota said when it was last given,
+	// as eight bytes.
+	quotaMeta = "quota"
+	// upCommunity is how a community node is started.
+	upCommunity = "kith up --role community"
 )
 
 func (k *kith) upCmd() *cobra.Command {
@@ -72,7 +80,7 @@ account and can read nothing.`,
 	f.StringArrayVar(&flags.bootstrap.value, "bootstrap", nil, "the `MULTIADDR` of a community node, with /p2p/ID; repeatable")
 	f.StringVar(&flags.web.value, "web", "off", "the web UI's address; this version only knows off")
 	f.StringVar(&flags.mailbox.value, "mailbox", "auto", "auto, or none: messages only while both are online")
-	f.StringVar(&flags.quota.value, "quota", "", "the `SIZE` of the mail that a community node keeps (default 5GiB)")
+	f.StringVar(&flags.quota.value, "quota", "", "the `SIZE` of the mail that a community node keeps (default 5GiB, or as it was)")
 	f.StringVar(&flags.metrics.value, "metrics", "", "the `IP:PORT` at which a community node shows its counts to Prometheus")
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
 	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
@@ -199,11 +207,11 @@ func (d *daemon) mailSettings() (err error) {
 		return usagef("leave it away", "--mailbox is for a user: a community node has no mailboxes of its own")
 	}
 	if s := d.cfg.quota.value; s != "" {
-		if d.quota, err = parseSize("--quota", s); err != nil {
+		if d.quota, err = parseSize("--quota", "5GB", s); err != nil {
 			return err
 		}
 		if d.quota < api.MinQuota {
-			return usagef("for example --quota 5GB", "a quota of %s is too little to keep mail", size(d.quota))
+			return usagef("for example --quota 5GB; the least is 16MiB", "a quota of %s is too little to keep mail", size(d.quota))
 		}
 	}
 	if s := d.cfg.metrics.value; s != "" {
@@ -258,9 +266,14 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err == nil {
 		defer d.removeSocket() // last of all: kith down waits for it
 		defer st.Close()
-		err = d.protect(st)
+		if err = d.checkRole(ctx, st); err == nil {
+			err = d.protect(st)
+		}
 	}
 	clear(d.passphrase)
+	if errors.As(err, new(*store.InUseError)) && d.runs(ctx) {
+		return nil
+	}
 	if err != nil {
 		return d.explainStore(err)
 	}
@@ -400,6 +413,58 @@ func (d *daemon) explainEnd(err error) error {
 		message += ": " + err.Error()
 	}
 	return &api.Error{Code: api.CodeInternal, Message: message, Hint: "start it again"}
+}
+
+// checkRole refuses a home that was made for the other role, before an account
+// or a key of this one is put beside what is there.
+func (d *daemon) checkRole(ctx context.Context, st *store.Store) error {
+	var community, user bool
+	err := st.View(ctx, func(tx *store.Tx) (err error) {
+		if community, err = found(tx.SecretMeta(keyMeta)); err != nil {
+			return err
+		}
+		user, err = found(tx.Account())
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case d.role == node.RoleUser && community && !user:
+		return &api.Error{
+			Code: api.CodeRefused, Message: "this home is a community node's",
+			Hint: "start it with: " + d.k.at(upCommunity) + ", or choose another one with --home DIR",
+		}
+	case d.role == node.RoleCommunity && user && !community:
+		return &api.Error{
+			Code: api.CodeRefused, Message: "this home is a user's, with an account",
+			Hint: "start it with: " + d.k.at("kith up") + ", or choose another one for the community node with --home DIR",
+		}
+	}
+	return nil
+}
+
+// found reports whether a look-up in the store found something.
+func found[T any](_ T, err error) (bool, error) {
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// runs reports whether a daemon of this home and role answers already, and then
+// prints where: starting what runs is no error.
+func (d *daemon) runs(ctx context.Context) bool {
+	client := api.NewClient(d.cfg.api.value)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, runsWait)
+	defer cancel()
+	s, err := client.Status(ctx, &apiv1.StatusRequest{})
+	if err != nil || !s.Ready || s.Role != d.role.String() {
+		return false
+	}
+	d.stage("running", "kith runs already, and what is said here changes nothing")
+	d.announce(readyJSON{"ready", s.Account, d.cfg.api.value, nil, nonNil(s.Listen), s.Role, s.Version})
+	return true
 }
 
 // protect gives a store that only its key file protects the passphrase that
@@ -612,8 +677,6 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	return main, errands, nil
 }
 
-// explainListen says why a host can not be opened: mostly it is an address of
-// --listen.
 // errand makes a host without a listener, under a name that nobody has seen.
 func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, error) {
 	key, err := transport.NewKey(rand.Reader)
@@ -623,6 +686,8 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, Log: d.log})
 }
 
+// explainListen says why a host can not be opened: mostly it is an address of
+// --listen.
 func explainListen(err error) error {
 	var failed *transport.ListenError
 	switch {
@@ -789,51 +854,57 @@ func (d *daemon) ready(ctx context.Context, n *node.Node, host *transport.Host) 
 	if err != nil {
 		return fmt.Errorf("list the addresses: %w", err)
 	}
-	listen := []string{}
+	r := readyJSON{Event: "ready", API: d.cfg.api.value, Listen: []string{}, Role: d.role.String(), Version: version}
 	for _, a := range addrs {
-		listen = append(listen, a.String()+"/p2p/"+host.ID().String())
+		r.Listen = append(r.Listen, a.String()+"/p2p/"+host.ID().String())
 	}
-	var account string
 	if d.role == node.RoleUser {
 		id, err := n.GetIdentity(ctx, &apiv1.GetIdentityRequest{})
 		if err != nil {
 			return fmt.Errorf("load the account: %w", err)
 		}
-		account = id.Fingerprint
+		r.Account = id.Fingerprint
 	}
+	d.announce(r)
+	return nil
+}
+
+// readyJSON is the last line of kith up --json before it serves.
+type readyJSON struct {
+	Event   string   `json:"event"`
+	Account string   `json:"account"`
+	API     string   `json:"api"`
+	Web     *string  `json:"web"`
+	Listen  []string `json:"listen"`
+	Role    string   `json:"role"`
+	Version string   `json:"version"`
+}
+
+func (d *daemon) announce(r readyJSON) {
 	if d.k.json {
-		writeJSON(d.k.stdout, struct {
-			Event   string   `json:"event"`
-			Account string   `json:"account"`
-			API     string   `json:"api"`
-			Web     *string  `json:"web"`
-			Listen  []string `json:"listen"`
-			Role    string   `json:"role"`
-			Version string   `json:"version"`
-		}{"ready", account, d.cfg.api.value, nil, listen, d.role.String(), version})
-		return nil
+		writeJSON(d.k.stdout, r)
+		return
 	}
 	if d.k.quiet {
-		return nil
+		return
 	}
 	home := d.k.at("")
 	w := d.k.stdout
 	fmt.Fprintf(w, "\nkith is ready.\n\n")
 	rows := [][]string{}
-	if account != "" {
-		rows = append(rows, []string{"  account", account})
+	if r.Account != "" {
+		rows = append(rows, []string{"  account", r.Account})
 	}
-	for _, a := range listen {
+	for _, a := range r.Listen {
 		rows = append(rows, []string{"  listens on", a})
 	}
-	table(w, append(rows, []string{"  local API", d.cfg.api.value})...)
+	table(w, append(rows, []string{"  local API", r.API})...)
 	if d.role == node.RoleCommunity {
-		fmt.Fprintf(w, "\nOthers begin here with:      kith up --bootstrap %s\n", bootstrapExample(listen))
+		fmt.Fprintf(w, "\nOthers begin here with:      kith up --bootstrap %s\n", bootstrapExample(r.Listen))
 	} else {
 		fmt.Fprintf(w, "\nMake a link for a friend:    kith invite%s\nHave a link from a friend:   kith accept LINK%s\n", home, home)
 	}
 	fmt.Fprintf(w, "Stop with Ctrl-C, or:        kith down%s\n\n", home)
-	return nil
 }
 
 // bootstrapExample is the address most likely to work from elsewhere.

@@ -122,14 +122,23 @@ func TestUp(t *testing.T) {
 	}
 
 	t.Run("I08_a_second_daemon", func(t *testing.T) {
-		code, _, stderr := cli(t, "", "--home", home, "up")
-		if code != exitRefused || !strings.Contains(stderr, "kith down") || !strings.Contains(stderr, "process") || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("exit %d, stderr %q", code, stderr)
+		code, stdout, stderr := cli(t, "", "--home", home, "up")
+		if code != exitOK || stderr != "" || !strings.Contains(stdout, "kith runs already") || !strings.Contains(stdout, d.ready.Listen[0]) {
+			t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
+		}
+		_, stdout, _ = cli(t, "", "--home", home, "up", "--json")
+		lines := decodeLines[readyJSON](t, stdout)
+		if last := lines[len(lines)-1]; last.Event != "ready" || last.Account != d.ready.Account || last.API != d.ready.API {
+			t.Errorf("kith up --json prints %q", stdout)
 		}
 		if code, _, stderr := cli(t, "", "--home", home, "status"); code != 0 {
 			t.Errorf("the first one is gone: %s", stderr)
 		}
-		_, _, stderr = cli(t, "", "--home", home, "up", "--json")
+		code, _, stderr = cli(t, "", "--home", home, "up", "--role", "community")
+		if code != exitRefused || !strings.Contains(stderr, "kith down") || !strings.Contains(stderr, "process") || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("as a community node: exit %d, stderr %q", code, stderr)
+		}
+		_, _, stderr = cli(t, "", "--home", home, "up", "--role", "community", "--json")
 		if want := `"hint":"stop it with: kith down --home ` + home; !strings.Contains(stderr, want) {
 			t.Errorf("stderr %q, want %s", stderr, want)
 		}
@@ -197,7 +206,7 @@ func TestUpElsewhere(t *testing.T) {
 
 func TestCommunityNode(t *testing.T) {
 	home := shortDir(t)
-	d := up(t, home, "--role", "community")
+	d := up(t, home, "--role", "community", "--quota", "100MB")
 	if d.ready.Account != "" || len(d.ready.Listen) == 0 {
 		t.Errorf("ready is %+v", d.ready)
 	}
@@ -214,9 +223,51 @@ func TestCommunityNode(t *testing.T) {
 		t.Errorf("kith down: exit %d, %s", code, stderr)
 	}
 	d.wait(t)
+	if _, _, stderr := cli(t, "", "--home", home, "status"); !strings.Contains(stderr, "start it with: kith up --role community --home "+home) {
+		t.Errorf("the hint is %q", stderr)
+	}
 	again := up(t, home, "--role", "community")
 	if _, got, _ := strings.Cut(again.ready.Listen[0], "/p2p/"); got != id {
 		t.Errorf("the peer id changed from %s to %s", id, got)
+	}
+	_, stdout, _ = cli(t, "", "--home", home, "--json", "node", "status")
+	var kept nodeJSON
+	if err := json.Unmarshal([]byte(stdout), &kept); err != nil || kept.Limits.Quota != 100e6 {
+		t.Errorf("started without --quota the node says %s, want the quota it had", stdout)
+	}
+}
+
+// TestUpInTheOtherRole: a home stays what it was made as, and nothing is
+// created in it by mistake.
+func TestUpInTheOtherRole(t *testing.T) {
+	roles := []string{"user", "community"}
+	for i, role := range roles {
+		home := shortDir(t)
+		d := up(t, home, "--role", role)
+		if code, _, stderr := cli(t, "", "--home", home, "down"); code != 0 {
+			t.Fatal(stderr)
+		}
+		d.wait(t)
+		code, _, stderr := cli(t, "", "--home", home, "up", "-q", "--role", roles[1-i])
+		hint := map[string]string{"user": "kith up --home " + home, "community": "kith up --role community --home " + home}[role]
+		if code != exitRefused || !strings.Contains(stderr, "this home is a "+role) || !strings.Contains(stderr, hint) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("a home of a %s: exit %d, stderr %q", role, code, stderr)
+		}
+		st, err := store.Open(store.Options{Dir: home})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.View(t.Context(), func(tx *store.Tx) error {
+			_, account := tx.Account()
+			_, key := tx.SecretMeta(keyMeta)
+			if errors.Is(account, store.ErrNotFound) != (role == "community") || errors.Is(key, store.ErrNotFound) != (role == "user") {
+				t.Errorf("a home of a %s: account %v, key %v", role, account, key)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		st.Close()
 	}
 }
 
