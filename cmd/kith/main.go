@@ -43,6 +43,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	completion(root)
+	help(root)
 	err := root.ExecuteContext(ctx)
 	k.close()
 	if err == nil {
@@ -80,7 +81,11 @@ Start with:  kith up            run the daemon (leave it running)
              kith invite        make a link for a friend
              kith accept LINK   become contacts from a friend's link
              kith send bob hi   write to bob
-Or try it:   kith demo          a whole network on this machine`,
+Or try it:   kith demo          a whole network on this machine
+
+Programs add --json (docs/json.md says what each command prints) and read the exit
+code: 0 done, 1 refused, 2 wrong command line, 3 not running, 4 no road, 5 full,
+6 key not trusted, 7 out of time, 8 passphrase needed, 9 not found.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
@@ -115,6 +120,25 @@ Or try it:   kith demo          a whole network on this machine`,
 		k.demoCmd(), k.configCmd(), k.pathsCmd(), k.versionCmd(),
 	)
 	return root
+}
+
+// help has cobra's command refuse topics that it does not know.
+func help(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() != "help" {
+			continue
+		}
+		c.Run = nil
+		c.RunE = func(_ *cobra.Command, args []string) error {
+			topic, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("see all commands with: kith help", "there is no command %q", clean(strings.Join(args, " ")))
+			}
+			topic.InitDefaultHelpFlag()
+			return topic.Help()
+		}
+	}
 }
 
 // completion has cobra's command refuse shells that it does not know.

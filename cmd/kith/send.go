@@ -22,6 +22,9 @@ import (
 // --wait.
 var states = []string{"queued", "sent", "held", "delivered", "read"}
 
+// traceWait bounds asking why a message is late, once its time is up.
+const traceWait = 2 * time.Second
+
 type sendFlags struct {
 	stdin   bool
 	wait    string
@@ -39,7 +42,7 @@ func (k *kith) sendCmd() *cobra.Command {
 delivered even if both sides go offline in between. With --wait it returns when
 the message came that far, and exits with 7 if --timeout runs out before: sent, a
 device of the contact has it; held, so have enough of the contact's mailboxes, and
-this daemon may be switched off; delivered, the contact's receipt is here.
+this daemon may be switched off (5 in place of 7: they are full); delivered, the contact's receipt is here.
 
 With --stdin every line of the standard input becomes a message; empty lines are
 left out. All are sent in the order of the lines.
@@ -160,13 +163,50 @@ func (s *sender) report(ctx context.Context, messages []*apiv1.Message) error {
 			}
 		})
 		if errors.Is(failed, context.DeadlineExceeded) {
-			return &api.Error{Code: api.CodeTimeout, Message: fmt.Sprintf("the message is %s, not yet %s, and is still on its way", m.State, s.flags.wait), Hint: "see: kith trace " + m.Id}
+			return s.late(ctx, m)
 		}
 		if failed != nil {
 			return failed
 		}
 	}
 	return nil
+}
+
+// late says what a message waits for that has not come as far as asked for.
+func (s *sender) late(ctx context.Context, m *apiv1.Message) error {
+	e := &api.Error{
+		Code: api.CodeTimeout, Message: fmt.Sprintf("the message is %s, not yet %s, and is still on its way", m.State, s.flags.wait),
+		Hint: "see: kith trace " + m.Id,
+	}
+	if s.flags.wait != "held" {
+		return e
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), traceWait)
+	defer cancel()
+	trace, err := s.client.Trace(ctx, &apiv1.TraceRequest{Id: m.Id})
+	if err != nil {
+		return e
+	}
+	why := ""
+	for _, d := range trace.Devices {
+		for _, a := range d.Attempts {
+			if a.Road == "mailbox" {
+				why = a.Result
+			}
+		}
+	}
+	switch {
+	case why == "":
+		e.Message = fmt.Sprintf("the message is %s and was left at no mailbox", m.State)
+		e.Hint = "the contact may have none; it is delivered when both are online, see: kith trace " + m.Id
+	case strings.HasSuffix(why, "is full"):
+		e.Code = api.CodeQuota
+		fallthrough
+	default:
+		e.Message = fmt.Sprintf("the message is %s, not yet held: %s", m.State, why)
+		e.Hint = "this is tried again by itself, see: kith trace " + m.Id
+	}
+	return e
 }
 
 // lines sends the lines of r. What is at hand goes into one request, so that a

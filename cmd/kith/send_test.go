@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -201,6 +202,39 @@ func TestSendLinesHeld(t *testing.T) {
 		code, stdout, stderr := cli(t, "one\ntwo\n", "--home", home, "send", "bob", "--stdin", "--wait", "held", "--timeout", "300ms")
 		if code != test.code || stdout != test.want {
 			t.Errorf("%s: exit %d, stdout %q, stderr %q, want exit %d and %q", test.name, code, stdout, stderr, test.code, test.want)
+		}
+	}
+}
+
+// traced is a teller whose trace knows of attempts.
+type traced struct {
+	*teller
+	attempts []*apiv1.Attempt
+}
+
+func (b traced) Trace(context.Context, *apiv1.TraceRequest) (*apiv1.TraceResponse, error) {
+	return &apiv1.TraceResponse{Message: b.message(), Devices: []*apiv1.Delivery{{Attempts: b.attempts}}}, nil
+}
+
+// TestSendLate: who waits in vain for mailboxes is told what they said.
+func TestSendLate(t *testing.T) {
+	attempt := func(road, result string) *apiv1.Attempt { return &apiv1.Attempt{Road: road, Result: result} }
+	for _, test := range []struct {
+		attempts []*apiv1.Attempt
+		wait     string
+		code     int
+		want     string
+	}{
+		{nil, "held", exitTimeout, "was left at no mailbox; the contact may have none"},
+		{[]*apiv1.Attempt{attempt("direct", "unreachable")}, "held", exitTimeout, "was left at no mailbox"},
+		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("direct", "unreachable")}, "held", exitQuota, "not yet held: the mailbox is full; "},
+		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("mailbox", "held by 1 of 3")}, "held", exitTimeout, "not yet held: held by 1 of 3; "},
+		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full")}, "delivered", exitTimeout, "still on its way"},
+	} {
+		home := serve(t, traced{&teller{name: "bob"}, test.attempts})
+		code, _, stderr := cli(t, "", "--home", home, "send", "bob", "hi", "--wait", test.wait, "--timeout", "200ms")
+		if code != test.code || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "kith trace id of hi") || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("--wait %s after %v: exit %d, %q, want exit %d and %q", test.wait, test.attempts, code, stderr, test.code, test.want)
 		}
 	}
 }
