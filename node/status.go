@@ -139,7 +139,7 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	if n.self != nil {
 		text := "A passphrase protects the data at rest."
 		if s.Store != "passphrase" {
-			text = "No passphrase is set: whoever can read the data directory can read your messages (kith up --passphrase sets one in a new home)."
+			text = "No passphrase is set: whoever can read the data directory can read your messages (kith down, then kith up --passphrase, sets one)."
 		}
 		add("protection", true, text, "")
 	}
