@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/ncruces/go-sqlite3"
 )
@@ -160,7 +161,7 @@ func (s *Service) commit(group []*op) {
 		group = refuse(group)
 	}
 	err := s.attempt(group)
-	if isFull(err) {
+	if s.isFull(err) {
 		_ = s.emptyLog() // it may make room, and is repeated if not
 		group = refuse(group)
 		s.spendReserve()
@@ -209,7 +210,7 @@ func (s *Service) attempt(group []*op) error {
 	use, news, err := s.transact(group)
 	if err != nil {
 		s.writer.rollback()
-		if isFailure(err) {
+		if isFailure(err) && !s.isFull(err) {
 			s.fail(err)
 			return fmt.Errorf("%w (%w)", errFailed, err)
 		}
@@ -250,6 +251,21 @@ func (s *Service) transact(group []*op) (use usage, news map[int64]struct{}, err
 	return use, t.news, c.exec(`COMMIT`)
 }
 
+// isFull says that there was no room. SQLite's file layer may call that any
+// failed write, so one that failed is tried again, beside the file.
+func (s *Service) isFull(err error) bool {
+	if errors.Is(err, sqlite3.FULL) {
+		return true
+	}
+	if !errors.Is(err, sqlite3.IOERR_WRITE) || errors.Is(err, errFailed) {
+		return false
+	}
+	probe := s.path + ".probe"
+	err = os.WriteFile(probe, make([]byte, 1<<20), 0o600)
+	_ = os.Remove(probe)
+	return errors.Is(err, syscall.ENOSPC)
+}
+
 // fail ends all acknowledging.
 func (s *Service) fail(cause error) {
 	s.failOnce.Do(func() {
@@ -274,7 +290,7 @@ func (s *Service) trimLog() error {
 		mode = sqlite3.CHECKPOINT_RESTART
 	}
 	_, _, err := s.writer.db.WALCheckpoint("", mode)
-	if errors.Is(err, sqlite3.BUSY) || isFull(err) {
+	if errors.Is(err, sqlite3.BUSY) || s.isFull(err) {
 		return nil // next time
 	}
 	return err

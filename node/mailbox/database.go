@@ -82,13 +82,17 @@ func connect(name, vfs string) (_ *conn, err error) {
 	return c, nil
 }
 
-// createFile makes the file private before SQLite sees it.
-func createFile(name string) error {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
+// createFile makes the file private before SQLite sees it, and says whether
+// there was none.
+func createFile(name string) (created bool, err error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
 	}
-	return f.Close()
+	if err != nil {
+		return false, err
+	}
+	return true, f.Close()
 }
 
 func (c *conn) close() error {
@@ -186,17 +190,28 @@ func (c *conn) rollback() {
 	}
 }
 
-// prepare brings a file to its newest schema, all in one transaction.
-func (c *conn) prepare(schema fs.FS) error {
+// applicationID marks the file as this package's ("kmbx").
+const applicationID = 0x6b6d6278
+
+// prepare brings a file to its newest schema, all in one transaction. A file
+// that was in use is not taken for a new one.
+func (c *conn) prepare(schema fs.FS, used bool) error {
 	names, err := fs.Glob(schema, "schema/*.sql")
 	if err != nil {
 		return err
 	}
-	var version int64
-	if _, err := c.get([]any{&version}, `PRAGMA user_version`); err != nil {
-		return err
+	var version, application, tables int64
+	for sql, value := range map[string]*int64{
+		`PRAGMA user_version`: &version, `PRAGMA application_id`: &application,
+		`SELECT count(*) FROM sqlite_schema`: &tables,
+	} {
+		if _, err := c.get([]any{value}, sql); err != nil {
+			return err
+		}
 	}
 	switch {
+	case version == 0 && (used || tables > 0), version != 0 && application != applicationID:
+		return ErrDamaged // emptied, or another program's
 	case version > int64(len(names)):
 		return ErrNewerSchema
 	case version == int64(len(names)):
@@ -227,14 +242,11 @@ func (c *conn) prepare(schema fs.FS) error {
 			return fmt.Errorf("migrate to schema %d: %w", i+1, err)
 		}
 	}
-	if err := c.db.Exec(fmt.Sprintf(`PRAGMA user_version = %d`, len(names))); err != nil {
+	if err := c.db.Exec(fmt.Sprintf(`PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, len(names))); err != nil {
 		return err
 	}
 	return c.exec(`COMMIT`)
 }
-
-// isFull says that there was no room.
-func isFull(err error) bool { return errors.Is(err, sqlite3.FULL) }
 
 // isDamage says that reading found what was never written.
 func isDamage(err error) bool {
@@ -243,6 +255,6 @@ func isDamage(err error) bool {
 		errors.Is(err, sqlite3.IOERR_SHORT_READ)
 }
 
-// isFailure says that writing failed for another reason than want of room:
-// nobody knows what is on the disk.
+// isFailure says that writing failed: unless it was for want of room, nobody
+// knows what is on the disk.
 func isFailure(err error) bool { return errors.Is(err, sqlite3.IOERR) && !isDamage(err) }

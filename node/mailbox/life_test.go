@@ -4,7 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +19,7 @@ import (
 
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/mailbox"
+	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/protocol"
 	wire "github.com/kith-im/kith/protocol/mailbox"
 )
@@ -340,6 +345,104 @@ func TestMetrics(t *testing.T) {
 		} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("the metrics lack %q:\n%s", want, out.String())
+			}
+		}
+	})
+}
+
+// Mail that nobody came for, and mail of a box whose owner did not, is counted.
+func TestExpiredIsCounted(t *testing.T) {
+	world(t, mailbox.Limits{Retention: 48 * time.Hour, BoxIdle: 100 * time.Hour}, func(t *testing.T, h *house) {
+		owner, key := h.dial(1), newKey()
+		tag, _ := owner.ready(key)
+		owner.close()
+		for i, why := range h.dial(2).depositAll(letters(tag, 1024, 300)) {
+			if why != 0 {
+				t.Fatalf("deposit %d was refused with %d", i, why)
+			}
+		}
+		expired := func() (int64, int64) {
+			t.Helper()
+			st, err := h.NodeStatus(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return st.Expired, st.Envelopes
+		}
+		time.Sleep(47 * time.Hour)
+		if gone, left := expired(); gone != 0 || left != 300 {
+			t.Errorf("before its time: %d expired, %d left", gone, left)
+		}
+		time.Sleep(2 * time.Hour)
+		if gone, left := expired(); gone != 300 || left != 0 {
+			t.Errorf("after its time: %d expired, %d left", gone, left)
+		}
+		var out strings.Builder
+		if err := h.WriteMetrics(&out); err != nil || !strings.Contains(out.String(), "kith_mailbox_expired_total 300\n") {
+			t.Errorf("the metrics say %s, %v", &out, err)
+		}
+	})
+}
+
+// The log of all that can happen, at its most talkative, names no tag, no box, no
+// peer and no address.
+func TestLogNamesNobody(t *testing.T) {
+	var log bytes.Buffer
+	world(t, mailbox.Limits{SourceRate: 16 << 10, BoxQuota: 256 << 10}, func(t *testing.T, h *house) {
+		h.cfg.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		h.restart()
+		owner, sender, key := h.dial(1), h.dial(2), newKey()
+		tag, request := owner.ready(key)
+		env := letter(tag, protocol.MinEnvelope)
+		sender.deposit(env)
+		sender.deposit(letter(newTag(), protocol.MinEnvelope))
+		sender.holds(env)
+		for range 2 << 20 / protocol.MaxEnvelope { // full, and then beyond the rate
+			sender.deposit(letter(request, protocol.MaxEnvelope))
+		}
+		refusal(t, h.dial(3).ask(wire.SignOpen(newKey(), h.node(), wire.Nonce{}, true)))
+		if _, err := h.dial(3).net.Write(random(64)); err != nil {
+			t.Fatal(err)
+		}
+		owner.drain()
+		if err := h.SetDraining(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if err := h.Tidy(t.Context()); err != nil {
+			t.Error(err)
+		}
+		h.stop()
+		// What went wrong on the disk is logged, too.
+		disk, path := newSimDisk(t, 1), filepath.Join(t.TempDir(), "mailbox.db")
+		s, err := mailbox.OpenWith(t.Context(), mailbox.Config{Path: path, Key: h.cfg.Key, Log: h.cfg.Log}, disk.name, mailbox.Migrations)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.NewBox(key.ID(), tag); err != nil {
+			t.Fatal(err)
+		}
+		disk.mu.Lock()
+		disk.eioIn = 1
+		disk.mu.Unlock()
+		if _, err := s.Leave(env); err == nil {
+			t.Error("a failed sync is acknowledged")
+		}
+		s.Close() // fails
+		if !strings.Contains(log.String(), "saving mail failed") {
+			t.Errorf("the log says nothing of a failed disk: %s", &log)
+		}
+		id, digest := key.ID(), wire.DigestOf(env)
+		names := []string{h.info.ID.String(), owner.net.Conn().LocalPeer().String(), sender.net.Conn().LocalPeer().String(), path}
+		for i := range 4 {
+			names = append(names, nodetest.IP(i).String())
+		}
+		for _, b := range [][]byte{tag[:], request[:], id[:], digest[:], env[len(env)-16:]} {
+			names = append(names, hex.EncodeToString(b[:8]), base64.StdEncoding.EncodeToString(b[:6]), string(b[:8]), fmt.Sprint(b[:4]))
+		}
+		for _, name := range names {
+			if strings.Contains(strings.ToLower(log.String()), strings.ToLower(strings.Trim(name, "[]"))) {
+				t.Errorf("the log names %q:\n%s", name, &log)
 			}
 		}
 	})

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -150,12 +151,20 @@ func open(_ context.Context, cfg Config, e engine) (_ *Service, err error) {
 			_ = s.release() // the first error is the one to tell
 		}
 	}()
+	// The reserve is made when the file has been: with a reserve and nothing in
+	// it, a file was emptied.
+	_, reserved := os.Stat(s.reserveName())
+	used := reserved == nil
 	if e.vfs == "" {
-		if err := createFile(cfg.Path); err != nil {
+		created, err := createFile(cfg.Path)
+		if err == nil && created && used {
+			err, used = os.Remove(s.reserveName()), false
+		}
+		if err != nil {
 			return nil, fmt.Errorf("open the mailboxes: %w", err)
 		}
 	}
-	if err := s.connect(e); err != nil {
+	if err := s.connect(e, used); err != nil {
 		return nil, fmt.Errorf("open the mailboxes: %w", explain(err))
 	}
 	if err := s.load(cfg.Limits); err != nil {
@@ -175,20 +184,20 @@ func explain(err error) error {
 }
 
 // connect opens the connections and brings the schema up to date.
-func (s *Service) connect(e engine) (err error) {
+func (s *Service) connect(e engine, used bool) (err error) {
 	if s.writer, err = connect(s.path, e.vfs); err != nil {
 		return err
 	}
 	s.writer.db.WALHook(s.logGrew)
-	s.restoreReserve()
 	// What a crash left in the log is written anew: a sync that failed before it
 	// may have left less of it on the disk than can be read.
 	if err := s.emptyLog(); err != nil {
 		return err
 	}
-	if err := s.writer.prepare(e.schema); err != nil {
+	if err := s.writer.prepare(e.schema, used); err != nil {
 		return err
 	}
+	s.restoreReserve()
 	for range readers {
 		c, err := connect(s.path, e.vfs)
 		if err != nil {
