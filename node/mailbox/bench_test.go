@@ -247,10 +247,15 @@ func TestP07_Large(t *testing.T) {
 	}
 }
 
-// resident is the process's memory in bytes, 0 where that is not known.
+// resident is this process's memory in bytes, 0 where that is not known.
 func resident() int64 {
 	runtime.GC()
-	text, err := os.ReadFile("/proc/self/status")
+	return residentOf("self")
+}
+
+// residentOf is another's.
+func residentOf(process string) int64 {
+	text, err := os.ReadFile("/proc/" + process + "/status")
 	if err != nil {
 		return 0
 	}

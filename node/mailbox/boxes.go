@@ -100,15 +100,17 @@ func (t *tx) quota(b *box) int64 {
 	return min(t.set.BoxQuota, (b.mail+t.free)/boxPart)
 }
 
-// room says whether a box may take n bytes more of a class.
-func (t *tx) room(b *box, class mailbox.Class, n int64) bool {
+// room says whether a box may take n bytes more of a class, under a tag that has
+// some: no more than the tag then leaves to the others of its class.
+func (t *tx) room(b *box, class mailbox.Class, under, n int64) bool {
 	if n > t.free || t.use.groups[b.group].bytes+n > t.free {
 		return false
 	}
+	left := t.quota(b) - b.mail
 	if class == mailbox.ClassRequest {
-		return b.requests+n <= t.set.RequestShare && t.use.requests+n <= t.set.Quota/requestPart
+		left = min(t.set.RequestShare-b.requests, t.set.Quota/requestPart-t.use.requests)
 	}
-	return b.mail+n <= t.quota(b)
+	return under+n <= min(t.set.TagQuota, left)
 }
 
 // The outcomes of a request that is met, and the refusals.
@@ -154,7 +156,7 @@ func (t *tx) deposit(env []byte, key int64) (outcome, error) {
 		return outcome{hours: uint16(min(max(left/hour, 0), math.MaxUint16))}, nil
 	}
 	size := int64(len(env))
-	if under+size > t.set.TagQuota || !t.room(&b, mailbox.Class(class), size) {
+	if !t.room(&b, mailbox.Class(class), under, size) {
 		return refused(mailbox.RefusedFull), nil
 	}
 	is := b

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,40 +24,83 @@ import (
 	wire "github.com/kith-im/kith/protocol/mailbox"
 )
 
-// serveIn names the folder in which this test binary is to be a mailbox.
-const serveIn = "KITH_TEST_SERVE_MAIL"
+// asProcess names what this test binary is to do instead of testing, and with
+// what.
+const asProcess = "KITH_TEST_PROCESS"
 
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(serveIn); dir != "" {
-		if err := serveUntilKilled(dir); err != nil {
-			fmt.Println("failed:", err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
+// role is the value of asProcess, as JSON. One field is set.
+type role struct {
+	Serve *serving
+	Flood *flooding
 }
 
+// serving is a mailbox in a process of its own.
+type serving struct {
+	Dir    string
+	Listen string
+	Limits mailbox.Limits
+}
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(asProcess)
+	if text == "" {
+		os.Exit(m.Run())
+	}
+	var r role
+	err := json.Unmarshal([]byte(text), &r)
+	switch {
+	case err != nil:
+	case r.Serve != nil:
+		err = r.Serve.run()
+	case r.Flood != nil:
+		err = r.Flood.run()
+	}
+	if err != nil {
+		fmt.Println("failed:", err)
+		os.Exit(1)
+	}
+}
+
+// roleCommand is this test binary in a role.
+func roleCommand(t testing.TB, r role) *exec.Cmd {
+	t.Helper()
+	text, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), asProcess+"="+string(text))
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+const loopback = "/ip4/127.0.0.1/tcp/0"
+
 func realHost(role transport.Role, seed []byte) (*transport.Host, error) {
+	return hostAt(role, seed, loopback)
+}
+
+func hostAt(role transport.Role, seed []byte, listen string) (*transport.Host, error) {
 	key, err := crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(seed))
 	if err != nil {
 		return nil, err
 	}
 	cfg := transport.Config{Key: key, Role: role, Memory: transport.CommunityMemory, Dial: transport.Loopback}
 	if role == transport.Community {
-		cfg.Listen = []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")}
+		cfg.Listen = []ma.Multiaddr{ma.StringCast(listen)}
 	}
 	return transport.New(cfg)
 }
 
-func serveUntilKilled(dir string) error {
+// run serves until it is killed.
+func (r *serving) run() error {
 	seed := make([]byte, 32)
-	host, err := realHost(transport.Community, seed)
+	host, err := hostAt(transport.Community, seed, r.Listen)
 	if err != nil {
 		return err
 	}
 	s, err := mailbox.Open(context.Background(), mailbox.Config{
-		Path: filepath.Join(dir, "mailbox.db"), Key: ed25519.NewKeyFromSeed(seed), Limits: mailbox.Limits{SourceRate: fast, TagQuota: 1 << 30, BoxQuota: 1 << 30},
+		Path: filepath.Join(r.Dir, "mailbox.db"), Key: ed25519.NewKeyFromSeed(seed), Limits: r.Limits,
 	})
 	if err != nil {
 		return err
@@ -76,10 +120,10 @@ type process struct {
 	info peer.AddrInfo
 }
 
-func startProcess(t testing.TB, dir string) *process {
+func startProcess(t testing.TB, r serving) *process {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), serveIn+"="+dir)
+	cmd := roleCommand(t, role{Serve: &r})
+	cmd.Env = append(cmd.Env, "GOMEMLIMIT=448MiB") // of a community node's 512 MiB
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +157,7 @@ func TestG15_Kill(t *testing.T) {
 	if testing.Short() {
 		t.Skip("processes are killed in the long run")
 	}
-	dir := t.TempDir()
+	what := serving{Dir: t.TempDir(), Listen: loopback, Limits: mailbox.Limits{SourceRate: fast, TagQuota: 1 << 30, BoxQuota: 1 << 30}}
 	node := [32]byte(ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey))
 	seed := make([]byte, 32)
 	rand.Read(seed)
@@ -125,7 +169,7 @@ func TestG15_Kill(t *testing.T) {
 	key, tag := newKey(), newTag()
 	var acked [][]byte
 	for round := range soak(5, 100) {
-		p := startProcess(t, dir)
+		p := startProcess(t, what)
 		c, err := dialFrom(t, host, p.info, node)
 		if err != nil {
 			t.Fatal(err)
@@ -165,7 +209,7 @@ func TestG15_Kill(t *testing.T) {
 		close(over)
 		p.kill()
 		host.Network().ClosePeer(p.info.ID)
-		p = startProcess(t, dir)
+		p = startProcess(t, what)
 		if c, err = dialFrom(t, host, p.info, node); err != nil {
 			t.Fatal(err)
 		}

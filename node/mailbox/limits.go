@@ -84,7 +84,7 @@ const (
 	streamHold = 512 << 10
 	// maxHeld bounds the bytes of requests being read and answers being
 	// written, of all streams. A prefix may hold as much as is then free.
-	maxHeld = 128 << 20
+	maxHeld = 64 << 20
 
 	// busyPause is what a source is told to wait that did nothing wrong.
 	busyPause = 10 * time.Second

@@ -127,6 +127,15 @@ func (h *house) dialFrom(host *transport.Host) *client {
 
 func dialFrom(t testing.TB, host *transport.Host, info peer.AddrInfo, node [32]byte) (*client, error) {
 	t.Helper()
+	c, err := connect(host, info, node)
+	if err == nil {
+		c.t = t
+	}
+	return c, err
+}
+
+// connect opens a stream outside of a test.
+func connect(host *transport.Host, info peer.AddrInfo, node [32]byte) (*client, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := host.Connect(ctx, info); err != nil {
@@ -136,7 +145,7 @@ func dialFrom(t testing.TB, host *transport.Host, info peer.AddrInfo, node [32]b
 	if err != nil {
 		return nil, err
 	}
-	c := &client{t: t, net: s, in: transport.NewReader(s), node: node}
+	c := &client{net: s, in: transport.NewReader(s), node: node}
 	f, err := c.next()
 	if err != nil {
 		s.Reset()

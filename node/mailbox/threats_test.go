@@ -299,7 +299,7 @@ func TestG13_FairShare(t *testing.T) {
 			t.Errorf("somebody else's contact is refused with %d", why)
 		}
 		other, _ := h.dial(4).ready(newKey())
-		if n := h.dial(5).fillUp(other, 16<<10); n < quota/16 {
+		if n := h.dial(5).fillUp(other, 16<<10); n < quota/32 { // one tag: half of what the box may hold
 			t.Errorf("a box of another prefix gets %d bytes", n)
 		}
 		if got := victim.drain(); len(got) != 2 || !bytes.Equal(got[0], early) {
@@ -307,6 +307,31 @@ func TestG13_FairShare(t *testing.T) {
 		}
 		if st, err := h.Status(t.Context()); err != nil || st.Disk > quota+quota/8 {
 			t.Errorf("%d bytes of %d are used, %v", st.Disk, quota, err)
+		}
+	})
+}
+
+// G13: the mail under one tag, of a contact or of an invite, leaves as much room
+// to the other tags of a box as it takes.
+func TestG13_FairTags(t *testing.T) {
+	l := mailbox.Limits{BoxQuota: 1 << 20, TagQuota: 1 << 30, RequestShare: 128 << 10}
+	world(t, l, func(t *testing.T, h *house) {
+		owner, sender := h.dial(1), h.dial(2)
+		contact, request := owner.ready(newKey())
+		if n := sender.fillUp(contact, 1<<10); n != 512<<10 {
+			t.Errorf("one contact takes %d bytes of 1 MiB", n)
+		}
+		if n := sender.fillUp(request, 1<<10); n != 64<<10 {
+			t.Errorf("the answers to one invite take %d bytes of 128 KiB", n)
+		}
+		friend, invite := newTag(), newTag()
+		owner.register(1, false, friend)
+		answer[*wire.Registered](t, owner.ask(tagsFrame(1, false, wire.ClassRequest, invite)))
+		if n := sender.fillUp(friend, 1<<10); n != 256<<10 {
+			t.Errorf("another contact gets %d bytes", n)
+		}
+		if n := sender.fillUp(invite, 1<<10); n != 32<<10 {
+			t.Errorf("the answers to another invite get %d bytes", n)
 		}
 	})
 }
