@@ -75,6 +75,7 @@ type collector struct {
 	address string
 	key     mailbox.BoxKey
 	leaving bool
+	removed bool          // by the user: remembered until nothing can come, whatever the node says
 	left    int64         // age since which it is
 	news    chan struct{} // the tags we accept have changed
 	stop    context.CancelFunc
@@ -91,8 +92,9 @@ type collector struct {
 
 // boxView is what is known of a box while the daemon runs.
 type boxView struct {
-	connected bool
-	visits    int // how often it was opened
+	connected bool // and it knows our tags
+	emptied   bool // and it has handed out all it has
+	visits    int  // how often it was opened
 	draining  bool
 	hours     uint16
 	opened    mailbox.Opened
@@ -107,7 +109,7 @@ func newCollector(n *Node, row store.BoxRow) (*collector, error) {
 		return nil, store.ErrDamaged
 	}
 	c := &collector{
-		n: n, info: info, key: mailbox.BoxKey(row.Key), leaving: row.State.Leaving(), left: row.Left, address: row.Address,
+		n: n, info: info, key: mailbox.BoxKey(row.Key), leaving: row.State.Leaving(), removed: row.State == store.BoxRemoved, left: row.Left, address: row.Address,
 		news: make(chan struct{}, 1), probes: make(map[mailbox.Digest]chan struct{}),
 	}
 	for i := range c.tests {
@@ -140,7 +142,7 @@ func (c *collector) run(ctx context.Context) {
 	for failures := 0; ctx.Err() == nil; {
 		began := time.Now()
 		done, worked, err := c.visit(ctx)
-		c.set(func(v *boxView) { v.connected = false })
+		c.set(func(v *boxView) { v.connected, v.emptied = false, false })
 		if done || ctx.Err() != nil {
 			return
 		}
@@ -186,7 +188,7 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 	defer m.close()
 	opened, err := m.open(&c.key, !c.leaving)
 	var r *refusal
-	if errors.As(err, &r) && r.Why == mailbox.RefusedNoBox && c.leaving {
+	if errors.As(err, &r) && r.Why == mailbox.RefusedNoBox && c.leaving && !c.removed {
 		return true, false, c.forget(ctx)
 	}
 	if err != nil {
@@ -197,7 +199,7 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 	}
 	drained := c.look().draining != m.hello.Draining
 	c.set(func(v *boxView) {
-		v.connected, v.draining, v.hours, v.opened = true, m.hello.Draining, m.hello.Hours, *opened
+		v.draining, v.hours, v.opened = m.hello.Draining, m.hello.Hours, *opened
 		v.visits++
 	})
 	if err := c.retag(ctx, m, opened); err != nil {
@@ -209,6 +211,7 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 	}); err != nil {
 		return false, false, err
 	}
+	c.set(func(v *boxView) { v.connected = true })
 	h := &harvest{c: c, waiting: int64(min(opened.Bytes, maxWaiting))}
 	if c.leaving {
 		done, err = c.empty(ctx, m, h)
@@ -238,12 +241,32 @@ func (w *work) activate(node peer.ID) error {
 	return nil
 }
 
+// maxBoxTags is how many tags we ask a node to know: nodes allow 16,384.
+const maxBoxTags = 15_000
+
+// tagWindows is how many tags of a session a node is told, behind and ahead of
+// the newest one in use. Who has very many contacts tells fewer of each: a
+// sender moves on by one a day, and by no more than our receipts allow.
+var tagWindows = []struct{ behind, ahead int }{
+	{protocol.TagsBehind, protocol.TagWindow}, {8, 24}, {2, 5},
+}
+
 // registrations are the tags that a box is to know, our tests included. current
 // has the session of each, or "" for an invite's.
 func (c *collector) registrations(ctx context.Context) (all []mailbox.Registration, current map[envelope.Tag]string, err error) {
 	var rows []store.MailTag
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
-		rows, err = tx.MailTags()
+		n, err := tx.CountTags()
+		if err != nil {
+			return err
+		}
+		w := tagWindows[0]
+		for _, narrower := range tagWindows[1:] {
+			if n*(w.behind+1+w.ahead) > maxBoxTags*(protocol.TagsBehind+1+protocol.TagWindow) {
+				w = narrower
+			}
+		}
+		rows, err = tx.MailTags(protocol.TagWindow-w.ahead, w.behind+1+w.ahead)
 		return err
 	}); err != nil {
 		return nil, nil, err
@@ -363,6 +386,7 @@ func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) erro
 	defer stop()
 	renew := time.NewTimer(time.Until(c.renew))
 	defer renew.Stop()
+	hasty := 0            // answers in a row that were not held back
 	var skipped time.Time // since when something waits there that we could not take
 	next := &mailbox.Collect{}
 	asked, interrupted := time.Now(), false // whether something was asked after next
@@ -386,7 +410,12 @@ func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) erro
 			}
 			switch f := f.(type) {
 			case *mailbox.Page:
-				if len(f.Items) == 0 && !interrupted && time.Since(asked) < next.Wait {
+				switch early := len(f.Items) == 0 && !interrupted && time.Since(asked) < next.Wait/2; {
+				case !early:
+					hasty = 0
+				case hasty < maxHasty: // it may be restarted, or its clock be wrong
+					hasty++
+				default:
 					return errHasty
 				}
 				done, err := h.take(ctx, f, next.After)
@@ -434,6 +463,13 @@ func (c *collector) wait() time.Duration {
 // it ends, or it wants to keep us busy.
 var errHasty = errors.New("the mailbox does not hold its answer back")
 
+// maxHasty is how many answers in a row may come too soon.
+const maxHasty = 3
+
+// errForeign means the same of what is not even addressed to us: no contact
+// can be the cause of that.
+var errForeign = errors.New("the mailbox hands out without end what is not ours")
+
 // errGlut means that a node hands out more that brings nothing than can be
 // waiting for us.
 var errGlut = errors.New("the mailbox hands out without end what brings nothing")
@@ -444,6 +480,7 @@ type harvest struct {
 	pages   int
 	waiting int64 // what the node said that waits
 	barren  int64 // bytes that brought nothing, since
+	foreign bool  // some of it under tags that are not ours
 	since   time.Time
 }
 
@@ -461,15 +498,20 @@ func (h *harvest) take(ctx context.Context, p *mailbox.Page, after uint64) (done
 	}
 	done, fruitful, err := c.take(ctx, p)
 	if fruitful || time.Since(h.since) > barrenTime {
-		h.barren, h.since = 0, time.Now()
+		h.barren, h.since, h.foreign = 0, time.Now(), false
 	}
 	if !fruitful {
 		for _, item := range p.Items {
 			h.barren += int64(len(item.Envelope))
+			_, ours := c.tags[envelope.Tag(item.Envelope[:envelope.TagSize])]
+			h.foreign = h.foreign || !ours && !c.isTest(item.Envelope)
 		}
 	}
 	if err == nil && h.barren > maxBarren+h.waiting {
 		err = errGlut
+		if h.foreign {
+			err = errForeign
+		}
 	}
 	c.set(func(v *boxView) { v.count(p, len(done)) })
 	return done, err
@@ -483,7 +525,7 @@ func (v *boxView) count(p *mailbox.Page, done int) {
 		size += uint64(len(item.Envelope))
 	}
 	rest := uint32(len(p.Items) - done)
-	if !p.More {
+	if v.emptied = !p.More; v.emptied {
 		v.opened.Items, v.opened.Bytes = rest, uint64(rest)*protocol.MinEnvelope
 		return
 	}
@@ -533,7 +575,7 @@ func (c *collector) empty(ctx context.Context, m *mailStream, h *harvest) (done 
 		if !ok {
 			return false, errOddAnswer
 		}
-		if next.Done, err = h.take(ctx, p, next.After); errors.Is(err, errGlut) {
+		if next.Done, err = h.take(ctx, p, next.After); errors.Is(err, errForeign) && !c.removed {
 			return true, errors.Join(err, c.forget(ctx)) // there is no end to it
 		} else if err != nil {
 			return false, err
@@ -601,7 +643,7 @@ func (c *collector) test(ctx context.Context) {
 			return
 		}
 		wait = probeMin + rand.N(probeMax-probeMin)
-		if !c.look().connected {
+		if !c.look().emptied {
 			continue // that it does not answer is noted as such
 		}
 		if _, err := c.probe(ctx); err != nil && ctx.Err() == nil {

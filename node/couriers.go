@@ -18,6 +18,7 @@ type outbox struct {
 	changes  chan struct{}
 	draining chan struct{}
 	dials    chan struct{} // a place for each device being reached
+	rounds   chan struct{} // a place for each round of deposits
 	done     sync.WaitGroup
 
 	mu       sync.Mutex
@@ -30,6 +31,7 @@ func newOutbox(n *Node) *outbox {
 	return &outbox{
 		n: n, changes: make(chan struct{}, 1), draining: make(chan struct{}),
 		dials:    make(chan struct{}, maxDials),
+		rounds:   make(chan struct{}, maxRounds),
 		couriers: make(map[identity.DeviceHash]*courier),
 		early:    make(map[identity.DeviceHash]*conversation),
 	}
@@ -135,9 +137,24 @@ func (o *outbox) attach(d identity.DeviceHash, conv *conversation) {
 	}
 }
 
-// drain waits until what was offered is acknowledged, or for d.
+// drain waits until what was offered is acknowledged and what is being left at
+// mailboxes is there, or for d.
 func (o *outbox) drain(d time.Duration) {
 	close(o.draining)
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		for range maxRounds { // no round begins while we hold their places
+			select {
+			case o.rounds <- struct{}{}:
+			case <-timer.C:
+				return
+			}
+		}
+	}()
+	defer func() { <-left }()
 	over := make(chan struct{})
 	go func() {
 		o.mu.Lock()

@@ -25,6 +25,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -58,14 +59,17 @@ const (
 	// doubling to depositMax.
 	depositMin = 5 * time.Second
 	depositMax = 30 * time.Minute
-	// depositTime bounds one round.
+	// depositTime bounds one round, and maxRounds how many run at one time: each
+	// has a host of its own.
 	depositTime = 5 * time.Minute
+	maxRounds   = 8
 )
 
 // depositor is the part of a courier that uses the device's mailboxes.
 type depositor struct {
 	c        *courier
 	news     chan struct{} // something is to be looked at
+	anew     atomic.Bool   // the network, or where the mailboxes are, has changed
 	failures int
 	since    time.Time     // when something first waited; zero: nothing does
 	patience time.Duration // of receipts alone, from since
@@ -131,6 +135,9 @@ func (p *depositor) next(ctx context.Context) (wait time.Duration, err error) {
 		p.since = time.Time{}
 		return wait, nil
 	}
+	if p.anew.Swap(false) {
+		p.failures, p.retry = 0, time.Time{}
+	}
 	if p.since.IsZero() {
 		p.since, p.patience = time.Now(), receiptsMin+rand.N(receiptsMax-receiptsMin)
 	}
@@ -155,6 +162,12 @@ type offer struct {
 // round leaves everything that is due at all of the device's mailboxes.
 func (p *depositor) round(ctx context.Context) {
 	c := p.c
+	select {
+	case c.o.rounds <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	defer func() { <-c.o.rounds }()
 	ctx, cancel := context.WithTimeout(ctx, depositTime)
 	defer cancel()
 	p.since = time.Time{}
@@ -369,9 +382,10 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 		answers[i], rows[i].Held = more[j], false
 		lost[rows[i].ID] = true
 	}
-	return n.update(context.WithoutCancel(ctx), func(w *work) error {
-		r.mu.Lock()
-		defer r.mu.Unlock()
+	holds, refused := make(map[int64]bool), make(map[int64]string)
+	err = n.update(context.WithoutCancel(ctx), func(w *work) error {
+		clear(holds)
+		clear(refused)
 		if err := w.spoke(node); err != nil {
 			return err
 		}
@@ -380,9 +394,13 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 			return err
 		}
 		for i, d := range rows {
-			o := r.of(d.ID)
+			if now, err := w.tx.Envelope(d.ID); err != nil || !bytes.Equal(now, d.Envelope) {
+				if _, err := found(err); err != nil {
+					return err
+				}
+				continue // receipted, or sealed anew, in the meantime: this says nothing of it
+			}
 			if lost[d.ID] {
-				o.missing = append(o.missing, node)
 				if err := w.tx.DropHolding(d.ID, []byte(node)); err != nil {
 					return err
 				}
@@ -392,7 +410,7 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 				if !d.Held || !a.Verify(d.Envelope, ask) {
 					return w.strike(node, strikeLie, "it gave a false proof that it keeps a message")
 				}
-				o.holders++
+				holds[d.ID] = true
 			case *mailbox.Stored:
 				if d.Held || !a.Verify(m.node, d.Envelope) {
 					return w.strike(node, strikeLie, "it gave a false receipt")
@@ -403,13 +421,31 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 				if err := w.heldBy(d.ID, node, a.Hours, r.n); err != nil {
 					return err
 				}
-				o.holders++
+				holds[d.ID] = true
 			case *mailbox.Refused:
-				o.refused = refusalText(a.Why)
+				refused[d.ID] = refusalText(a.Why)
 			}
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range rows {
+		o := r.of(d.ID)
+		if holds[d.ID] {
+			o.holders++
+		}
+		if lost[d.ID] {
+			o.missing = append(o.missing, node)
+		}
+		if why := refused[d.ID]; why != "" {
+			o.refused = why
+		}
+	}
+	return nil
 }
 
 // exchange sends requests and returns as many answers. An answer of a wrong
@@ -498,7 +534,7 @@ func (w *work) deposited(o *offer, nodes int) (enough bool, err error) {
 	// has it, its recipient does: they come for all of them at one time.
 	if o.holders > 0 {
 		for _, node := range o.missing {
-			if err := w.strike(node, strikeLoss, "it lost a message that it had signed for"); err != nil {
+			if err := w.doubt(node, strikeLoss, "it lost a message that it had signed for"); err != nil {
 				return false, err
 			}
 		}

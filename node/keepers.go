@@ -65,14 +65,15 @@ func decodeEvidence(b []byte) (all []evidence, err error) {
 	return all, nil
 }
 
-// strikesAt is a node's strikes at an age, some forgiven.
-func strikesAt(k store.KeeperRow, age int64) int64 {
-	return max(0, k.Strikes-(age-k.Struck)/forgiveEvery.Milliseconds())
+// forgiven is a node's strikes and doubts at an age, one a day forgiven.
+func forgiven(k store.KeeperRow, age int64) (strikes, doubts int64) {
+	days := (age - k.Struck) / forgiveEvery.Milliseconds()
+	return max(0, k.Strikes-days), max(0, k.Doubts-days)
 }
 
 // standingOf is what a node is called at an age.
 func standingOf(k store.KeeperRow, age int64) standing {
-	strikes := strikesAt(k, age)
+	strikes, _ := forgiven(k, age)
 	switch {
 	case strikes >= lyingAt:
 		return standingLying
@@ -93,8 +94,19 @@ func standingNow(k store.KeeperRow, age int64) standing {
 	return standingUnreachable
 }
 
-// strike notes that a node broke its word.
+// strike notes that a node broke its word to us.
 func (w *work) strike(node peer.ID, n int64, what string) error {
+	return w.blame(node, n, 0, what)
+}
+
+// doubt notes that a contact's mail is not where a node had said it was. A
+// contact who collects it there and keeps it elsewhere makes an honest node look
+// so; it costs the node nothing but that its receipts stop counting.
+func (w *work) doubt(node peer.ID, n int64, what string) error {
+	return w.blame(node, 0, n, what)
+}
+
+func (w *work) blame(node peer.ID, strikes, doubts int64, what string) error {
 	k, err := w.tx.Keeper([]byte(node))
 	if err != nil {
 		return err
@@ -118,7 +130,8 @@ func (w *work) strike(node peer.ID, n int64, what string) error {
 	if k.Evidence, err = json.Marshal(kept); err != nil {
 		return err
 	}
-	k.Strikes, k.Struck = strikesAt(k, w.age)+n, w.age
+	k.Strikes, k.Doubts = forgiven(k, w.age)
+	k.Strikes, k.Doubts, k.Struck = k.Strikes+strikes, k.Doubts+doubts, w.age
 	w.mail = true
 	return w.tx.SaveKeeper(k)
 }
@@ -131,7 +144,7 @@ func (w *work) faulty(node peer.ID, err error) error {
 		return w.strike(node, strikeOdd, "it does not keep to the protocol")
 	case errors.Is(err, errHasty):
 		return w.strike(node, strikeOdd, "it does not hold its answers back, and keeps your device busy")
-	case errors.Is(err, errGlut):
+	case errors.Is(err, errForeign):
 		return w.strike(node, strikeLoss, "it hands out without end what is not for you")
 	}
 	return nil
@@ -161,7 +174,8 @@ func (w *work) silent(node peer.ID) error {
 // trusted says whether a node's receipts count.
 func (w *work) trusted(node peer.ID) (bool, error) {
 	k, err := w.tx.Keeper([]byte(node))
-	return standingOf(k, w.age) != standingLying, err
+	strikes, doubts := forgiven(k, w.age)
+	return strikes+doubts < lyingAt, err
 }
 
 // probed notes how a test of a node ended.

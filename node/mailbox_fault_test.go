@@ -136,14 +136,15 @@ func TestFS06_TwoOfThreeFail(t *testing.T) {
 	for name, test := range map[string]struct {
 		bad    [2]func(*world, *nodetest.Community)
 		states [2]string // what they are called within a day
+		sign   int       // how many of the three give good receipts
 	}{
-		"both drop":              {[2]func(*world, *nodetest.Community){behave(fault{Drop: 1}), behave(fault{Drop: 1})}, [2]string{"lying", "lying"}},
-		"one drops, one is gone": {[2]func(*world, *nodetest.Community){behave(fault{Drop: 1}), vanish}, [2]string{"lying", "unreachable"}},
+		"both drop":              {[2]func(*world, *nodetest.Community){behave(fault{Drop: 1}), behave(fault{Drop: 1})}, [2]string{"lying", "lying"}, 3},
+		"one drops, one is gone": {[2]func(*world, *nodetest.Community){behave(fault{Drop: 1}), vanish}, [2]string{"lying", "unreachable"}, 2},
 		"one lies, one forgets": {[2]func(*world, *nodetest.Community){
 			behave(fault{FalseSign: 1, FalseProof: 1}), behave(fault{Forget: 1, ForgetAfter: 0}),
-		}, [2]string{"lying", "lying"}},
-		"one hides, one changes":       {[2]func(*world, *nodetest.Community){behave(fault{Hide: 1}), behave(fault{Mutate: 1})}, [2]string{"lying", "lying"}},
-		"one is empty, one is garbage": {[2]func(*world, *nodetest.Community){behave(fault{Empty: 1}), behave(fault{Garbage: 1})}, [2]string{"lying", "unreachable"}},
+		}, [2]string{"lying", "lying"}, 2},
+		"one hides, one changes":       {[2]func(*world, *nodetest.Community){behave(fault{Hide: 1}), behave(fault{Mutate: 1})}, [2]string{"lying", "lying"}, 3},
+		"one is empty, one is garbage": {[2]func(*world, *nodetest.Community){behave(fault{Empty: 1}), behave(fault{Garbage: 1})}, [2]string{"lying", "unreachable"}, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			count := 1000
@@ -173,7 +174,7 @@ func TestFS06_TwoOfThreeFail(t *testing.T) {
 				for i, bad := range test.bad {
 					bad(w, nodes[i])
 				}
-				ids = append(ids, say("after", 1)...)
+				ids = append(ids, say("after", test.sign)...)
 				alice.Stop()
 
 				start := time.Now()

@@ -133,7 +133,7 @@ func TestHeldQuickly(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := trace.Devices[0].Holding
-		days := time.UnixMilli(h.GetUntilMs()).Sub(time.Now()) / (24 * time.Hour)
+		days := time.Until(time.UnixMilli(h.GetUntilMs())) / (24 * time.Hour)
 		if h.GetHeld() < 2 || h.GetOf() != 3 || days < 29 || days > 30 {
 			t.Errorf("the trace says it is held by %d of %d for %d days", h.GetHeld(), h.GetOf(), days)
 		}

@@ -70,7 +70,7 @@ func TestG02_Drop(t *testing.T) {
 		alice.UntilState("held", ids...)
 		time.Sleep(2 * time.Hour)
 		for i, c := range w.ways[:3] {
-			if k := keeper(alice, c); (k.Strikes >= lyingAt) != (i < 2) {
+			if k := keeper(alice, c); (k.Strikes+k.Doubts >= lyingAt) != (i < 2) {
 				t.Errorf("node %d has %d strikes", i, k.Strikes)
 			}
 		}
@@ -170,10 +170,10 @@ func TestG09_FalseReceipts(t *testing.T) {
 				audits := 10
 				slowly(t, time.Duration(audits-2)*24*time.Hour, "the node is caught", func() bool {
 					k := keeper(alice, w.ways[0])
-					return k.Strikes >= lyingAt
+					return k.Strikes+k.Doubts >= lyingAt
 				})
 				for _, c := range w.ways[1:3] {
-					if k := keeper(alice, c); k.Strikes != 0 {
+					if k := keeper(alice, c); k.Strikes+k.Doubts != 0 {
 						t.Errorf("an honest node has %d strikes", k.Strikes)
 					}
 				}

@@ -131,7 +131,7 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 		return nil, explain(err)
 	}
 	inUse := 0
-	var have *store.BoxRow
+	have := false
 	for _, row := range rows {
 		switch {
 		case peer.ID(row.Node) != info.ID:
@@ -141,7 +141,7 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 		case !row.State.Leaving() && row.Chosen && row.Address == address:
 			return m.added(ctx, row)
 		default:
-			have = &row
+			have = true
 		}
 	}
 	if inUse >= mailbox.MaxSet {
@@ -158,7 +158,7 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 	default:
 		return nil, refuse(CodeRefused, "choose another community node", "that node is being retired")
 	}
-	if have == nil {
+	if !have {
 		b, err := m.add(ctx, info, true)
 		if err != nil {
 			return nil, explain(err)
@@ -167,14 +167,16 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 		return m.added(ctx, b.BoxRow)
 	}
 	// It was chosen by itself, was given up and is wanted again, or has moved.
-	have.Chosen, have.Address = true, address
-	if have.State.Leaving() {
-		have.State, have.Left = store.BoxNew, 0
-	}
-	if err := m.save(ctx, *have); err != nil {
+	row, err := m.change(ctx, info.ID, func(row *store.BoxRow) {
+		row.Chosen, row.Address = true, address
+		if row.State.Leaving() {
+			row.State, row.Left = store.BoxNew, 0
+		}
+	})
+	if err != nil {
 		return nil, explain(err)
 	}
-	return m.added(ctx, *have)
+	return m.added(ctx, row)
 }
 
 func (m *Mailboxes) added(ctx context.Context, row store.BoxRow) (*apiv1.AddMailboxResponse, error) {
@@ -194,12 +196,23 @@ func (m *Mailboxes) rows(ctx context.Context) (rows []store.BoxRow, err error) {
 	return rows, err
 }
 
-// save stores a box and has it looked at.
-func (m *Mailboxes) save(ctx context.Context, row store.BoxRow) error {
-	return m.n.update(ctx, func(w *work) error {
-		w.mail = true
-		return w.tx.SaveBox(row)
+// change changes what is kept of a box, if there is one, and has it looked at.
+func (m *Mailboxes) change(ctx context.Context, node peer.ID, fn func(*store.BoxRow)) (row store.BoxRow, err error) {
+	err = m.n.update(ctx, func(w *work) error {
+		rows, err := w.tx.Boxes()
+		if err != nil {
+			return err
+		}
+		for _, row = range rows {
+			if peer.ID(row.Node) == node {
+				fn(&row)
+				w.mail = true
+				return w.tx.SaveBox(row)
+			}
+		}
+		return nil // it was forgotten meanwhile
 	})
+	return row, err
 }
 
 // resolve finds a box by a prefix of its short name or of its node's.
@@ -231,14 +244,13 @@ func (m *Mailboxes) RemoveMailbox(ctx context.Context, req *apiv1.RemoveMailboxR
 	if err != nil {
 		return nil, err
 	}
-	if row.State != store.BoxRemoved {
+	if row, err = m.change(ctx, peer.ID(row.Node), func(row *store.BoxRow) {
 		if !row.State.Leaving() {
 			row.Left = m.n.age.now()
 		}
 		row.State, row.Chosen = store.BoxRemoved, false
-		if err := m.save(ctx, row); err != nil {
-			return nil, explain(err)
-		}
+	}); err != nil {
+		return nil, explain(err)
 	}
 	out := &apiv1.RemoveMailboxResponse{}
 	err = m.n.view(ctx, func(tx *store.Tx) error {

@@ -326,8 +326,7 @@ func (m *Mailboxes) look(node peer.ID) (v boxView, ok bool) {
 // known under now, if it is another.
 func (m *Mailboxes) follow(ctx context.Context, boxes []box) error {
 	var ways []peer.AddrInfo
-	for i := range boxes {
-		b := &boxes[i]
+	for _, b := range boxes {
 		if b.kept.Failing == 0 {
 			continue
 		}
@@ -342,8 +341,7 @@ func (m *Mailboxes) follow(ctx context.Context, boxes []box) error {
 			if err != nil || info.ID != b.node || address == b.Address || m.serves(ctx, info) != nil {
 				continue
 			}
-			b.Address = address
-			if err := m.save(ctx, b.BoxRow); err != nil {
+			if _, err := m.change(ctx, b.node, func(row *store.BoxRow) { row.Address = address }); err != nil {
 				return err
 			}
 			break
@@ -392,12 +390,12 @@ func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added int
 	if err != nil {
 		return 0, err
 	}
-	left := make(map[peer.ID]store.BoxRow)
+	left := make(map[peer.ID]bool)
 	near := make(map[netip.Prefix]bool)
 	taken := make(map[peer.ID]bool)
 	for _, b := range have {
 		if b.State == store.BoxLeaving {
-			left[b.node] = b.BoxRow
+			left[b.node] = true
 			continue
 		}
 		taken[b.node] = true
@@ -418,11 +416,12 @@ func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added int
 			if m.serves(ctx, info) != nil {
 				continue
 			}
-			if row, ok := left[info.ID]; ok {
-				row.State, row.Left = store.BoxNew, 0
-				if row.Address, err = addressOf(info); err == nil {
-					err = m.save(ctx, row)
-				}
+			if left[info.ID] {
+				_, err = m.change(ctx, info.ID, func(row *store.BoxRow) {
+					if row.State == store.BoxLeaving {
+						row.State, row.Left = store.BoxNew, 0
+					}
+				})
 			} else {
 				_, err = m.add(ctx, info, false)
 			}
@@ -495,7 +494,19 @@ func (m *Mailboxes) add(ctx context.Context, info peer.AddrInfo, chosen bool) (b
 	b := box{node: info.ID, BoxRow: store.BoxRow{
 		Node: []byte(info.ID), Address: address, Key: key, State: store.BoxNew, Chosen: chosen,
 	}}
-	return b, m.n.update(ctx, func(w *work) error { return w.tx.SaveBox(b.BoxRow) })
+	return b, m.n.update(ctx, func(w *work) error {
+		rows, err := w.tx.Boxes()
+		if err != nil {
+			return err
+		}
+		for _, row := range rows { // the user and review may have had the same idea
+			if peer.ID(row.Node) == info.ID {
+				row.Chosen = row.Chosen || chosen
+				b.BoxRow = row
+			}
+		}
+		return w.tx.SaveBox(b.BoxRow)
+	})
 }
 
 // sync has one collector for every box, and no other.
@@ -506,7 +517,7 @@ func (m *Mailboxes) sync(ctx context.Context, boxes []box, collecting *sync.Wait
 	for _, b := range boxes {
 		wanted[b.node] = true
 		if c := m.collectors[b.node]; c != nil {
-			if c.leaving != b.State.Leaving() || c.address != b.Address {
+			if c.leaving != b.State.Leaving() || c.removed != (b.State == store.BoxRemoved) || c.address != b.Address {
 				c.stop() // another takes over at the next review, which its end brings about
 			}
 			continue

@@ -180,6 +180,7 @@ func (c *courier) hurry() {
 	c.failures, c.retry = 0, time.Time{}
 	c.mu.Unlock()
 	poke(c.changed)
+	c.depositor.anew.Store(true)
 	poke(c.depositor.news)
 }
 

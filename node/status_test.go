@@ -203,8 +203,10 @@ func TestCommunityNodeHasNoAccount(t *testing.T) {
 // TestDoctor finds nothing wrong with a healthy node, and names the next step for
 // what is.
 func TestDoctor(t *testing.T) {
-	simulate(t, 2, func(t *testing.T, w *world) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		w.honest()
 		alice, bob := w.talking()
+		housed(alice, 3)
 		announced(alice)
 		checks := func() map[string]*apiv1.Check {
 			t.Helper()

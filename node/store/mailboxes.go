@@ -72,13 +72,22 @@ type MailTag struct {
 	Session []byte // whose it is; nil: an invite's
 }
 
+// CountTags returns how many tags we accept.
+func (tx *Tx) CountTags() (n int, err error) {
+	err = tx.queryRow(`SELECT count(*) FROM tags`).scan(&n)
+	return n, err
+}
+
 // MailTags returns the tags that contacts who are not blocked, and people who
-// answer invites, send under, in their own order, which says nothing.
-func (tx *Tx) MailTags() ([]MailTag, error) {
+// answer invites, send under, in their own order, which says nothing. Of each
+// session they are that of index 0 and the span ones that end skip below its last.
+func (tx *Tx) MailTags(skip, span int) ([]MailTag, error) {
 	var out []MailTag
 	for r, err := range tx.query(`SELECT t.tag, t.session FROM tags t
 		LEFT JOIN sessions s ON s.id = t.session LEFT JOIN devices d ON d.hash = s.device LEFT JOIN contacts c ON c.id = d.contact
-		WHERE c.blocked = 0 OR t.invite IS NOT NULL ORDER BY t.tag`) {
+		LEFT JOIN (SELECT session, max(idx) AS last FROM tags GROUP BY session) m ON m.session = t.session
+		WHERE t.invite IS NOT NULL OR c.blocked = 0 AND (t.idx = 0 OR t.idx <= m.last - ?1 AND t.idx > m.last - ?1 - ?2)
+		ORDER BY t.tag`, skip, span) {
 		if err != nil {
 			return nil, err
 		}
@@ -94,9 +103,10 @@ func (tx *Tx) MailTags() ([]MailTag, error) {
 // KeeperRow is what we know of a node that keeps mail.
 type KeeperRow struct {
 	Node     []byte // peer id
-	Strikes  int64
-	Struck   int64 // age
-	Failing  int64 // age; 0: it answers
+	Strikes  int64  // by what we saw ourselves
+	Doubts   int64  // by what became of contacts' mail, which contacts can make look so
+	Struck   int64  // age
+	Failing  int64  // age; 0: it answers
 	Seen     int64
 	Probes   int64
 	Lost     int64
@@ -106,17 +116,17 @@ type KeeperRow struct {
 // Keeper returns what we know of a node; of one we never met, nothing.
 func (tx *Tx) Keeper(node []byte) (KeeperRow, error) {
 	k := KeeperRow{Node: node}
-	_, err := missing(tx.queryRow(`SELECT strikes, struck, failing, seen, probes, lost, evidence FROM keepers WHERE node = ?`, node).
-		scan(&k.Strikes, &k.Struck, &k.Failing, &k.Seen, &k.Probes, &k.Lost, &k.Evidence))
+	_, err := missing(tx.queryRow(`SELECT strikes, doubts, struck, failing, seen, probes, lost, evidence FROM keepers WHERE node = ?`, node).
+		scan(&k.Strikes, &k.Doubts, &k.Struck, &k.Failing, &k.Seen, &k.Probes, &k.Lost, &k.Evidence))
 	return k, err
 }
 
 // SaveKeeper stores what we know of a node.
 func (tx *Tx) SaveKeeper(k KeeperRow) error {
-	_, err := tx.exec(`INSERT INTO keepers (node, strikes, struck, failing, seen, probes, lost, evidence) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-		ON CONFLICT (node) DO UPDATE SET strikes = excluded.strikes, struck = excluded.struck, failing = excluded.failing,
+	_, err := tx.exec(`INSERT INTO keepers (node, strikes, doubts, struck, failing, seen, probes, lost, evidence) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (node) DO UPDATE SET strikes = excluded.strikes, doubts = excluded.doubts, struck = excluded.struck, failing = excluded.failing,
 			seen = excluded.seen, probes = excluded.probes, lost = excluded.lost, evidence = excluded.evidence`,
-		k.Node, k.Strikes, k.Struck, k.Failing, k.Seen, k.Probes, k.Lost, nullable(k.Evidence))
+		k.Node, k.Strikes, k.Doubts, k.Struck, k.Failing, k.Seen, k.Probes, k.Lost, nullable(k.Evidence))
 	return err
 }
 
@@ -172,6 +182,12 @@ func (tx *Tx) NextDeposit(device []byte, age int64) (due int64, message, ok bool
 			count(CASE WHEN d.message IS NOT NULL AND coalesce(p.due, d.due) <= ?2 THEN 1 END) > 0
 		FROM deliveries d LEFT JOIN deposits p ON p.delivery = d.id WHERE d.device = ?1 AND d.open = 1`, device, age).scan(&ok, &due, &message)
 	return due, message, ok, err
+}
+
+// Envelope returns the bytes of an open delivery, or ErrNotFound.
+func (tx *Tx) Envelope(delivery int64) (b []byte, err error) {
+	err = tx.queryRow(`SELECT bytes FROM envelopes WHERE delivery = ?`, delivery).scan(&b)
+	return b, err
 }
 
 // SetDeposit stores how often a delivery was left at mailboxes and when it is

@@ -14,7 +14,8 @@ CREATE TABLE boxes (
 CREATE TABLE keepers (
   node     BLOB PRIMARY KEY,
   strikes  INTEGER NOT NULL,      -- proven lies and losses, forgiven one a day
-  struck   INTEGER NOT NULL,      -- age at which strikes was brought up to date
+  doubts   INTEGER NOT NULL,      -- the same by what became of contacts' mail, which contacts can make look so
+  struck   INTEGER NOT NULL,      -- age at which both were brought up to date
   failing  INTEGER NOT NULL,      -- age since which it does not answer; 0: it does
   seen     INTEGER NOT NULL,      -- when it last answered
   probes   INTEGER NOT NULL,      -- test envelopes left there
