@@ -48,7 +48,7 @@ test:
 # Packages with simulated networks get one CPU each: Go 1.26's runtime corrupts
 # the race detector when two threads fire timers of one synctest bubble
 # (docs/decisions/0015).
-SIMULATED = /(discovery|node|node/nodetest|node/transport)$$
+SIMULATED = /(discovery|node|node/mailbox|node/nodetest|node/transport)$$
 RACE = CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -race -short -timeout 30m
 race:
 	@if command -v cc >/dev/null; then \
