@@ -248,7 +248,7 @@ func TestUpInTheOtherRole(t *testing.T) {
 			t.Fatal(stderr)
 		}
 		d.wait(t)
-		code, _, stderr := cli(t, "", "--home", home, "up", "-q", "--role", roles[1-i])
+		code, _, stderr := cli(t, "", "--home", home, "up", "-q", "--role", roles[1-i], "--timeout", "20s")
 		hint := map[string]string{"user": "kith up --home " + home, "community": "kith up --role community --home " + home}[role]
 		if code != exitRefused || !strings.Contains(stderr, "this home is a "+role) || !strings.Contains(stderr, hint) || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("a home of a %s: exit %d, stderr %q", role, code, stderr)
