@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -44,6 +45,9 @@ const (
 	waysKept = 64
 	// maxPassphrase bounds the passphrase file, in bytes.
 	maxPassphrase = 4 << 10
+	// communityHeap is where a community node's garbage collector begins to work
+	// harder: a flood of deposits took 838 MB without it, and 450 MB with it.
+	communityHeap = 448 << 20
 	// keyMeta is where the store keeps a community node's transport key.
 	keyMeta = "host key"
 	// quotaMeta is where it keeps what --quota said when it was last given,
@@ -338,6 +342,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		}
 		defer mail.Close()
 		main.SetStreamHandler(wire.Protocol, mail.Handle)
+		if os.Getenv("GOMEMLIMIT") == "" {
+			debug.SetMemoryLimit(communityHeap)
+		}
 	}
 	shown, err := d.listenMetrics()
 	if err != nil {
