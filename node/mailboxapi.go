@@ -112,11 +112,11 @@ func (m *Mailboxes) count(tx *store.Tx) (*apiv1.MailboxCount, error) {
 func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest) (*apiv1.AddMailboxResponse, error) {
 	a, err := ma.NewMultiaddr(req.Address)
 	if err != nil {
-		return nil, refuse(CodeUsage, "a community node prints its addresses when it starts", "that is not the address of a community node")
+		return nil, refuse(CodeUsage, "a community node prints its addresses when it starts, like /ip4/198.51.100.7/tcp/4001/p2p/12D3KooW…", "that is not the address of a community node")
 	}
 	info, err := mailInfo(a.Bytes())
 	if err != nil {
-		return nil, refuse(CodeUsage, "a community node prints its addresses when it starts, each ending in /p2p/ and its name",
+		return nil, refuse(CodeUsage, "a community node prints its addresses when it starts, like /ip4/198.51.100.7/tcp/4001/p2p/12D3KooW…",
 			"that is not the address of a community node")
 	}
 	address, err := addressOf(info)

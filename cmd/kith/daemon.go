@@ -184,7 +184,11 @@ func writeStatus(w io.Writer, s statusJSON) {
 		rows = append(rows, []string{"mailboxes", s.Mailboxes.String()})
 	}
 	store := "protected by a passphrase"
-	if s.Store != "passphrase" {
+	switch {
+	case s.Store == "passphrase":
+	case s.Role == "community":
+		store = "protected by its key file alone: whoever can read your files can run a node in this one's name"
+	default:
 		store = "protected by its key file alone: whoever can read your files can read your messages"
 	}
 	rows = append(rows,

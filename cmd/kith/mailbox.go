@@ -106,15 +106,21 @@ func writeMailboxes(w io.Writer, list []mailboxJSON, res *apiv1.ListMailboxesRes
 			}
 		}
 	}
+	told := 0 // those that contacts leave mail at
+	for _, m := range list {
+		if m.State != "leaving" {
+			told++
+		}
+	}
 	switch {
 	case res.Mode == "none":
 		fmt.Fprintln(w, "Mailboxes are switched off: messages reach you only while you are online. Switch them on with: kith up --mailbox auto")
-	case len(list) == 0:
+	case told == 0:
 		fmt.Fprintln(w, "No mailboxes yet: messages reach you only while you are online. kith opens some when it finds community nodes; or name one: kith mailbox add ADDRESS")
-	case res.Healthy < min(res.Needed, int32(len(list))):
+	case res.Healthy < min(res.Needed, int32(told)):
 		fmt.Fprintf(w, "Too few work: %d, and a message is left at %d. Add one with: kith mailbox add ADDRESS\n", res.Healthy, res.Needed)
 	default:
-		fmt.Fprintf(w, "%d of %d work. A message counts as held when %s.\n", res.Healthy, len(list), signed(min(int(res.Needed), len(list))))
+		fmt.Fprintf(w, "%d of %d work. A message counts as held when %s.\n", res.Healthy, told, signed(min(int(res.Needed), told)))
 	}
 }
 
@@ -215,7 +221,7 @@ func (k *kith) mailboxTestCmd() *cobra.Command {
 		}
 		k.print(results, func(w io.Writer) {
 			if len(results) == 0 {
-				fmt.Fprintln(w, "No mailboxes to test. Name a community node with: kith mailbox add ADDRESS")
+				fmt.Fprintln(w, "No mailboxes to test. See: kith mailbox list")
 				return
 			}
 			rows := [][]string{}

@@ -62,7 +62,7 @@ func TestMailboxErrors(t *testing.T) {
 			t.Errorf("kith %s: exit %d, stdout %q, stderr %q, want exit %d and %q", test.args, code, stdout, stderr, test.code, test.want)
 		}
 	}
-	if _, stdout, _ := cli(t, "", "--home", home, "mailbox", "test"); !strings.Contains(stdout, "kith mailbox add ADDRESS") {
+	if _, stdout, _ := cli(t, "", "--home", home, "mailbox", "test"); !strings.Contains(stdout, "kith mailbox list") {
 		t.Errorf("kith mailbox test without any: %q", stdout)
 	}
 }
