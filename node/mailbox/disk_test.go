@@ -8,11 +8,11 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/vfs"
-	"golang.org/x/sys/unix"
 
 	"github.com/kith-im/kith/node/mailbox"
 	"github.com/kith-im/kith/protocol"
@@ -185,7 +185,7 @@ func (h *simHandle) WriteAt(p []byte, off int64) (int, error) {
 			used += len(f.live)
 		}
 		if used+grow > h.disk.quota {
-			return 0, vfs.SystemError(unix.ENOSPC, sqlite3.FULL)
+			return 0, vfs.SystemError(syscall.ENOSPC, sqlite3.FULL)
 		}
 	}
 	h.file.live = resize(h.file.live, max(int64(len(h.file.live)), off+int64(len(p))))
@@ -216,7 +216,7 @@ func (h *simHandle) Sync(vfs.SyncFlag) error {
 	}
 	if h.disk.eioIn > 0 {
 		if h.disk.eioIn--; h.disk.eioIn == 0 {
-			return vfs.SystemError(unix.EIO, sqlite3.IOERR_FSYNC)
+			return vfs.SystemError(syscall.EIO, sqlite3.IOERR_FSYNC)
 		}
 	}
 	h.file.durable, h.file.pending = append(h.file.durable[:0], h.file.live...), nil
