@@ -117,7 +117,9 @@ func (r *flooding) as(i int, info peer.AddrInfo, out *flooded) {
 		<-again.C
 		host.Network().(*swarm.Swarm).Backoff().Clear(info.ID)
 	}
-	defer c.close()
+	var writing sync.WaitGroup
+	defer writing.Wait()
+	defer c.close() // ends the writing, too
 	atomic.AddInt64(&out.Peers, 1)
 	tag := []envelope.Tag{newTag(), r.Bad, r.Request, newTag()}[i%4]
 	if i%4 == 3 {
@@ -131,7 +133,7 @@ func (r *flooding) as(i int, info peer.AddrInfo, out *flooded) {
 			}
 		}
 	}
-	go func() {
+	writing.Go(func() {
 		var b []byte
 		for range r.Each {
 			b = wire.AppendFrame(b[:0], &wire.Deposit{Envelope: letter(tag, protocol.MinEnvelope)})
@@ -140,7 +142,7 @@ func (r *flooding) as(i int, info peer.AddrInfo, out *flooded) {
 			}
 			atomic.AddInt64(&out.Sent, 1)
 		}
-	}()
+	})
 	for range r.Each {
 		f, err := c.next()
 		switch f := f.(type) {
