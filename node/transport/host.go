@@ -68,6 +68,8 @@ type Config struct {
 	// Blocked reports peers to refuse in both directions; it may be nil and is
 	// called from many goroutines.
 	Blocked func(peer.ID) bool
+	Veil    VeilClient // how bridges are dialled
+	Bridge  *Bridge    // if set, the host is a bridge
 	// Transports, if set, replaces TCP and QUIC.
 	Transports func(transport.Upgrader, network.ResourceManager) ([]transport.Transport, error)
 	Log        *slog.Logger
