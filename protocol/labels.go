@@ -12,6 +12,7 @@ const (
 	LabelSharedPSK        = "kith shared psk"
 	LabelSharedBundle     = "kith shared bundle"
 	LabelSharedStream     = "kith shared stream"
+	LabelSharedCarry      = "kith shared carry"
 
 	// Identities (docs/spec/identity.md).
 	LabelAccount     = "kith account v1"
@@ -61,6 +62,13 @@ const (
 	LabelMailboxStored = "kith mailbox stored v1"
 	LabelMailboxDigest = "kith mailbox digest"
 	LabelMailboxProof  = "kith mailbox proof"
+
+	// Bundles (docs/spec/bundle.md).
+	LabelBundleKey      = "kith bundle key"
+	LabelBundleMark     = "kith bundle mark"
+	LabelBundlePart     = "kith bundle part"
+	LabelBundlePiece    = "kith bundle piece"
+	LabelBundleChecksum = "kith bundle checksum"
 
 	// Local state, never on a wire (docs/decisions).
 	LabelStorePages = "kith store pages"

@@ -62,6 +62,20 @@ const (
 	TagPeriod   = 24 * time.Hour
 	TagsBehind  = 32
 
+	// BundlePart is the size of every part of a bundle: what is lost with one
+	// flipped bit, and the least a file holds; about thirty texts fit. A larger
+	// envelope than BundlePiece is cut into pieces of that size.
+	BundlePart  = 32 << 10
+	BundlePiece = 16 << 10
+
+	// MaxBundle bounds a file, and with it the work of looking for what is ours
+	// in it: a file of any larger size is none.
+	MaxBundle = 1 << 30
+
+	// MaxSlip bounds the envelope that fits on paper: the largest whose text a
+	// QR code still holds.
+	MaxSlip = 2 << 10
+
 	// MaxParents bounds the heads a message names; a conversation of two
 	// rarely has more than one.
 	MaxParents = 8

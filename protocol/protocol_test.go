@@ -52,7 +52,7 @@ func bytesOf(r io.Reader, n int) []byte {
 }
 
 func TestVectors(t *testing.T) {
-	type shared struct{ Secret, Label, Context, Rendezvous, PSK, Bundle, Stream string }
+	type shared struct{ Secret, Label, Context, Rendezvous, PSK, Bundle, Stream, Carry string }
 	type hedge struct {
 		RNG, Secret string
 		Counter     uint64
@@ -70,7 +70,7 @@ func TestVectors(t *testing.T) {
 		v.Shared = append(v.Shared, shared{
 			hex.EncodeToString(secret), LabelPair, hex.EncodeToString(context),
 			hex.EncodeToString(s.Rendezvous[:]), hex.EncodeToString(s.PSK[:]),
-			hex.EncodeToString(s.Bundle[:]), hex.EncodeToString(s.Stream[:]),
+			hex.EncodeToString(s.Bundle[:]), hex.EncodeToString(s.Stream[:]), hex.EncodeToString(s.Carry[:]),
 		})
 		rng := bytesOf(r, 96)
 		h := NewHedge(bytes.NewReader(rng), HedgeSecret(secret), uint64(i))
@@ -85,8 +85,8 @@ func TestVectors(t *testing.T) {
 func TestSharedFromPair(t *testing.T) {
 	pair := PairSecret(bytesOf(random(1), 32))
 	s := SharedFromPair(pair)
-	seen := map[[32]byte]bool{pair: true, s.Rendezvous: true, s.PSK: true, s.Bundle: true, s.Stream: true}
-	if len(seen) != 5 {
+	seen := map[[32]byte]bool{pair: true, s.Rendezvous: true, s.PSK: true, s.Bundle: true, s.Stream: true, s.Carry: true}
+	if len(seen) != 6 {
 		t.Error("two shared secrets are the same")
 	}
 	if s != SharedFromPair(pair) {

@@ -38,6 +38,7 @@ type (
 	pskRole        struct{}
 	bundleRole     struct{}
 	streamRole     struct{}
+	carryRole      struct{}
 	pairRole       struct{}
 	hedgeRole      struct{}
 )
@@ -53,6 +54,8 @@ type (
 	BundleKey = Secret[bundleRole]
 	// StreamKey names and authenticates conversation streams.
 	StreamKey = Secret[streamRole]
+	// CarryKey seals what travels in files.
+	CarryKey = Secret[carryRole]
 	// PairSecret is what a session leaves its two devices for everything that
 	// is not a message; see SharedFromPair.
 	PairSecret = Secret[pairRole]
@@ -67,6 +70,7 @@ type Shared struct {
 	PSK        PSK
 	Bundle     BundleKey
 	Stream     StreamKey
+	Carry      CarryKey
 }
 
 // SharedFromPair derives the shared secrets of two devices that have a session.
@@ -83,5 +87,6 @@ func DeriveShared(secret []byte, label string, context []byte) Shared {
 	copy(s.PSK[:], KDF(prk, nil, LabelSharedPSK, 32))
 	copy(s.Bundle[:], KDF(prk, nil, LabelSharedBundle, 32))
 	copy(s.Stream[:], KDF(prk, nil, LabelSharedStream, 32))
+	copy(s.Carry[:], KDF(prk, nil, LabelSharedCarry, 32))
 	return s
 }

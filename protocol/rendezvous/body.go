@@ -46,7 +46,8 @@ func (b *Body) Field(t FieldType) []byte {
 	return nil
 }
 
-func (b *Body) marshal() ([]byte, error) {
+// Marshal encodes a body as it is sealed into a record, with its padding.
+func (b *Body) Marshal() ([]byte, error) {
 	if err := b.check(); err != nil {
 		return nil, err
 	}
@@ -62,6 +63,18 @@ func (b *Body) marshal() ([]byte, error) {
 		return nil, errors.New("rendezvous: the content does not fit into a record")
 	}
 	return plain[:bodySize], nil // what follows in the fixed buffer is zeros
+}
+
+// ParseBody decodes what Marshal encoded. The body shares plain's memory.
+func ParseBody(plain []byte) (Body, error) {
+	var b Body
+	if len(plain) != bodySize {
+		return Body{}, errBody
+	}
+	if err := b.unmarshal(plain); err != nil {
+		return Body{}, err
+	}
+	return b, nil
 }
 
 func (b *Body) unmarshal(plain []byte) error {

@@ -86,7 +86,7 @@ func (p Point) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "(point)")
 // low: it is public, so it must not be a clock. Expiry is rounded up to a whole
 // hour, for the same reason.
 func (p Point) Seal(seq uint64, expiry time.Time, body Body) ([]byte, error) {
-	plain, err := body.marshal()
+	plain, err := body.Marshal()
 	if err != nil {
 		return nil, err
 	}

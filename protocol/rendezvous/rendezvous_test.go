@@ -352,7 +352,7 @@ func FuzzValidate(f *testing.F) {
 
 func FuzzBody(f *testing.F) {
 	body := Body{Addresses: [][]byte{{1, 2}, {3}}, Bundle: []byte("b"), Fields: []Field{{1, []byte("v")}, {9, nil}}}
-	plain, err := body.marshal()
+	plain, err := body.Marshal()
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -363,11 +363,11 @@ func FuzzBody(f *testing.F) {
 		}
 		plain := make([]byte, bodySize)
 		copy(plain, b)
-		var body Body
-		if body.unmarshal(plain) != nil {
+		body, err := ParseBody(plain)
+		if err != nil {
 			return
 		}
-		again, err := body.marshal()
+		again, err := body.Marshal()
 		if err != nil || !bytes.Equal(again, plain) {
 			t.Errorf("a body has two encodings: %v", err)
 		}
