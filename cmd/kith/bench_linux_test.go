@@ -220,7 +220,7 @@ func benchPair(b *testing.B) (n *network, ann, ben *home, wire func() float64) {
 // what counts the bytes that its loopback device has carried, headers
 // included. Where that is not allowed the function runs as it is and nothing
 // is counted.
-func ownNetwork(b *testing.B) (enter func(func()), wire func() float64) {
+func ownNetwork(b testing.TB) (enter func(func()), wire func() float64) {
 	b.Helper()
 	calls, made := make(chan func()), make(chan error)
 	go func() {

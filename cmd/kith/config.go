@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -29,6 +30,7 @@ type config struct {
 	api        setting[string]
 	web        setting[string]
 	mailbox    setting[string]
+	proxy      setting[string] // URL; empty: none named here; noProxy: none at all
 	quota      setting[string] // as parseSize takes it; empty: as it was set before
 	metrics    setting[string] // IP:port; empty: none
 	passphrase setting[string] // the file that holds it
@@ -50,6 +52,7 @@ type file struct {
 	API        *string   `toml:"api"`
 	Web        *string   `toml:"web"`
 	Mailbox    *string   `toml:"mailbox"`
+	Proxy      *string   `toml:"proxy"`
 	Quota      *string   `toml:"quota"`
 	Metrics    *string   `toml:"metrics"`
 	Passphrase *string   `toml:"passphrase-file"`
@@ -78,6 +81,7 @@ func (k *kith) config() (*config, error) {
 		api:        text(p.API, f.API, "KITH_API"),
 		web:        text("off", f.Web, "KITH_WEB"),
 		mailbox:    text("auto", f.Mailbox, "KITH_MAILBOX"),
+		proxy:      text("", f.Proxy, "KITH_PROXY"),
 		quota:      text("", f.Quota, "KITH_QUOTA"),
 		metrics:    text("", f.Metrics, "KITH_METRICS"),
 		passphrase: text("", f.Passphrase, "KITH_PASSPHRASE_FILE"),
@@ -151,6 +155,7 @@ The config file (kith paths shows where) is TOML with these keys:
   api = "/path/to/socket"                   the local API
   web = "off"                               the web UI's address
   mailbox = "auto"                          or "none": messages only while both are online
+  proxy = "socks5://127.0.0.1:9050"         what every connection goes through
   quota = "5GB"                             what a community node keeps of others' mail
   metrics = "127.0.0.1:9090"                where a community node shows its counts
   passphrase-file = "/path/to/file"         opens a protected store
@@ -175,6 +180,7 @@ the file.`,
 			API        entry `json:"api"`
 			Web        entry `json:"web"`
 			Mailbox    entry `json:"mailbox"`
+			Proxy      entry `json:"proxy"`
 			Quota      entry `json:"quota"`
 			Metrics    entry `json:"metrics"`
 			Passphrase entry `json:"passphrase-file"`
@@ -186,6 +192,7 @@ the file.`,
 			entry{c.api.value, c.api.from},
 			entry{c.web.value, c.web.from},
 			entry{c.mailbox.value, c.mailbox.from},
+			entry{redacted(c.proxy.value), c.proxy.from},
 			entry{c.quota.value, c.quota.from},
 			entry{c.metrics.value, c.metrics.from},
 			entry{c.passphrase.value, c.passphrase.from},
@@ -197,10 +204,19 @@ the file.`,
 			}
 			table(w, row("name", v.Name), row("role", v.Role), row("listen", v.Listen), row("bootstrap", v.Bootstrap),
 				row("api", v.API), row("web", v.Web),
-				row("mailbox", v.Mailbox), row("quota", v.Quota), row("metrics", v.Metrics), row("passphrase-file", v.Passphrase))
+				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("passphrase-file", v.Passphrase))
 		})
 		return nil
 	})
+}
+
+// redacted is a proxy's URL without its password.
+func redacted(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "not a URL"
+	}
+	return u.Redacted()
 }
 
 // nonNil makes an absent list an empty one, which is [] in JSON.

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	for _, v := range os.Environ() {
-		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "KITH_") {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "KITH_") || strings.HasSuffix(strings.ToUpper(name), "_PROXY") {
 			os.Unsetenv(name)
 		}
 	}
@@ -387,6 +387,10 @@ func TestUsage(t *testing.T) {
 		{"up --role community --quota 1kB", "too little to keep mail; for example --quota 5GB; the least is 16MiB"},
 		{"up --role community --metrics :9090", "for example --metrics 127.0.0.1:9090"},
 		{"up --role community --metrics localhost:9090", "not an IP address with a port"},
+		{"up --proxy tor", "the proxy's URL has no host with a port; use socks5://HOST:PORT or http://HOST:PORT"},
+		{"up --proxy ftp://h:1", "neither socks5:// nor http://"},
+		{"up --proxy socks5://h:1 --listen /ip4/127.0.0.1/udp/0/quic-v1", "past the proxy, which carries only TCP; listen on TCP"},
+		{"up --role community --proxy socks5://h:1", "a community node has to be reachable"},
 		{"up --web 127.0.0.1:8080", "web"},
 		{"up --listen localhost:1", "localhost:1"},
 		{"up --bootstrap /ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/1"},

@@ -53,6 +53,8 @@ const (
 	// quotaMeta is where it keeps what --quota said when it was last given,
 	// as eight bytes.
 	quotaMeta = "quota"
+	// noProxy says that the variables of the environment are not to be heeded.
+	noProxy = "none"
 	// upCommunity is how a community node is started.
 	upCommunity = "kith up --role community"
 )
@@ -72,6 +74,10 @@ of the data directory that were made before open without it.
 Community nodes keep what contacts send while this daemon is off; with --mailbox
 none messages travel only while both sides are online.
 
+With --proxy, or HTTPS_PROXY or ALL_PROXY in the environment, every connection
+goes through that proxy, which also resolves the names; there is no QUIC then,
+and unless --listen is given nothing listens.
+
 With --role community it becomes a community node instead: it helps others find
 each other, keeps sealed mail for them while they are away (as much as --quota
 allows; see kith node), and prints its addresses for their --bootstrap. It has no
@@ -84,6 +90,7 @@ account and can read nothing.`,
 	f.StringArrayVar(&flags.bootstrap.value, "bootstrap", nil, "the `MULTIADDR` of a community node, with /p2p/ID; repeatable")
 	f.StringVar(&flags.web.value, "web", "off", "the web UI's address; this version only knows off")
 	f.StringVar(&flags.mailbox.value, "mailbox", "auto", "auto, or none: messages only while both are online")
+	f.StringVar(&flags.proxy.value, "proxy", "", "the `URL` of a proxy, socks5:// or http://, for every connection; none: heed no HTTPS_PROXY or ALL_PROXY either")
 	f.StringVar(&flags.quota.value, "quota", "", "the `SIZE` of the mail that a community node keeps (default 5GiB, or as it was)")
 	f.StringVar(&flags.metrics.value, "metrics", "", "the `IP:PORT` at which a community node shows its counts to Prometheus")
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
@@ -102,6 +109,7 @@ account and can read nothing.`,
 		override(&cfg.bootstrap, flags.bootstrap, changed("bootstrap"))
 		override(&cfg.web, flags.web, changed("web"))
 		override(&cfg.mailbox, flags.mailbox, changed("mailbox"))
+		override(&cfg.proxy, flags.proxy, changed("proxy"))
 		override(&cfg.quota, flags.quota, changed("quota"))
 		override(&cfg.metrics, flags.metrics, changed("metrics"))
 		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
@@ -143,8 +151,9 @@ type daemon struct {
 	listen     []ma.Multiaddr
 	bootstrap  []peer.AddrInfo
 	mailbox    node.MailboxMode
-	quota      int64          // bytes; 0: as it was set before
-	metrics    netip.AddrPort // not valid: none
+	proxy      *transport.Proxy // nil: none
+	quota      int64            // bytes; 0: as it was set before
+	metrics    netip.AddrPort   // not valid: none
 	passphrase []byte
 	log        *slog.Logger
 }
@@ -184,10 +193,65 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 		}
 		d.bootstrap = append(d.bootstrap, *info)
 	}
-	if len(d.listen) == 0 {
+	if err := d.proxySettings(); err != nil {
+		return nil, err
+	}
+	// Behind a proxy nobody could come in, and a port of our own would show
+	// those who try it an address that the proxy is there to hide.
+	if len(d.listen) == 0 && d.proxy == nil {
 		d.listen = listenEverywhere()
 	}
 	return d, nil
+}
+
+// proxySettings finds the proxy that is named here or in the environment, and
+// refuses what would go past it.
+func (d *daemon) proxySettings() (err error) {
+	const hint = "use socks5://HOST:PORT or http://HOST:PORT, with USER:PASSWORD@ before the host if the proxy wants them"
+	named := d.cfg.proxy.value
+	switch {
+	case d.role == node.RoleCommunity:
+		if named != "" && named != noProxy {
+			return usagef("leave it away", "--proxy is for a user: a community node has to be reachable")
+		}
+		return nil
+	case named == noProxy:
+		return nil
+	case named != "":
+		d.proxy, err = transport.ParseProxy(named)
+	default:
+		d.proxy, err = transport.ProxyFromEnvironment(os.Getenv)
+	}
+	if err != nil {
+		if named == "" {
+			return usagef(hint+" in HTTPS_PROXY or ALL_PROXY, or heed neither with --proxy none", "%v", err)
+		}
+		return usagef(hint, "%v", err)
+	}
+	if d.proxy == nil {
+		return nil
+	}
+	for _, a := range d.listen {
+		if _, err := a.ValueForProtocol(ma.P_TCP); err != nil {
+			return usagef("listen on TCP, or start without a proxy", "%s would go past the proxy, which carries only TCP", a)
+		}
+	}
+	for _, info := range d.bootstrap {
+		for _, a := range info.Addrs {
+			if _, err := a.ValueForProtocol(ma.P_TCP); err != nil {
+				return usagef("name one with /tcp/PORT", "%s can not be reached through a proxy, which carries only TCP", a)
+			}
+		}
+	}
+	return nil
+}
+
+// dialTCP is how connections are opened; nil: directly.
+func (d *daemon) dialTCP() transport.DialFunc {
+	if d.proxy == nil {
+		return nil
+	}
+	return d.proxy.Dial
 }
 
 // mailSettings checks what is said about mailboxes, one's own and others'.
@@ -672,7 +736,8 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	}
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
-		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: transport.UserMemory / 2, Dial: reach | transport.Private, Log: d.log,
+		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: transport.UserMemory / 2, Dial: reach | transport.Private,
+		DialTCP: d.dialTCP(), Log: d.log,
 	})
 	if err != nil {
 		return nil, nil, explainListen(err)
@@ -690,7 +755,7 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 	if err != nil {
 		return nil, err
 	}
-	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, Log: d.log})
+	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, DialTCP: d.dialTCP(), Log: d.log})
 }
 
 // explainListen says why a host can not be opened: mostly it is an address of

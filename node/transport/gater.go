@@ -76,6 +76,7 @@ func reachOf(ip netip.Addr) Reach {
 // stranger can't turn this host against its own machine or LAN (threats E10).
 type gater struct {
 	reach   Reach
+	names   bool // a proxy resolves them, and answers for what they lead to
 	blocked func(peer.ID) bool
 }
 
@@ -84,7 +85,7 @@ var _ connmgr.ConnectionGater = gater{}
 func (g gater) InterceptPeerDial(p peer.ID) bool { return g.welcome(p) }
 
 func (g gater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
-	return g.welcome(p) && ReachOf(a)&g.reach != 0
+	return g.welcome(p) && (ReachOf(a)&g.reach != 0 || g.names && named(a))
 }
 
 // InterceptAccept lets every address try: limits are the resource manager's.

@@ -70,6 +70,10 @@ type Config struct {
 	Blocked func(peer.ID) bool
 	Veil    VeilClient // how bridges are dialled
 	Bridge  *Bridge    // if set, the host is a bridge
+	// DialTCP, if set, opens every TCP connection, and to names as they are: it
+	// leads through a proxy. There is no QUIC then, which would go past it, and
+	// nothing is resolved here.
+	DialTCP DialFunc
 	// Transports, if set, replaces TCP and QUIC.
 	Transports func(transport.Upgrader, network.ResourceManager) ([]transport.Transport, error)
 	Log        *slog.Logger
@@ -131,14 +135,19 @@ func New(cfg Config) (_ *Host, err error) {
 	}
 	undo.add(resources.Close)
 
-	gate := gater{reach: cfg.Dial, blocked: cfg.Blocked}
+	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked}
 	bus := eventbus.NewBus()
-	sw, err := swarm.NewSwarm(id, store, bus,
+	options := []swarm.Option{
 		swarm.WithConnectionGater(gate),
 		swarm.WithResourceManager(resources),
-		swarm.WithDialTimeout(dialTimeout),
-		swarm.WithDialTimeoutLocal(dialTimeout),
-	)
+	}
+	if cfg.DialTCP != nil {
+		options = append(options, swarm.WithDialTimeout(proxyDialTimeout), swarm.WithDialTimeoutLocal(proxyDialTimeout),
+			swarm.WithMultiaddrResolver(noNames{}))
+	} else {
+		options = append(options, swarm.WithDialTimeout(dialTimeout), swarm.WithDialTimeoutLocal(dialTimeout))
+	}
+	sw, err := swarm.NewSwarm(id, store, bus, options...)
 	if err != nil {
 		return nil, fmt.Errorf("swarm: %w", err)
 	}
@@ -199,6 +208,9 @@ func (cfg *Config) check() error {
 		return errors.New("a host for errands doesn't listen")
 	case cfg.Memory < MinMemory:
 		return fmt.Errorf("memory budget of %d bytes is under %d", cfg.Memory, int64(MinMemory))
+	}
+	if cfg.Veil.DialTCP == nil {
+		cfg.Veil.DialTCP = cfg.DialTCP
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -277,6 +289,9 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 		tcp.DisableReuseport())
 	if err != nil {
 		return nil, fmt.Errorf("tcp: %w", err)
+	}
+	if cfg.DialTCP != nil {
+		return []transport.Transport{&proxiedTCP{tcpTransport, up, resources, cfg.DialTCP}}, nil
 	}
 	h.quic, err = newQUIC(cfg.Key, resources)
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 )
 
-// DialFunc opens a TCP connection to host:port; the host may be a name.
+// DialFunc opens a TCP connection to host:port; the host may be a name. It is
+// called from many goroutines.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 // VeilClient is how bridges are dialled. The zero value is the default.
