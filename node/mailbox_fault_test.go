@@ -183,6 +183,11 @@ func TestFS06_TwoOfThreeFail(t *testing.T) {
 				bob.UntilTexts("alice", count+2)
 				t.Logf("delivered after %v", time.Since(start))
 				inOrder(t, bob, "alice", said)
+				defer func() {
+					if t.Failed() {
+						t.Log(mailboxes(bob).Mailboxes) // only a failure is worth the lines
+					}
+				}()
 				slowly(t, 24*time.Hour, "both are named", func() bool {
 					for i, state := range test.states {
 						if b := box(bob, nodes[i]); b == nil || b.State != state && b.State != "leaving" || state == "lying" && len(b.Evidence) == 0 {

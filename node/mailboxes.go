@@ -217,12 +217,21 @@ func (m *Mailboxes) warn(w *work) error {
 // healthyBoxes counts the boxes that contacts are told of, and of those the
 // ones that answer and keep their word, as called says.
 func healthyBoxes(tx *store.Tx, age int64, called func(store.KeeperRow, int64) standing) (healthy, all int, err error) {
+	set, err := toldBoxes(tx)
+	if err != nil {
+		return 0, 0, err
+	}
 	boxes, err := tx.Boxes()
 	if err != nil {
 		return 0, 0, err
 	}
 	for _, b := range boxes {
-		if b.State != store.BoxActive {
+		a, err := ma.NewMultiaddr(b.Address)
+		if err != nil {
+			return 0, 0, errors.Join(store.ErrDamaged, err)
+		}
+		told := slices.ContainsFunc(set.Nodes, func(n []byte) bool { return bytes.Equal(n, a.Bytes()) })
+		if b.State != store.BoxActive || !told {
 			continue
 		}
 		k, err := tx.Keeper(b.Node)
@@ -554,6 +563,19 @@ func mailSet(tx *store.Tx) ([]byte, error) {
 	return b, err
 }
 
+// toldBoxes is mailSet read; empty before contacts are told of any.
+func toldBoxes(tx *store.Tx) (*mailbox.Set, error) {
+	told, err := mailSet(tx)
+	if err != nil || told == nil {
+		return &mailbox.Set{}, err
+	}
+	set, err := mailbox.ParseSet(told)
+	if err != nil {
+		return nil, errors.Join(store.ErrDamaged, err)
+	}
+	return set, nil
+}
+
 // publishBoxes tells contacts where our boxes are, if that has changed.
 func (w *work) publishBoxes() error {
 	boxes, err := w.tx.Boxes()
@@ -582,15 +604,9 @@ func (w *work) publishBoxes() error {
 			nodes, size = append(nodes, a.Bytes()), size+n
 		}
 	}
-	told, err := mailSet(w.tx)
+	set, err := toldBoxes(w.tx)
 	if err != nil {
 		return err
-	}
-	set := &mailbox.Set{}
-	if told != nil {
-		if set, err = mailbox.ParseSet(told); err != nil {
-			return errors.Join(store.ErrDamaged, err)
-		}
 	}
 	if slices.EqualFunc(set.Nodes, nodes, bytes.Equal) {
 		return nil

@@ -13,7 +13,8 @@ import (
 	"github.com/kith-im/kith/protocol/mailbox"
 )
 
-// Boxes that are given up take no place in what contacts are told.
+// Boxes that are given up take no place in what contacts are told, and a box
+// that contacts are not told of is not one that works.
 func TestSetBesideLeavingBoxes(t *testing.T) {
 	st, err := store.Open(store.Options{Dir: t.TempDir()})
 	if err != nil {
@@ -43,8 +44,13 @@ func TestSetBesideLeavingBoxes(t *testing.T) {
 				return err
 			}
 		}
-		if err := w.publishBoxes(); err != nil {
-			return err
+		for _, want := range []int{0, 3} {
+			if healthy, all, err := healthyBoxes(w.tx, w.age, standingNow); err != nil || healthy != want || all != want {
+				t.Errorf("%d of %d boxes work, want %d: %v", healthy, all, want, err)
+			}
+			if err := w.publishBoxes(); err != nil {
+				return err
+			}
 		}
 		told, err := mailSet(w.tx)
 		if err != nil {

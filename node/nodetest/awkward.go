@@ -395,7 +395,14 @@ func (t *talk) decide(f wire.Frame) (pass wire.Frame, answer func(wire.Frame) wi
 		case a.happens(a.OtherSign):
 			return say(wire.SignStored(a.key, a.mutate(f.Envelope), a.hours()))
 		}
-		forget, lie := a.happens(a.Forget), a.happens(a.FalseSign)
+		// Set before it is stored, or its owner's open question is answered first.
+		digest := wire.DigestOf(f.Envelope)
+		if a.happens(a.Forget) {
+			a.forgotten[digest] = time.Now().Add(a.ForgetAfter)
+		} else {
+			delete(a.forgotten, digest)
+		}
+		lie := a.happens(a.FalseSign)
 		return f, func(answer wire.Frame) wire.Frame {
 			s, ok := answer.(*wire.Stored)
 			if !ok {
@@ -403,11 +410,6 @@ func (t *talk) decide(f wire.Frame) (pass wire.Frame, answer func(wire.Frame) wi
 			}
 			if a.Hours != nil {
 				s = wire.SignStored(a.key, f.Envelope, *a.Hours)
-			}
-			if forget {
-				a.forgotten[wire.DigestOf(f.Envelope)] = time.Now().Add(a.ForgetAfter)
-			} else {
-				delete(a.forgotten, wire.DigestOf(f.Envelope))
 			}
 			if lie {
 				s.Signature[a.rng.IntN(len(s.Signature))] ^= 1
