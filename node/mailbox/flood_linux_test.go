@@ -120,7 +120,7 @@ func TestG01_FloodOfPeers(t *testing.T) {
 		}
 		return c
 	}
-	ownerIP, contactIP := netip.MustParseAddr("10.200.1.1"), netip.MustParseAddr("10.201.1.1")
+	ownerIP, contactIP := netip.MustParseAddr("10.0.1.1"), netip.MustParseAddr("10.1.1.1")
 	owner, contact, bad := dial(ownerIP), newTag(), newTag()
 	box := newKey()
 	owner.open(box, true)
@@ -144,6 +144,7 @@ func TestG01_FloodOfPeers(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	began := time.Now()
+	t.Cleanup(func() { _ = flood.Process.Kill() })
 	go func() { ended <- flood.Wait() }()
 
 	// The contact writes twenty times a second, under a new name every second.
@@ -163,6 +164,9 @@ func TestG01_FloodOfPeers(t *testing.T) {
 		}
 		at, list := time.Now(), &times
 		if len(left)%20 == 0 {
+			if sender != nil {
+				sender.net.Conn().Close()
+			}
 			sender, list = dial(contactIP), &dialled
 		}
 		env := letter(contact, protocol.MinEnvelope)
@@ -182,7 +186,7 @@ func TestG01_FloodOfPeers(t *testing.T) {
 	}
 	slices.Sort(times)
 	slices.Sort(dialled)
-	t.Logf("%d deposits of %d peers in %v: %d stored, refused by reason %v, %d streams broken",
+	t.Logf("%d deposits of %d peers in %v: %d stored, refused by reason %v, %d streams begun anew",
 		got.Sent, got.Peers, took.Round(time.Millisecond), got.Stored, got.Refused, got.Broken)
 	t.Logf("the contact's %d deposits: median %v, longest %v; %d with dialling: median %v, longest %v, %d dialled again",
 		len(times), times[len(times)/2], times[len(times)-1], len(dialled), dialled[len(dialled)/2], dialled[len(dialled)-1], tries)

@@ -38,13 +38,12 @@ type flooded struct {
 	Sent    int64
 	Stored  int64
 	Refused [8]int64 // by reason
-	Broken  int64    // streams that ended early
+	Broken  int64    // streams that ended early, and were begun anew
 }
 
-// The source addresses: four peers share a /24.
+// The source addresses: four peers share a /24, and no two of these a /16.
 func floodIP(peer int) netip.Addr {
-	i := peer / 4
-	return netip.AddrFrom4([4]byte{10, byte(1 + i/256), byte(i), byte(1 + peer%4)})
+	return netip.AddrFrom4([4]byte{10, byte(2 + peer/4), byte(peer / 4), byte(1 + peer%4)})
 }
 
 // dialer makes a connection from an address.
@@ -97,9 +96,9 @@ func (r *flooding) run() error {
 }
 
 // as floods as one peer: under tags that do not exist, under the victim's two,
-// or, every fourth, under those of a box of its own.
+// or, every fourth, under those of a box of its own. When it is shown out it
+// comes back.
 func (r *flooding) as(i int, info peer.AddrInfo, out *flooded) {
-	var c *client
 	host, err := floodHost(floodIP(i), dialHere)
 	if err != nil {
 		return
@@ -107,35 +106,44 @@ func (r *flooding) as(i int, info peer.AddrInfo, out *flooded) {
 	defer host.Close()
 	again := time.NewTicker(time.Second) // not all get in at one time
 	defer again.Stop()
-	for tries := 0; ; tries++ {
-		if c, err = connect(host, info, r.Key); err == nil {
-			break
+	own, in := newTag(), false
+	for left, tries := r.Each, 0; left > 0 && tries < 600; tries++ {
+		if c, err := connect(host, info, r.Key); err == nil {
+			if !in {
+				atomic.AddInt64(&out.Peers, 1)
+			}
+			in = true
+			left -= r.on(c, left, []envelope.Tag{newTag(), r.Bad, r.Request, own}[i%4], i%4 == 3, out)
+			if left > 0 {
+				atomic.AddInt64(&out.Broken, 1)
+			}
 		}
-		if tries == 120 {
-			return
+		if left > 0 {
+			<-again.C
+			host.Network().(*swarm.Swarm).Backoff().Clear(info.ID)
 		}
-		<-again.C
-		host.Network().(*swarm.Swarm).Backoff().Clear(info.ID)
 	}
+}
+
+// on floods on one stream, and says how many deposits were answered.
+func (r *flooding) on(c *client, n int, tag envelope.Tag, own bool, out *flooded) (answered int) {
 	var writing sync.WaitGroup
 	defer writing.Wait()
 	defer c.close() // ends the writing, too
-	atomic.AddInt64(&out.Peers, 1)
-	tag := []envelope.Tag{newTag(), r.Bad, r.Request, newTag()}[i%4]
-	if i%4 == 3 {
+	if own {
 		open := wire.AppendFrame(nil, wire.SignOpen(newKey(), c.node, c.hello.Nonce, true))
 		if _, err := c.net.Write(wire.AppendFrame(open, tagsFrame(1, false, wire.ClassContact, tag))); err != nil {
-			return
+			return 0
 		}
 		for range 2 {
 			if _, err := c.next(); err != nil {
-				return
+				return 0
 			}
 		}
 	}
 	writing.Go(func() {
 		var b []byte
-		for range r.Each {
+		for range n {
 			b = wire.AppendFrame(b[:0], &wire.Deposit{Envelope: letter(tag, protocol.MinEnvelope)})
 			if _, err := c.net.Write(b); err != nil {
 				return
@@ -143,17 +151,18 @@ func (r *flooding) as(i int, info peer.AddrInfo, out *flooded) {
 			atomic.AddInt64(&out.Sent, 1)
 		}
 	})
-	for range r.Each {
+	for range n {
 		f, err := c.next()
+		if err != nil {
+			return answered
+		}
+		answered++
 		switch f := f.(type) {
 		case *wire.Stored:
 			atomic.AddInt64(&out.Stored, 1)
 		case *wire.Refused:
 			atomic.AddInt64(&out.Refused[f.Why], 1)
 		}
-		if err != nil {
-			atomic.AddInt64(&out.Broken, 1)
-			return
-		}
 	}
+	return answered
 }

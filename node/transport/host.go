@@ -83,6 +83,7 @@ type Config struct {
 type Host struct {
 	*basichost.BasicHost
 	ping   *ping.PingService
+	places *places
 	quic   *quicreuse.ConnManager // nil without QUIC
 	closed sync.Once
 }
@@ -153,7 +154,8 @@ func New(cfg Config) (_ *Host, err error) {
 	}
 	undo.add(sw.Close)
 
-	h := &Host{}
+	h := &Host{places: newPlaces(limits.inbound)}
+	sw.Notify(h.places)
 	transports, err := h.transports(cfg, gate, resources, &undo)
 	if err != nil {
 		return nil, err
@@ -164,7 +166,8 @@ func New(cfg Config) (_ *Host, err error) {
 		}
 	}
 
-	// Trim before the hard limit refuses: a full host must still take a contact.
+	// What we dialled and nobody needs any more is trimmed; for those who dial us
+	// there are places.
 	trim, err := connmgr.NewConnManager(limits.conns/2, limits.conns*5/8, connmgr.WithGracePeriod(connGrace))
 	if err != nil {
 		return nil, fmt.Errorf("connection manager: %w", err)
@@ -254,6 +257,7 @@ func (h *Host) HandleSecret(secret func(libp2p.ID) bool, handle network.StreamHa
 func (h *Host) Close() (err error) {
 	h.closed.Do(func() {
 		err = h.BasicHost.Close()
+		h.places.closing.Wait()
 		if h.quic != nil {
 			err = errors.Join(err, h.quic.Close())
 		}

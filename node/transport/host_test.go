@@ -326,6 +326,42 @@ func TestF01_ConnectionsPerAddress(t *testing.T) {
 	})
 }
 
+// TestG01_PlacesForNewcomers: those who take all the places they can get, from
+// ten parts of the network, neither keep anybody else out nor drive anybody away.
+func TestG01_PlacesForNewcomers(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		h := n.Host(t, transport.Config{}, nodetest.IP(0)) // 32 places
+		at := nodetest.AddrInfo(t, h)
+		come := func(ip netip.Addr) *transport.Host {
+			a := n.Host(t, transport.Config{Role: transport.Errands}, ip)
+			if err := a.Connect(t.Context(), at); err != nil {
+				t.Fatalf("no place for %v: %v", ip, err)
+			}
+			return a
+		}
+		flood := func(round byte) {
+			for i := range byte(60) {
+				come(netip.AddrFrom4([4]byte{45, i % 10, round, i}))
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+		owner := come(netip.MustParseAddr("46.1.1.1"))
+		neighbour := come(netip.MustParseAddr("45.5.200.1")) // there before the flood
+		time.Sleep(3 * time.Second)
+		flood(1)
+		contact := come(netip.MustParseAddr("47.1.1.1"))
+		flood(2)
+		for name, a := range map[string]*transport.Host{"the owner": owner, "the neighbour of those who flood": neighbour, "the contact": contact} {
+			if len(a.Network().Conns()) != 1 {
+				t.Errorf("%s was shown out", name)
+			}
+		}
+		if got := len(h.Network().Conns()); got != 32 {
+			t.Errorf("%d connections stay, want 32", got)
+		}
+	})
+}
+
 // TestF01_LoopbackIsLimited: libp2p's defaults exempt loopback, where proxies
 // and other users of the machine connect from. QUIC is counted like TCP.
 func TestF01_LoopbackIsLimited(t *testing.T) {

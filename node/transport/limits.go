@@ -39,6 +39,7 @@ const (
 type limits struct {
 	memory    int64
 	conns     int // in all
+	inbound   int // that stay; as many as half of them may be shaking hands beside
 	perIP     int // per IPv4 address or IPv6 /56: a household, or a carrier's NAT
 	perSubnet int // per IPv4 /24 or IPv6 /48: one operator
 	loopback  int // from this machine: other daemons, and proxies in front of us
@@ -50,6 +51,7 @@ func limitsFor(memory int64) limits {
 	return limits{
 		memory:    memory,
 		conns:     conns,
+		inbound:   conns / 2,
 		perIP:     conns / 8,
 		perSubnet: conns / 4,
 		loopback:  conns / 2,
@@ -68,7 +70,8 @@ func (l limits) resourceManager() (network.ResourceManager, error) {
 		}
 	}
 	system := share(l.conns, l.streams, l.memory)
-	// One in four stays free for what we dial ourselves.
+	// One in four stays free for what we dial ourselves, and one in four for those
+	// who shake hands: places sees to it that the others leave them free.
 	system.ConnsInbound, system.StreamsInbound = l.conns*3/4, l.streams*3/4
 
 	protocol := share(0, l.streams/2, l.memory/2)
