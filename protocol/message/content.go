@@ -1,6 +1,7 @@
 package message
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"unicode/utf8"
@@ -142,6 +143,20 @@ func (r Reason) String() string {
 	return "invalid"
 }
 
+// Held says which of the recipient's mailboxes gave receipts for envelopes that
+// its author left there, so that the recipient knows what each should have
+// handed out (docs/spec/mailbox.md, section 9).
+type Held struct {
+	Nodes [][32]byte // the Ed25519 keys of nodes, 1 to 5, ascending
+	Left  []Left     // 1 to protocol.MaxBatch, ascending
+}
+
+// Left is an envelope that was left at mailboxes.
+type Left struct {
+	Envelope [16]byte // the beginning of its digest (docs/spec/mailbox.md, section 4)
+	Nodes    uint8    // bit i for Held.Nodes[i]; not 0
+}
+
 // Unknown is content that a newer version made. It is stored and shown as
 // "needs a newer kith".
 type Unknown struct {
@@ -153,6 +168,7 @@ const (
 	maxSign     = 64
 	maxFileName = 255
 	maxFileSize = 1 << 48
+	maxHeldAt   = 5 // nodes, as many as a set of mailboxes may name
 )
 
 // Each type's Kind, marshal and unmarshal, then valid, in the order of the
@@ -380,6 +396,64 @@ func (c *Gone) valid() error {
 		return errors.New("message: no such reason")
 	}
 	return validTarget(c.ID)
+}
+
+// Kind is KindHeld.
+func (*Held) Kind() Kind { return KindHeld }
+
+func (c *Held) marshal(b *cryptobyte.Builder) {
+	b.AddUint8(uint8(len(c.Nodes)))
+	for i := range c.Nodes {
+		b.AddBytes(c.Nodes[i][:])
+	}
+	b.AddUint16(uint16(len(c.Left)))
+	for i := range c.Left {
+		b.AddBytes(c.Left[i].Envelope[:])
+		b.AddUint8(c.Left[i].Nodes)
+	}
+}
+
+func (c *Held) unmarshal(in *cryptobyte.String) bool {
+	var nodes uint8
+	if !in.ReadUint8(&nodes) || nodes > maxHeldAt || len(*in) < int(nodes)*32 {
+		return false
+	}
+	c.Nodes = make([][32]byte, nodes)
+	for i := range c.Nodes {
+		in.CopyBytes(c.Nodes[i][:])
+	}
+	var n uint16
+	if !in.ReadUint16(&n) || n > protocol.MaxBatch || len(*in) != int(n)*17 {
+		return false
+	}
+	c.Left = make([]Left, n)
+	for i := range c.Left {
+		in.CopyBytes(c.Left[i].Envelope[:])
+		in.ReadUint8(&c.Left[i].Nodes)
+	}
+	return true
+}
+
+func (c *Held) valid() error {
+	if len(c.Nodes) == 0 || len(c.Nodes) > maxHeldAt || len(c.Left) == 0 || len(c.Left) > protocol.MaxBatch {
+		return fmt.Errorf("message: %d envelopes held at %d nodes", len(c.Left), len(c.Nodes))
+	}
+	for i := 1; i < len(c.Nodes); i++ {
+		if bytes.Compare(c.Nodes[i-1][:], c.Nodes[i][:]) >= 0 {
+			return errors.New("message: nodes are not in order")
+		}
+	}
+	var named uint8
+	for i, l := range c.Left {
+		if i > 0 && bytes.Compare(c.Left[i-1].Envelope[:], l.Envelope[:]) >= 0 || l.Nodes == 0 {
+			return errors.New("message: held envelopes are not in order, or held nowhere")
+		}
+		named |= l.Nodes
+	}
+	if named != 1<<len(c.Nodes)-1 {
+		return errors.New("message: a node is named that holds nothing, or one holds that is not named")
+	}
+	return nil
 }
 
 // Kind is the number that this version does not know.

@@ -24,6 +24,7 @@ const (
 	KindGroup      Kind = 14
 	KindResend     Kind = 15
 	KindGone       Kind = 16
+	KindHeld       Kind = 17
 )
 
 // Sender is what the author of a message is to us in its conversation.
@@ -93,6 +94,8 @@ func (k Kind) info() info {
 		return row[Resend]("resend", passing, inPerson|inGroup)
 	case KindGone:
 		return row[Gone]("gone", passing, inPerson|inGroup)
+	case KindHeld:
+		return row[Held]("held", passing, inPerson)
 	}
 	return info{name: "unknown", from: inPerson | inGroup, unmarshal: unmarshalUnknown}
 }
