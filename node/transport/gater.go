@@ -78,6 +78,7 @@ type gater struct {
 	reach   Reach
 	names   bool // a proxy resolves them, and answers for what they lead to
 	blocked func(peer.ID) bool
+	mode    *modeState // nil: open
 }
 
 var _ connmgr.ConnectionGater = gater{}
@@ -85,7 +86,16 @@ var _ connmgr.ConnectionGater = gater{}
 func (g gater) InterceptPeerDial(p peer.ID) bool { return g.welcome(p) }
 
 func (g gater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
-	return g.welcome(p) && (ReachOf(a)&g.reach != 0 || g.names && named(a))
+	return g.welcome(p) && g.mode.permits(a) && g.reaches(a)
+}
+
+// reaches reports whether an address lies where the host may dial. A bridge may
+// be known by a name.
+func (g gater) reaches(a ma.Multiaddr) bool {
+	if v, err := ParseVeil(a); err == nil && v.named() {
+		return g.reach&Public != 0
+	}
+	return ReachOf(a)&g.reach != 0 || g.names && named(a)
 }
 
 // InterceptAccept lets every address try: limits are the resource manager's.

@@ -62,6 +62,7 @@ type Config struct {
 	Role   Role
 	Listen []ma.Multiaddr // TCP and QUIC; empty for Errands
 	Memory int64          // budget in bytes, at least MinMemory
+	Mode   Mode           // at the start; Host.SetMode changes it
 	// Dial is the set of address classes the host may dial: Public, and
 	// Private or Loopback if the user's own ways in lie there.
 	Dial Reach
@@ -82,6 +83,8 @@ type Config struct {
 // Host is a running libp2p host.
 type Host struct {
 	*basichost.BasicHost
+	role   Role
+	mode   *modeState
 	ping   *ping.PingService
 	places *places
 	quic   *quicreuse.ConnManager // nil without QUIC
@@ -136,7 +139,8 @@ func New(cfg Config) (_ *Host, err error) {
 	}
 	undo.add(resources.Close)
 
-	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked}
+	mode := newModeState(cfg)
+	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode}
 	bus := eventbus.NewBus()
 	options := []swarm.Option{
 		swarm.WithConnectionGater(gate),
@@ -154,7 +158,7 @@ func New(cfg Config) (_ *Host, err error) {
 	}
 	undo.add(sw.Close)
 
-	h := &Host{places: newPlaces(limits.inbound)}
+	h := &Host{role: cfg.Role, mode: mode, places: newPlaces(limits.inbound)}
 	sw.Notify(h.places)
 	transports, err := h.transports(cfg, gate, resources, &undo)
 	if err != nil {
@@ -192,9 +196,9 @@ func New(cfg Config) (_ *Host, err error) {
 	h.Start()
 
 	// One address that can't be had is an error: the user asked for each.
-	for _, a := range cfg.Listen {
-		if err := sw.AddListenAddr(a); err != nil {
-			return nil, newListenError(a, err)
+	if cfg.Mode == Open {
+		if err := listen(sw, cfg.Listen); err != nil {
+			return nil, err
 		}
 	}
 	cfg.Log.Debug("host is up", "listeners", len(cfg.Listen), "connections", limits.conns)
@@ -209,6 +213,8 @@ func (cfg *Config) check() error {
 		return fmt.Errorf("unknown host role %d", cfg.Role)
 	case cfg.Role == Errands && len(cfg.Listen) > 0:
 		return errors.New("a host for errands doesn't listen")
+	case cfg.Role == Community && cfg.Mode != Open:
+		return errMode
 	case cfg.Memory < MinMemory:
 		return fmt.Errorf("memory budget of %d bytes is under %d", cfg.Memory, int64(MinMemory))
 	}
@@ -256,6 +262,9 @@ func (h *Host) HandleSecret(secret func(libp2p.ID) bool, handle network.StreamHa
 // does nothing.
 func (h *Host) Close() (err error) {
 	h.closed.Do(func() {
+		h.mode.changing.Lock()
+		h.mode.dead = true
+		h.mode.changing.Unlock()
 		err = h.BasicHost.Close()
 		h.places.closing.Wait()
 		if h.quic != nil {
