@@ -726,7 +726,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 			return nil, nil, err
 		}
 		main, err = transport.New(transport.Config{
-			Key: key, Role: transport.Community, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach, Log: d.log,
+			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach, Log: d.log,
 		})
 		return main, main, explainListen(err)
 	}
