@@ -4084,6 +4084,323 @@ func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
 	return nil
 }
 
+// BridgeInvite is a secret path of this bridge.
+type BridgeInvite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // whom it is for
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // multiaddr with /p2p/ID: a secret
+	CreatedMs     int64                  `protobuf:"varint,4,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BridgeInvite) Reset() {
+	*x = BridgeInvite{}
+	mi := &file_v1_kith_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BridgeInvite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BridgeInvite) ProtoMessage() {}
+
+func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
+func (*BridgeInvite) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *BridgeInvite) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BridgeInvite) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BridgeInvite) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *BridgeInvite) GetCreatedMs() int64 {
+	if x != nil {
+		return x.CreatedMs
+	}
+	return 0
+}
+
+type CreateBridgeInviteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateBridgeInviteRequest) Reset() {
+	*x = CreateBridgeInviteRequest{}
+	mi := &file_v1_kith_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateBridgeInviteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateBridgeInviteRequest) ProtoMessage() {}
+
+func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
+func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *CreateBridgeInviteRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateBridgeInviteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Invite        *BridgeInvite          `protobuf:"bytes,1,opt,name=invite,proto3" json:"invite,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateBridgeInviteResponse) Reset() {
+	*x = CreateBridgeInviteResponse{}
+	mi := &file_v1_kith_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateBridgeInviteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateBridgeInviteResponse) ProtoMessage() {}
+
+func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
+func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
+	if x != nil {
+		return x.Invite
+	}
+	return nil
+}
+
+type ListBridgeInvitesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBridgeInvitesRequest) Reset() {
+	*x = ListBridgeInvitesRequest{}
+	mi := &file_v1_kith_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBridgeInvitesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBridgeInvitesRequest) ProtoMessage() {}
+
+func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
+func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+}
+
+type ListBridgeInvitesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Invites       []*BridgeInvite        `protobuf:"bytes,1,rep,name=invites,proto3" json:"invites,omitempty"` // oldest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBridgeInvitesResponse) Reset() {
+	*x = ListBridgeInvitesResponse{}
+	mi := &file_v1_kith_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBridgeInvitesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBridgeInvitesResponse) ProtoMessage() {}
+
+func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
+func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
+	if x != nil {
+		return x.Invites
+	}
+	return nil
+}
+
+type RevokeBridgeInviteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeBridgeInviteRequest) Reset() {
+	*x = RevokeBridgeInviteRequest{}
+	mi := &file_v1_kith_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeBridgeInviteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeBridgeInviteRequest) ProtoMessage() {}
+
+func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
+func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *RevokeBridgeInviteRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RevokeBridgeInviteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeBridgeInviteResponse) Reset() {
+	*x = RevokeBridgeInviteResponse{}
+	mi := &file_v1_kith_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeBridgeInviteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeBridgeInviteResponse) ProtoMessage() {}
+
+func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
+func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+}
+
 type WatchEventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cursor        string                 `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`                   // a name; resumes after the last acknowledged id
@@ -4096,7 +4413,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4108,7 +4425,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4121,7 +4438,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -4174,7 +4491,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4186,7 +4503,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4199,7 +4516,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Event) GetId() uint64 {
@@ -4243,7 +4560,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4255,7 +4572,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4268,7 +4585,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -4315,7 +4632,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4327,7 +4644,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4340,7 +4657,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4360,7 +4677,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4689,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4702,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -4410,7 +4727,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4422,7 +4739,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4435,7 +4752,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 // ErrorDetail goes with every error.
@@ -4450,7 +4767,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4462,7 +4779,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4475,7 +4792,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -4793,7 +5110,23 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x13.kith.v1.NodeLimitsR\x06limitsB\v\n" +
 	"\t_draining\"F\n" +
 	"\x0fSetNodeResponse\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.kith.v1.NodeStatusResponseR\x06status\"q\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.kith.v1.NodeStatusResponseR\x06status\"k\n" +
+	"\fBridgeInvite\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1d\n" +
+	"\n" +
+	"created_ms\x18\x04 \x01(\x03R\tcreatedMs\"/\n" +
+	"\x19CreateBridgeInviteRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"K\n" +
+	"\x1aCreateBridgeInviteResponse\x12-\n" +
+	"\x06invite\x18\x01 \x01(\v2\x15.kith.v1.BridgeInviteR\x06invite\"\x1a\n" +
+	"\x18ListBridgeInvitesRequest\"L\n" +
+	"\x19ListBridgeInvitesResponse\x12/\n" +
+	"\ainvites\x18\x01 \x03(\v2\x15.kith.v1.BridgeInviteR\ainvites\"+\n" +
+	"\x19RevokeBridgeInviteRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x1c\n" +
+	"\x1aRevokeBridgeInviteResponse\"q\n" +
 	"\x12WatchEventsRequest\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x19\n" +
@@ -4819,7 +5152,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xac\x11\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\xc6\x13\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
@@ -4851,7 +5184,10 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12E\n" +
 	"\n" +
 	"NodeStatus\x12\x1a.kith.v1.NodeStatusRequest\x1a\x1b.kith.v1.NodeStatusResponse\x12<\n" +
-	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12<\n" +
+	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12]\n" +
+	"\x12CreateBridgeInvite\x12\".kith.v1.CreateBridgeInviteRequest\x1a#.kith.v1.CreateBridgeInviteResponse\x12Z\n" +
+	"\x11ListBridgeInvites\x12!.kith.v1.ListBridgeInvitesRequest\x1a\".kith.v1.ListBridgeInvitesResponse\x12]\n" +
+	"\x12RevokeBridgeInvite\x12\".kith.v1.RevokeBridgeInviteRequest\x1a#.kith.v1.RevokeBridgeInviteResponse\x12<\n" +
 	"\vWatchEvents\x12\x1b.kith.v1.WatchEventsRequest\x1a\x0e.kith.v1.Event0\x01\x12E\n" +
 	"\n" +
 	"ListEvents\x12\x1a.kith.v1.ListEventsRequest\x1a\x1b.kith.v1.ListEventsResponse\x12B\n" +
@@ -4869,91 +5205,98 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
 var file_v1_kith_proto_goTypes = []any{
-	(*StatusRequest)(nil),             // 0: kith.v1.StatusRequest
-	(*StatusResponse)(nil),            // 1: kith.v1.StatusResponse
-	(*MailboxCount)(nil),              // 2: kith.v1.MailboxCount
-	(*Dht)(nil),                       // 3: kith.v1.Dht
-	(*DoctorRequest)(nil),             // 4: kith.v1.DoctorRequest
-	(*DoctorResponse)(nil),            // 5: kith.v1.DoctorResponse
-	(*Check)(nil),                     // 6: kith.v1.Check
-	(*StopRequest)(nil),               // 7: kith.v1.StopRequest
-	(*StopResponse)(nil),              // 8: kith.v1.StopResponse
-	(*GetIdentityRequest)(nil),        // 9: kith.v1.GetIdentityRequest
-	(*GetIdentityResponse)(nil),       // 10: kith.v1.GetIdentityResponse
-	(*Device)(nil),                    // 11: kith.v1.Device
-	(*CreateInviteRequest)(nil),       // 12: kith.v1.CreateInviteRequest
-	(*CreateInviteResponse)(nil),      // 13: kith.v1.CreateInviteResponse
-	(*Invite)(nil),                    // 14: kith.v1.Invite
-	(*ListInvitesRequest)(nil),        // 15: kith.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),       // 16: kith.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),       // 17: kith.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),      // 18: kith.v1.RevokeInviteResponse
-	(*AcceptInviteRequest)(nil),       // 19: kith.v1.AcceptInviteRequest
-	(*AcceptInviteResponse)(nil),      // 20: kith.v1.AcceptInviteResponse
-	(*ListRequestsRequest)(nil),       // 21: kith.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),      // 22: kith.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),     // 23: kith.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),    // 24: kith.v1.ApproveRequestResponse
-	(*RejectRequestRequest)(nil),      // 25: kith.v1.RejectRequestRequest
-	(*RejectRequestResponse)(nil),     // 26: kith.v1.RejectRequestResponse
-	(*Contact)(nil),                   // 27: kith.v1.Contact
-	(*ListContactsRequest)(nil),       // 28: kith.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),      // 29: kith.v1.ListContactsResponse
-	(*RenameContactRequest)(nil),      // 30: kith.v1.RenameContactRequest
-	(*RenameContactResponse)(nil),     // 31: kith.v1.RenameContactResponse
-	(*SetBlockedRequest)(nil),         // 32: kith.v1.SetBlockedRequest
-	(*SetBlockedResponse)(nil),        // 33: kith.v1.SetBlockedResponse
-	(*GetSafetyNumberRequest)(nil),    // 34: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),   // 35: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),        // 36: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),       // 37: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),               // 38: kith.v1.SendRequest
-	(*SendResponse)(nil),              // 39: kith.v1.SendResponse
-	(*Message)(nil),                   // 40: kith.v1.Message
-	(*Holding)(nil),                   // 41: kith.v1.Holding
-	(*ListMessagesRequest)(nil),       // 42: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),      // 43: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),  // 44: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil), // 45: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),              // 46: kith.v1.Conversation
-	(*TraceRequest)(nil),              // 47: kith.v1.TraceRequest
-	(*TraceResponse)(nil),             // 48: kith.v1.TraceResponse
-	(*Delivery)(nil),                  // 49: kith.v1.Delivery
-	(*Attempt)(nil),                   // 50: kith.v1.Attempt
-	(*CancelRequest)(nil),             // 51: kith.v1.CancelRequest
-	(*CancelResponse)(nil),            // 52: kith.v1.CancelResponse
-	(*PingRequest)(nil),               // 53: kith.v1.PingRequest
-	(*PingResponse)(nil),              // 54: kith.v1.PingResponse
-	(*Mailbox)(nil),                   // 55: kith.v1.Mailbox
-	(*ListMailboxesRequest)(nil),      // 56: kith.v1.ListMailboxesRequest
-	(*ListMailboxesResponse)(nil),     // 57: kith.v1.ListMailboxesResponse
-	(*AddMailboxRequest)(nil),         // 58: kith.v1.AddMailboxRequest
-	(*AddMailboxResponse)(nil),        // 59: kith.v1.AddMailboxResponse
-	(*RemoveMailboxRequest)(nil),      // 60: kith.v1.RemoveMailboxRequest
-	(*RemoveMailboxResponse)(nil),     // 61: kith.v1.RemoveMailboxResponse
-	(*TestMailboxRequest)(nil),        // 62: kith.v1.TestMailboxRequest
-	(*TestMailboxResponse)(nil),       // 63: kith.v1.TestMailboxResponse
-	(*MailboxTest)(nil),               // 64: kith.v1.MailboxTest
-	(*NodeLimits)(nil),                // 65: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),         // 66: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),        // 67: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),            // 68: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),           // 69: kith.v1.SetNodeResponse
-	(*WatchEventsRequest)(nil),        // 70: kith.v1.WatchEventsRequest
-	(*Event)(nil),                     // 71: kith.v1.Event
-	(*ListEventsRequest)(nil),         // 72: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),        // 73: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),          // 74: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),         // 75: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),               // 76: kith.v1.ErrorDetail
-	nil,                               // 77: kith.v1.StatusResponse.RoadsEntry
-	nil,                               // 78: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
+	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
+	(*MailboxCount)(nil),               // 2: kith.v1.MailboxCount
+	(*Dht)(nil),                        // 3: kith.v1.Dht
+	(*DoctorRequest)(nil),              // 4: kith.v1.DoctorRequest
+	(*DoctorResponse)(nil),             // 5: kith.v1.DoctorResponse
+	(*Check)(nil),                      // 6: kith.v1.Check
+	(*StopRequest)(nil),                // 7: kith.v1.StopRequest
+	(*StopResponse)(nil),               // 8: kith.v1.StopResponse
+	(*GetIdentityRequest)(nil),         // 9: kith.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),        // 10: kith.v1.GetIdentityResponse
+	(*Device)(nil),                     // 11: kith.v1.Device
+	(*CreateInviteRequest)(nil),        // 12: kith.v1.CreateInviteRequest
+	(*CreateInviteResponse)(nil),       // 13: kith.v1.CreateInviteResponse
+	(*Invite)(nil),                     // 14: kith.v1.Invite
+	(*ListInvitesRequest)(nil),         // 15: kith.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),        // 16: kith.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),        // 17: kith.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),       // 18: kith.v1.RevokeInviteResponse
+	(*AcceptInviteRequest)(nil),        // 19: kith.v1.AcceptInviteRequest
+	(*AcceptInviteResponse)(nil),       // 20: kith.v1.AcceptInviteResponse
+	(*ListRequestsRequest)(nil),        // 21: kith.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),       // 22: kith.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),      // 23: kith.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),     // 24: kith.v1.ApproveRequestResponse
+	(*RejectRequestRequest)(nil),       // 25: kith.v1.RejectRequestRequest
+	(*RejectRequestResponse)(nil),      // 26: kith.v1.RejectRequestResponse
+	(*Contact)(nil),                    // 27: kith.v1.Contact
+	(*ListContactsRequest)(nil),        // 28: kith.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),       // 29: kith.v1.ListContactsResponse
+	(*RenameContactRequest)(nil),       // 30: kith.v1.RenameContactRequest
+	(*RenameContactResponse)(nil),      // 31: kith.v1.RenameContactResponse
+	(*SetBlockedRequest)(nil),          // 32: kith.v1.SetBlockedRequest
+	(*SetBlockedResponse)(nil),         // 33: kith.v1.SetBlockedResponse
+	(*GetSafetyNumberRequest)(nil),     // 34: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),    // 35: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),         // 36: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),        // 37: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),                // 38: kith.v1.SendRequest
+	(*SendResponse)(nil),               // 39: kith.v1.SendResponse
+	(*Message)(nil),                    // 40: kith.v1.Message
+	(*Holding)(nil),                    // 41: kith.v1.Holding
+	(*ListMessagesRequest)(nil),        // 42: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 43: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),   // 44: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 45: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),               // 46: kith.v1.Conversation
+	(*TraceRequest)(nil),               // 47: kith.v1.TraceRequest
+	(*TraceResponse)(nil),              // 48: kith.v1.TraceResponse
+	(*Delivery)(nil),                   // 49: kith.v1.Delivery
+	(*Attempt)(nil),                    // 50: kith.v1.Attempt
+	(*CancelRequest)(nil),              // 51: kith.v1.CancelRequest
+	(*CancelResponse)(nil),             // 52: kith.v1.CancelResponse
+	(*PingRequest)(nil),                // 53: kith.v1.PingRequest
+	(*PingResponse)(nil),               // 54: kith.v1.PingResponse
+	(*Mailbox)(nil),                    // 55: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),       // 56: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),      // 57: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),          // 58: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),         // 59: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),       // 60: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),      // 61: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),         // 62: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),        // 63: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),                // 64: kith.v1.MailboxTest
+	(*NodeLimits)(nil),                 // 65: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 66: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 67: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 68: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 69: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 70: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 71: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 72: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 73: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 74: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 75: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 76: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 77: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 78: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 79: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 80: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 81: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 82: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 83: kith.v1.ErrorDetail
+	nil,                                // 84: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 85: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
 	3,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	77, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	84, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
 	2,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
 	6,  // 3: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
 	11, // 4: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
@@ -4983,77 +5326,85 @@ var file_v1_kith_proto_depIdxs = []int32{
 	55, // 28: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
 	64, // 29: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
 	65, // 30: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	78, // 31: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	85, // 31: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
 	65, // 32: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
 	67, // 33: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	71, // 34: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,  // 35: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	4,  // 36: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	7,  // 37: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	9,  // 38: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	12, // 39: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	15, // 40: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	17, // 41: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	19, // 42: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	21, // 43: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	23, // 44: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	25, // 45: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	28, // 46: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	30, // 47: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	32, // 48: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	34, // 49: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	36, // 50: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	38, // 51: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	42, // 52: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	44, // 53: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	47, // 54: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	51, // 55: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	53, // 56: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	56, // 57: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	58, // 58: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	60, // 59: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	62, // 60: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	66, // 61: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	68, // 62: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	70, // 63: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	72, // 64: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	74, // 65: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,  // 66: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	5,  // 67: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	8,  // 68: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	10, // 69: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	13, // 70: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	16, // 71: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	18, // 72: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	20, // 73: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	22, // 74: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	24, // 75: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	26, // 76: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	29, // 77: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	31, // 78: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	33, // 79: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	35, // 80: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	37, // 81: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	39, // 82: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	43, // 83: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	45, // 84: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	48, // 85: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	52, // 86: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	54, // 87: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	57, // 88: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	59, // 89: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	61, // 90: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	63, // 91: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	67, // 92: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	69, // 93: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	71, // 94: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	73, // 95: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	75, // 96: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	66, // [66:97] is the sub-list for method output_type
-	35, // [35:66] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	70, // 34: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	70, // 35: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	78, // 36: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,  // 37: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	4,  // 38: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	7,  // 39: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	9,  // 40: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	12, // 41: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	15, // 42: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	17, // 43: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	19, // 44: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	21, // 45: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	23, // 46: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	25, // 47: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	28, // 48: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	30, // 49: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	32, // 50: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	34, // 51: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	36, // 52: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	38, // 53: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	42, // 54: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	44, // 55: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	47, // 56: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	51, // 57: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	53, // 58: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	56, // 59: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	58, // 60: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	60, // 61: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	62, // 62: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	66, // 63: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	68, // 64: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	71, // 65: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	73, // 66: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	75, // 67: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	77, // 68: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	79, // 69: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	81, // 70: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,  // 71: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	5,  // 72: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	8,  // 73: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	10, // 74: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	13, // 75: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	16, // 76: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	18, // 77: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	20, // 78: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	22, // 79: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	24, // 80: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	26, // 81: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	29, // 82: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	31, // 83: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	33, // 84: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	35, // 85: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	37, // 86: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	39, // 87: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	43, // 88: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	45, // 89: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	48, // 90: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	52, // 91: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	54, // 92: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	57, // 93: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	59, // 94: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	61, // 95: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	63, // 96: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	67, // 97: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	69, // 98: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	72, // 99: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	74, // 100: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	76, // 101: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	78, // 102: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	80, // 103: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	82, // 104: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	71, // [71:105] is the sub-list for method output_type
+	37, // [37:71] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -5068,7 +5419,7 @@ func file_v1_kith_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   79,
+			NumMessages:   86,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,3 +29,11 @@ CREATE TABLE telling (
   age      INTEGER NOT NULL,      -- when its end-to-end receipt came
   PRIMARY KEY (contact, envelope, node)
 ) STRICT, WITHOUT ROWID;
+
+-- The secret paths of a bridge, one for each person they are given to.
+CREATE TABLE bridge_invites (
+  id          INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: the operator names an invite by it
+  name        TEXT NOT NULL,
+  path_sealed BLOB NOT NULL,                     -- under the time it was made
+  created     INTEGER NOT NULL
+) STRICT;
