@@ -78,9 +78,9 @@ const (
 	roadMailbox road = "mailbox"
 )
 
-func newConversation(s network.Stream, key protocol.StreamKey, device identity.DeviceHash, opened bool) *conversation {
+func newConversation(s network.Stream, key protocol.StreamKey, device identity.DeviceHash, opened bool, by road) *conversation {
 	c := &conversation{
-		stream: s, in: transport.NewReader(s), key: key, device: device, opened: opened, road: roadOf(s.Conn()),
+		stream: s, in: transport.NewReader(s), key: key, device: device, opened: opened, road: by,
 		arrived: make(chan []byte, maxBatch),
 		acked:   make(chan uint64, 1),
 		ended:   make(chan struct{}),

@@ -72,7 +72,7 @@ func (o *outbox) supervise(ctx context.Context) {
 			c := &courier{
 				o: o, n: o.n, device: d, offering: newBaton(),
 				withheld: make(map[int64]bool), left: make(map[int64]bool),
-				news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
+				heard: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
 			}
 			if conv := o.early[d]; conv != nil {
 				c.calls <- conv

@@ -18,6 +18,7 @@ const (
 	eventContact = "contact"
 	eventDevice  = "device"
 	eventHealth  = "health"
+	eventLAN     = "lan"
 )
 
 // messageEvent is a message that was sent or received.

@@ -86,17 +86,12 @@ func standingOf(k store.KeeperRow, age int64) standing {
 }
 
 // standingNow is what a node is called to who asks: unreachable as soon as it
-// does not answer, and degraded by doubts, too, which decide nothing.
+// does not answer.
 func standingNow(k store.KeeperRow, age int64) standing {
-	_, doubts := forgiven(k, age)
-	switch s := standingOf(k, age); {
-	case k.Failing != 0 && s != standingLying:
-		return standingUnreachable
-	case s == standingGood && doubts >= degradedAt:
-		return standingDegraded
-	default:
+	if s := standingOf(k, age); k.Failing == 0 || s == standingLying {
 		return s
 	}
+	return standingUnreachable
 }
 
 // strike notes that a node broke its word to us.

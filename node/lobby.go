@@ -13,6 +13,7 @@ import (
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/invite"
+	"github.com/kith-im/kith/protocol/lan"
 	"github.com/kith-im/kith/protocol/rendezvous"
 	"github.com/kith-im/kith/protocol/stream"
 )
@@ -39,6 +40,9 @@ type lobby struct {
 type visitor struct {
 	key    protocol.StreamKey
 	device identity.DeviceHash // zero: whoever answers one of our invites
+	// record, if it is set, is the secret under which our record is asked for,
+	// by one who has seen us on the local network.
+	record protocol.RendezvousSecret
 }
 
 // maxGuests bounds the streams of people who answer invites and have not
@@ -88,7 +92,7 @@ func (l *lobby) lookup(ctx context.Context, name libp2p.ID) (visitor, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v, ok := l.names[string(name)]
-	return v, ok && !l.shut
+	return v, ok && !l.shut && (v.record.IsZero() || l.n.locals.isOn())
 }
 
 func (l *lobby) outdated(today int64) bool {
@@ -160,6 +164,9 @@ func (l *lobby) load(ctx context.Context, today int64) (map[string]visitor, erro
 				return err
 			}
 			add(visitor{key: link.Keys().Stream})
+			for day := today - 1; day <= today+1; day++ {
+				names[lan.RecordName(link.Keys().Stream, day)] = visitor{record: link.Keys().Rendezvous}
+			}
 		}
 		return nil
 	})
@@ -173,7 +180,11 @@ func (l *lobby) accept(ctx context.Context, s network.Stream) {
 		_ = s.Reset()
 		return
 	}
-	c := newConversation(s, v.key, v.device, false)
+	if !v.record.IsZero() {
+		l.n.handRecord(ctx, s, v.record)
+		return
+	}
+	c := newConversation(s, v.key, v.device, false, l.n.roadOf(s.Conn()))
 	if !l.enter(c) {
 		c.reset()
 		return
@@ -241,9 +252,11 @@ func (l *lobby) hold(ctx context.Context, c *conversation) {
 	reading.Wait()
 }
 
-// roadOf names the road that a connection takes.
-func roadOf(c network.Conn) road {
-	if a := c.RemoteMultiaddr(); manet.IsPrivateAddr(a) && !manet.IsIPLoopback(a) {
+// roadOf names the road that a connection takes. Not every local network has
+// private addresses.
+func (n *Node) roadOf(c network.Conn) road {
+	a := c.RemoteMultiaddr()
+	if manet.IsPrivateAddr(a) && !manet.IsIPLoopback(a) || n.locals.contain(a) {
 		return roadLAN
 	}
 	return roadDirect

@@ -365,12 +365,13 @@ func (m *Mailboxes) ways(ctx context.Context) (out []peer.AddrInfo, err error) {
 	for _, h := range m.n.cfg.Hints {
 		words = append(words, h.String())
 	}
+	near := m.n.locals.community()
 	err = m.n.view(ctx, func(tx *store.Tx) error {
 		known, err := tx.Ways(keepWays)
 		if err != nil {
 			return err
 		}
-		out = nil
+		out = slices.Clone(near)
 		for _, way := range append(slices.Clone(words), known...) {
 			info, err := infoOf(way)
 			if err == nil && (m.n.cfg.Reachable == nil || m.n.cfg.Reachable(info.Addrs[0])) {

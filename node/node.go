@@ -71,6 +71,8 @@ type Config struct {
 	// for one mailbox, or for what is left at mailboxes for one contact. Its
 	// caller closes it.
 	Errand func() (*transport.Host, error)
+	// LANLink opens the way to the local networks; nil opens sockets.
+	LANLink func() (discovery.Link, error)
 	// MailboxMode says whether mailboxes are used, ours and those of contacts.
 	MailboxMode MailboxMode
 	// Now is the clock; nil means time.Now. Only displayed times and expiry
@@ -92,6 +94,7 @@ type Node struct {
 	outbox  *outbox
 	lobby   *lobby
 	beacon  *beacon
+	locals  *locals
 	mail    *Mailboxes
 	gate    *gate
 	loaded  loaded
@@ -110,10 +113,17 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, store: cfg.Store, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
 	n.feed = newFeed(n)
+	n.locals = newLocals(n)
+	err := n.view(ctx, func(tx *store.Tx) (err error) {
+		n.locals.on, err = lanSetting(tx)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the settings: %w", err)
+	}
 	if cfg.Role == RoleCommunity {
 		return n, nil
 	}
-	var err error
 	if n.self, err = loadSelf(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -139,12 +149,16 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 // drainTime, and returns when every goroutine it started has ended. It returns
 // nil after ctx ended, and an error if the store failed.
 func (n *Node) Run(ctx context.Context) error {
-	if n.cfg.Role == RoleCommunity {
-		return n.keep(ctx)
-	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var parts sync.WaitGroup
+	parts.Go(func() { n.locals.run(run) })
+	if n.cfg.Role == RoleCommunity {
+		err := n.keep(ctx)
+		cancel()
+		parts.Wait()
+		return err
+	}
 	n.lobby.open(run)
 	parts.Go(func() { n.beacon.run(run) })
 	parts.Go(func() { n.mail.run(run) })

@@ -59,6 +59,7 @@ type courier struct {
 	news    chan struct{}      // the outbox has grown
 	changed chan struct{}      // the device's row changed
 	calls   chan *conversation // the device called
+	heard   chan struct{}      // the device was heard on the local network
 
 	offering baton // held from reading the outbox until flight holds what was read
 

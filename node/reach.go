@@ -33,9 +33,9 @@ var (
 	errDial     = errors.New("the contact does not answer")
 )
 
-// reach opens a conversation with a device: at the addresses where it was last
-// reached, and, at the same time, at those it has announced. The first to
-// answer wins; a call from the device ends the search. On the way it learns
+// reach opens a conversation with a device: where it was heard on the local
+// network, at the addresses where it was last reached, and at those it has
+// announced, all at the same time. The first to answer wins; a call from the device ends the search. On the way it learns
 // what the announcement holds: for a contact whose keys are missing, the keys.
 func (c *courier) reach(ctx context.Context) (*conversation, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTime)
@@ -44,18 +44,36 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Both ways end with a connection; only then is a stream opened, once.
-	results := make(chan outcome, 2)
-	tries := 1
-	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 && d.Public != nil {
+	// All ways end with a connection; only then is a stream opened, once.
+	results := make(chan outcome)
+	tries := 0
+	try := func(way func() outcome) {
 		tries++
-		go func() { results <- outcome{id: old.ID, keys: keys, err: c.connect(ctx, old)} }()
+		go func() {
+			select {
+			case results <- way():
+			case <-ctx.Done():
+			}
+		}()
 	}
-	go func() { results <- c.seek(ctx, d, keys) }()
-	for ; tries > 0; tries-- {
+	visit := func() {
+		if near, ok := c.n.locals.where(c.device); ok {
+			try(func() outcome { return c.visit(ctx, d, keys, near) })
+		}
+	}
+	visit()
+	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 && d.Public != nil {
+		try(func() outcome { return outcome{id: old.ID, keys: keys, err: c.connect(ctx, old)} })
+	}
+	try(func() outcome { return c.seek(ctx, d, keys) })
+	for tries > 0 {
 		var r outcome
 		select {
 		case r = <-results:
+			tries--
+		case <-c.heard:
+			visit()
+			continue
 		case conv := <-c.calls:
 			return conv, nil
 		}
@@ -96,24 +114,32 @@ func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.S
 	if err != nil {
 		return outcome{err: err}
 	}
+	if keys, err = c.digest(ctx, d, keys, found, at); err != nil {
+		return outcome{err: err}
+	}
+	info := c.addresses(found.Body.Addresses)
+	return outcome{id: info.ID, keys: keys, err: c.connect(ctx, info)}
+}
+
+// digest learns from what the device has announced: its mailboxes, and, as long as
+// it has not answered us, its keys. It returns what we then share with it.
+func (c *courier) digest(ctx context.Context, d store.DeviceRow, keys []protocol.Shared, found discovery.Found, at protocol.Shared) ([]protocol.Shared, error) {
 	if d.Public == nil && found.Body.Bundle == nil {
-		return outcome{err: errNoRecord} // the invite has ended
+		return nil, errNoRecord // the invite has ended
 	}
 	if boxes := found.Body.Field(rendezvous.FieldMailboxes); boxes != nil {
 		if err := c.n.update(ctx, func(w *work) error { return w.learnBoxes(c.device, boxes, d.Link != nil) }); err != nil {
-			return outcome{err: err}
+			return nil, err
 		}
 	}
 	if d.Link != nil && found.Body.Bundle != nil {
 		if err := c.learn(ctx, found, at); err != nil && d.Public == nil {
-			return outcome{err: err}
+			return nil, err
 		}
-		if _, keys, err = c.secrets(ctx); err != nil {
-			return outcome{err: err}
-		}
+		_, renewed, err := c.secrets(ctx)
+		return renewed, err
 	}
-	info := c.addresses(found.Body.Addresses)
-	return outcome{id: info.ID, keys: keys, err: c.connect(ctx, info)}
+	return keys, nil
 }
 
 // find looks for the device's record under all the secrets that we share with
@@ -199,7 +225,7 @@ func (c *courier) open(ctx context.Context, keys []protocol.Shared, id peer.ID) 
 	if err != nil {
 		return nil, errors.Join(errDial, ctx.Err())
 	}
-	conv := newConversation(s, names[s.Protocol()], c.device, true)
+	conv := newConversation(s, names[s.Protocol()], c.device, true, c.n.roadOf(s.Conn()))
 	if err := conv.greet(ctx, c.n.self.rand); err != nil {
 		conv.reset()
 		if errors.Is(err, stream.ErrHello) {

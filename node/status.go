@@ -75,6 +75,7 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 		Dht:   &apiv1.Dht{Mode: d.Mode.String(), Table: int32(d.Table)},
 		Store: n.store.Protection(), RssBytes: residentMemory(), Goroutines: int32(runtime.NumGoroutine()),
 	}
+	out.Lan = n.locals.status()
 	select {
 	case <-n.store.Failed():
 		out.ReadOnly = true
@@ -87,7 +88,7 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 	out.Account = n.self.account.Public().Fingerprint().Text()
 	p := n.beacon.status()
 	out.Published, out.PublishGoal = int32(p.kept), int32(p.goal)
-	out.Roads = map[string]string{string(roadDirect): "ok"}
+	out.Roads = map[string]string{string(roadDirect): "ok", string(roadLAN): lanRoad(out.Lan)}
 	if len(listen) == 0 {
 		out.Roads[string(roadDirect)] = "outgoing only: nothing is listened on"
 	}

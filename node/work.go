@@ -92,6 +92,9 @@ func (w *work) committed() {
 	if w.names {
 		w.n.lobby.refresh()
 	}
+	if w.names || w.publish {
+		w.n.locals.refresh()
+	}
 	if w.publish {
 		w.n.beacon.wake()
 	}

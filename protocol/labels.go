@@ -31,6 +31,12 @@ const (
 	LabelRecord      = "kith rendezvous record v1"
 	LabelRecordNonce = "kith rendezvous nonce"
 
+	// Local networks (docs/spec/lan.md).
+	LabelLAN       = "kith lan v1"
+	LabelLANOpen   = "kith lan open v1"
+	LabelLANTag    = "kith lan tag"
+	LabelLANRecord = "kith lan record"
+
 	// Handshake (docs/spec/handshake.md).
 	LabelPrekey       = "kith prekey v1"
 	LabelPrekeyMAC    = "kith prekey mac"

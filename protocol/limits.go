@@ -38,6 +38,13 @@ const (
 	// expire: a day of life and a day of difference between clocks.
 	MaxRecordLife = 48 * time.Hour
 
+	// LANSlots is how many devices a packet on a local network speaks to: as
+	// many as fit the least MTU of IPv6, 1,280 bytes, with its headers. LANEpoch
+	// is how long its keys serve; a reader accepts the epochs beside its own, so
+	// clocks may differ by two hours at least.
+	LANSlots = 20
+	LANEpoch = 2 * time.Hour
+
 	// MaxSkipGap bounds the messages one message may pass over, and MaxSkipped
 	// the keys of passed-over messages in one session: 32 bytes and one HMAC
 	// each. A sender resends until a receipt, so real gaps are far smaller.

@@ -43,6 +43,7 @@ type home struct {
 	dir  string
 	args []string // of kith up
 	log  string   // the standard error of all its daemons
+	ns   string   // the network namespace they are in; empty: this one
 
 	cmd    *exec.Cmd
 	stdin  io.Closer
@@ -114,6 +115,9 @@ func (h *home) start(args ...string) error {
 		args = append(args, "-v")
 	}
 	h.cmd = exec.Command(os.Args[0], args...)
+	if h.ns != "" {
+		h.cmd = exec.Command("ip", append([]string{"netns", "exec", h.ns, os.Args[0]}, args...)...)
+	}
 	h.cmd.Env = append(os.Environ(), "KITH_TEST_MAIN=1")
 	h.cmd.Stderr = log
 	if h.stdin, err = h.cmd.StdinPipe(); err != nil {

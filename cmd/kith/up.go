@@ -74,9 +74,6 @@ of the data directory that were made before open without it.
 Community nodes keep what contacts send while this daemon is off; with --mailbox
 none messages travel only while both sides are online.
 
-With --role community --bridge it is a bridge too: a community node for people
-whose network lets only web sites through. Everybody but them sees the --site.
-
 With --proxy, or HTTPS_PROXY or ALL_PROXY in the environment, every connection
 goes through that proxy, which also resolves the names; there is no QUIC then,
 and unless --listen is given nothing listens.
@@ -96,7 +93,8 @@ account and can read nothing.`,
 	f.StringVar(&flags.proxy.value, "proxy", "", "the `URL` of a proxy, socks5:// or http://, for every connection; none: heed no HTTPS_PROXY or ALL_PROXY either")
 	f.StringVar(&flags.quota.value, "quota", "", "the `SIZE` of the mail that a community node keeps (default 5GiB, or as it was)")
 	f.StringVar(&flags.metrics.value, "metrics", "", "the `IP:PORT` at which a community node shows its counts to Prometheus")
-	flags.bridge.define(f)
+	f.StringVar(&flags.lan.value, "lan", "", "on or off: be found on local networks (default as it was; see kith lan)")
+	f.Lookup("lan").NoOptDefVal = "on"
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
 	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
 	f.BoolVar(&untilEOF, "until-eof", false, "stop when the standard input ends, as it does with the process that holds it")
@@ -116,8 +114,8 @@ account and can read nothing.`,
 		override(&cfg.proxy, flags.proxy, changed("proxy"))
 		override(&cfg.quota, flags.quota, changed("quota"))
 		override(&cfg.metrics, flags.metrics, changed("metrics"))
+		override(&cfg.lan, flags.lan, changed("lan"))
 		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
-		cfg.bridge.override(flags.bridge, changed)
 		d, err := newDaemon(k, cfg)
 		if err != nil {
 			return err
@@ -159,7 +157,6 @@ type daemon struct {
 	proxy      *transport.Proxy // nil: none
 	quota      int64            // bytes; 0: as it was set before
 	metrics    netip.AddrPort   // not valid: none
-	bridge     *bridgeSettings  // nil: it is none
 	passphrase []byte
 	log        *slog.Logger
 }
@@ -182,6 +179,11 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 	if err := d.mailSettings(); err != nil {
 		return nil, err
 	}
+	switch cfg.lan.value {
+	case "", "on", "off":
+	default:
+		return nil, usagef("use one of the two", "lan is either on or off, not %q", clean(cfg.lan.value))
+	}
 	if cfg.web.value != "off" {
 		return nil, usagef("leave --web away, or set it to off", "this version of kith has no web UI")
 	}
@@ -202,15 +204,9 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 	if err := d.proxySettings(); err != nil {
 		return nil, err
 	}
-	bridge, err := readBridge(d.role, &cfg.bridge)
-	if err != nil {
-		return nil, err
-	}
-	d.bridge = bridge
 	// Behind a proxy nobody could come in, and a port of our own would show
-	// those who try it an address that the proxy is there to hide. On a bridge
-	// it would tell a prober what the site is there to hide.
-	if len(d.listen) == 0 && d.proxy == nil && d.bridge == nil {
+	// those who try it an address that the proxy is there to hide.
+	if len(d.listen) == 0 && d.proxy == nil {
 		d.listen = listenEverywhere()
 	}
 	return d, nil
@@ -366,11 +362,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	reach := d.reach(ways)
-	front, err := d.openBridge(ctx, st)
-	if err != nil {
-		return d.explainStore(err)
-	}
-	main, errands, err := d.hosts(ctx, st, reach, front)
+	main, errands, err := d.hosts(ctx, st, reach)
 	if err != nil {
 		return err
 	}
@@ -396,7 +388,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer dir.Close()
 
 	// The messenger.
-	n, err := node.New(ctx, node.Config{
+	var n *node.Node
+	n, err = node.New(ctx, node.Config{
 		Store:     st,
 		Discovery: dir,
 		Host:      main,
@@ -405,13 +398,27 @@ func (d *daemon) serve(ctx context.Context) error {
 		Version:   version,
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
 		Hints:     d.hints(ways),
-		Errand:    func() (*transport.Host, error) { return d.errand(reach, transport.MinMemory) },
+		Errand: func() (*transport.Host, error) {
+			h, err := d.errand(reach, transport.MinMemory)
+			if err == nil {
+				h.AllowNear(n.Near)
+			}
+			return h, err
+		},
 
 		MailboxMode: d.mailbox,
 		Log:         d.log,
 	})
 	if err != nil {
 		return d.explainStore(fmt.Errorf("open the messenger: %w", err))
+	}
+
+	main.AllowNear(n.Near)
+	errands.AllowNear(n.Near)
+	if d.cfg.lan.value != "" {
+		if err := n.SetLAN(ctx, d.cfg.lan.value == "on"); err != nil {
+			return d.explainStore(err)
+		}
 	}
 
 	// What a community node keeps for others.
@@ -446,9 +453,6 @@ func (d *daemon) serve(ctx context.Context) error {
 	serving := api.ServerConfig{Backend: n, Stop: stop, Log: d.log}
 	if mail != nil {
 		serving.Operator = operator{mail}
-		if front != nil {
-			serving.Bridge = front.invites
-		}
 	} else {
 		serving.Mailboxes = n.Mailboxes()
 	}
@@ -738,15 +742,14 @@ func (d *daemon) reach(ways []peer.AddrInfo) transport.Reach {
 
 // hosts makes the host for conversations and the one for look-ups. A community
 // node has one for both, with an identity that lasts.
-func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Reach, front *bridgeFront) (main, errands *transport.Host, err error) {
+func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Reach) (main, errands *transport.Host, err error) {
 	if d.role == node.RoleCommunity {
 		key, err := hostKey(ctx, st)
 		if err != nil {
 			return nil, nil, err
 		}
 		main, err = transport.New(transport.Config{
-			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach,
-			Bridge: front.host(), Log: d.log,
+			Key: key, Role: transport.Community, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach, Log: d.log,
 		})
 		return main, main, explainListen(err)
 	}
@@ -757,7 +760,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
 		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: transport.UserMemory / 2, Dial: reach | transport.Private,
-		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
+		DialTCP: d.dialTCP(), Log: d.log,
 	})
 	if err != nil {
 		return nil, nil, explainListen(err)
@@ -775,10 +778,7 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 	if err != nil {
 		return nil, err
 	}
-	return transport.New(transport.Config{
-		Key: key, Role: transport.Errands, Memory: memory, Dial: reach, DialTCP: d.dialTCP(),
-		Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
-	})
+	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, DialTCP: d.dialTCP(), Log: d.log})
 }
 
 // explainListen says why a host can not be opened: mostly it is an address of

@@ -92,7 +92,7 @@ func newCommunities(t testing.TB, n *Network, count int, mail bool) (all []*Comm
 // Start starts the node again after Stop or Kill, under the same identity.
 func (c *Community) Start() {
 	c.t.Helper()
-	c.Host = c.net.Host(c.t, transport.Config{Key: c.key, Role: transport.Community, Relay: true, Memory: transport.CommunityMemory}, c.IP)
+	c.Host = c.net.Host(c.t, transport.Config{Key: c.key, Role: transport.Community, Memory: transport.CommunityMemory}, c.IP)
 	c.key, c.Info = c.Host.Peerstore().PrivKey(c.Host.ID()), AddrInfo(c.t, c.Host)
 	var err error
 	c.Discovery, err = discovery.New(discovery.Config{
@@ -192,7 +192,10 @@ type Options struct {
 	// Mailboxes says whether the user uses them.
 	Mailboxes node.MailboxMode
 	Now       func() time.Time
-	Log       *slog.Logger
+	// Link, if set, is the machine's way to local networks; a network's LAN
+	// makes one.
+	Link func() (discovery.Link, error)
+	Log  *slog.Logger
 }
 
 // User is a user's whole daemon but for its command line: a store, the hosts for
@@ -262,7 +265,7 @@ func (u *User) TryStart() (err error) {
 		Store: u.Store, Discovery: u.Dir, Host: u.Contacts, Role: node.RoleUser, Name: u.Name, Version: "test",
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a) == transport.Public },
 		Hints:     hints, Errand: func() (*transport.Host, error) { return u.net.Errand(u.IP) },
-		MailboxMode: u.opts.Mailboxes, Now: u.opts.Now, Log: u.opts.Log,
+		MailboxMode: u.opts.Mailboxes, Now: u.opts.Now, LANLink: u.opts.Link, Log: u.opts.Log,
 	})
 	if err != nil {
 		return errors.Join(err, u.Dir.Close(), u.Store.Close())

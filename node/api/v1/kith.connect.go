@@ -46,6 +46,8 @@ const (
 	KithServiceDoctorProcedure = "/kith.v1.KithService/Doctor"
 	// KithServiceStopProcedure is the fully-qualified name of the KithService's Stop RPC.
 	KithServiceStopProcedure = "/kith.v1.KithService/Stop"
+	// KithServiceSetLanProcedure is the fully-qualified name of the KithService's SetLan RPC.
+	KithServiceSetLanProcedure = "/kith.v1.KithService/SetLan"
 	// KithServiceGetIdentityProcedure is the fully-qualified name of the KithService's GetIdentity RPC.
 	KithServiceGetIdentityProcedure = "/kith.v1.KithService/GetIdentity"
 	// KithServiceCreateInviteProcedure is the fully-qualified name of the KithService's CreateInvite
@@ -109,15 +111,6 @@ const (
 	KithServiceNodeStatusProcedure = "/kith.v1.KithService/NodeStatus"
 	// KithServiceSetNodeProcedure is the fully-qualified name of the KithService's SetNode RPC.
 	KithServiceSetNodeProcedure = "/kith.v1.KithService/SetNode"
-	// KithServiceCreateBridgeInviteProcedure is the fully-qualified name of the KithService's
-	// CreateBridgeInvite RPC.
-	KithServiceCreateBridgeInviteProcedure = "/kith.v1.KithService/CreateBridgeInvite"
-	// KithServiceListBridgeInvitesProcedure is the fully-qualified name of the KithService's
-	// ListBridgeInvites RPC.
-	KithServiceListBridgeInvitesProcedure = "/kith.v1.KithService/ListBridgeInvites"
-	// KithServiceRevokeBridgeInviteProcedure is the fully-qualified name of the KithService's
-	// RevokeBridgeInvite RPC.
-	KithServiceRevokeBridgeInviteProcedure = "/kith.v1.KithService/RevokeBridgeInvite"
 	// KithServiceWatchEventsProcedure is the fully-qualified name of the KithService's WatchEvents RPC.
 	KithServiceWatchEventsProcedure = "/kith.v1.KithService/WatchEvents"
 	// KithServiceListEventsProcedure is the fully-qualified name of the KithService's ListEvents RPC.
@@ -132,6 +125,8 @@ type KithServiceClient interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	Doctor(context.Context, *DoctorRequest) (*DoctorResponse, error)
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
+	// Whether we show ourselves to contacts on local networks, and look for them.
+	SetLan(context.Context, *SetLanRequest) (*SetLanResponse, error)
 	// The account and those who may talk to it.
 	GetIdentity(context.Context, *GetIdentityRequest) (*GetIdentityResponse, error)
 	CreateInvite(context.Context, *CreateInviteRequest) (*CreateInviteResponse, error)
@@ -162,10 +157,6 @@ type KithServiceClient interface {
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
-	// The operator of a bridge: who was given which secret path.
-	CreateBridgeInvite(context.Context, *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error)
-	ListBridgeInvites(context.Context, *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error)
-	RevokeBridgeInvite(context.Context, *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error)
 	// The durable event log. WatchEvents streams; ListEvents is the same as a
 	// long poll for clients that only speak plain HTTP.
 	WatchEvents(context.Context, *WatchEventsRequest) (*connect.ServerStreamForClient[Event], error)
@@ -200,6 +191,12 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+KithServiceStopProcedure,
 			connect.WithSchema(kithServiceMethods.ByName("Stop")),
+			connect.WithClientOptions(opts...),
+		),
+		setLan: connect.NewClient[SetLanRequest, SetLanResponse](
+			httpClient,
+			baseURL+KithServiceSetLanProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("SetLan")),
 			connect.WithClientOptions(opts...),
 		),
 		getIdentity: connect.NewClient[GetIdentityRequest, GetIdentityResponse](
@@ -352,24 +349,6 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(kithServiceMethods.ByName("SetNode")),
 			connect.WithClientOptions(opts...),
 		),
-		createBridgeInvite: connect.NewClient[CreateBridgeInviteRequest, CreateBridgeInviteResponse](
-			httpClient,
-			baseURL+KithServiceCreateBridgeInviteProcedure,
-			connect.WithSchema(kithServiceMethods.ByName("CreateBridgeInvite")),
-			connect.WithClientOptions(opts...),
-		),
-		listBridgeInvites: connect.NewClient[ListBridgeInvitesRequest, ListBridgeInvitesResponse](
-			httpClient,
-			baseURL+KithServiceListBridgeInvitesProcedure,
-			connect.WithSchema(kithServiceMethods.ByName("ListBridgeInvites")),
-			connect.WithClientOptions(opts...),
-		),
-		revokeBridgeInvite: connect.NewClient[RevokeBridgeInviteRequest, RevokeBridgeInviteResponse](
-			httpClient,
-			baseURL+KithServiceRevokeBridgeInviteProcedure,
-			connect.WithSchema(kithServiceMethods.ByName("RevokeBridgeInvite")),
-			connect.WithClientOptions(opts...),
-		),
 		watchEvents: connect.NewClient[WatchEventsRequest, Event](
 			httpClient,
 			baseURL+KithServiceWatchEventsProcedure,
@@ -393,40 +372,38 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // kithServiceClient implements KithServiceClient.
 type kithServiceClient struct {
-	status             *connect.Client[StatusRequest, StatusResponse]
-	doctor             *connect.Client[DoctorRequest, DoctorResponse]
-	stop               *connect.Client[StopRequest, StopResponse]
-	getIdentity        *connect.Client[GetIdentityRequest, GetIdentityResponse]
-	createInvite       *connect.Client[CreateInviteRequest, CreateInviteResponse]
-	listInvites        *connect.Client[ListInvitesRequest, ListInvitesResponse]
-	revokeInvite       *connect.Client[RevokeInviteRequest, RevokeInviteResponse]
-	acceptInvite       *connect.Client[AcceptInviteRequest, AcceptInviteResponse]
-	listRequests       *connect.Client[ListRequestsRequest, ListRequestsResponse]
-	approveRequest     *connect.Client[ApproveRequestRequest, ApproveRequestResponse]
-	rejectRequest      *connect.Client[RejectRequestRequest, RejectRequestResponse]
-	listContacts       *connect.Client[ListContactsRequest, ListContactsResponse]
-	renameContact      *connect.Client[RenameContactRequest, RenameContactResponse]
-	setBlocked         *connect.Client[SetBlockedRequest, SetBlockedResponse]
-	getSafetyNumber    *connect.Client[GetSafetyNumberRequest, GetSafetyNumberResponse]
-	setVerified        *connect.Client[SetVerifiedRequest, SetVerifiedResponse]
-	send               *connect.Client[SendRequest, SendResponse]
-	listMessages       *connect.Client[ListMessagesRequest, ListMessagesResponse]
-	listConversations  *connect.Client[ListConversationsRequest, ListConversationsResponse]
-	trace              *connect.Client[TraceRequest, TraceResponse]
-	cancel             *connect.Client[CancelRequest, CancelResponse]
-	ping               *connect.Client[PingRequest, PingResponse]
-	listMailboxes      *connect.Client[ListMailboxesRequest, ListMailboxesResponse]
-	addMailbox         *connect.Client[AddMailboxRequest, AddMailboxResponse]
-	removeMailbox      *connect.Client[RemoveMailboxRequest, RemoveMailboxResponse]
-	testMailbox        *connect.Client[TestMailboxRequest, TestMailboxResponse]
-	nodeStatus         *connect.Client[NodeStatusRequest, NodeStatusResponse]
-	setNode            *connect.Client[SetNodeRequest, SetNodeResponse]
-	createBridgeInvite *connect.Client[CreateBridgeInviteRequest, CreateBridgeInviteResponse]
-	listBridgeInvites  *connect.Client[ListBridgeInvitesRequest, ListBridgeInvitesResponse]
-	revokeBridgeInvite *connect.Client[RevokeBridgeInviteRequest, RevokeBridgeInviteResponse]
-	watchEvents        *connect.Client[WatchEventsRequest, Event]
-	listEvents         *connect.Client[ListEventsRequest, ListEventsResponse]
-	ackEvents          *connect.Client[AckEventsRequest, AckEventsResponse]
+	status            *connect.Client[StatusRequest, StatusResponse]
+	doctor            *connect.Client[DoctorRequest, DoctorResponse]
+	stop              *connect.Client[StopRequest, StopResponse]
+	setLan            *connect.Client[SetLanRequest, SetLanResponse]
+	getIdentity       *connect.Client[GetIdentityRequest, GetIdentityResponse]
+	createInvite      *connect.Client[CreateInviteRequest, CreateInviteResponse]
+	listInvites       *connect.Client[ListInvitesRequest, ListInvitesResponse]
+	revokeInvite      *connect.Client[RevokeInviteRequest, RevokeInviteResponse]
+	acceptInvite      *connect.Client[AcceptInviteRequest, AcceptInviteResponse]
+	listRequests      *connect.Client[ListRequestsRequest, ListRequestsResponse]
+	approveRequest    *connect.Client[ApproveRequestRequest, ApproveRequestResponse]
+	rejectRequest     *connect.Client[RejectRequestRequest, RejectRequestResponse]
+	listContacts      *connect.Client[ListContactsRequest, ListContactsResponse]
+	renameContact     *connect.Client[RenameContactRequest, RenameContactResponse]
+	setBlocked        *connect.Client[SetBlockedRequest, SetBlockedResponse]
+	getSafetyNumber   *connect.Client[GetSafetyNumberRequest, GetSafetyNumberResponse]
+	setVerified       *connect.Client[SetVerifiedRequest, SetVerifiedResponse]
+	send              *connect.Client[SendRequest, SendResponse]
+	listMessages      *connect.Client[ListMessagesRequest, ListMessagesResponse]
+	listConversations *connect.Client[ListConversationsRequest, ListConversationsResponse]
+	trace             *connect.Client[TraceRequest, TraceResponse]
+	cancel            *connect.Client[CancelRequest, CancelResponse]
+	ping              *connect.Client[PingRequest, PingResponse]
+	listMailboxes     *connect.Client[ListMailboxesRequest, ListMailboxesResponse]
+	addMailbox        *connect.Client[AddMailboxRequest, AddMailboxResponse]
+	removeMailbox     *connect.Client[RemoveMailboxRequest, RemoveMailboxResponse]
+	testMailbox       *connect.Client[TestMailboxRequest, TestMailboxResponse]
+	nodeStatus        *connect.Client[NodeStatusRequest, NodeStatusResponse]
+	setNode           *connect.Client[SetNodeRequest, SetNodeResponse]
+	watchEvents       *connect.Client[WatchEventsRequest, Event]
+	listEvents        *connect.Client[ListEventsRequest, ListEventsResponse]
+	ackEvents         *connect.Client[AckEventsRequest, AckEventsResponse]
 }
 
 // Status calls kith.v1.KithService.Status.
@@ -450,6 +427,15 @@ func (c *kithServiceClient) Doctor(ctx context.Context, req *DoctorRequest) (*Do
 // Stop calls kith.v1.KithService.Stop.
 func (c *kithServiceClient) Stop(ctx context.Context, req *StopRequest) (*StopResponse, error) {
 	response, err := c.stop.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetLan calls kith.v1.KithService.SetLan.
+func (c *kithServiceClient) SetLan(ctx context.Context, req *SetLanRequest) (*SetLanResponse, error) {
+	response, err := c.setLan.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -681,33 +667,6 @@ func (c *kithServiceClient) SetNode(ctx context.Context, req *SetNodeRequest) (*
 	return nil, err
 }
 
-// CreateBridgeInvite calls kith.v1.KithService.CreateBridgeInvite.
-func (c *kithServiceClient) CreateBridgeInvite(ctx context.Context, req *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error) {
-	response, err := c.createBridgeInvite.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// ListBridgeInvites calls kith.v1.KithService.ListBridgeInvites.
-func (c *kithServiceClient) ListBridgeInvites(ctx context.Context, req *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error) {
-	response, err := c.listBridgeInvites.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// RevokeBridgeInvite calls kith.v1.KithService.RevokeBridgeInvite.
-func (c *kithServiceClient) RevokeBridgeInvite(ctx context.Context, req *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error) {
-	response, err := c.revokeBridgeInvite.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // WatchEvents calls kith.v1.KithService.WatchEvents.
 func (c *kithServiceClient) WatchEvents(ctx context.Context, req *WatchEventsRequest) (*connect.ServerStreamForClient[Event], error) {
 	return c.watchEvents.CallServerStream(ctx, connect.NewRequest(req))
@@ -737,6 +696,8 @@ type KithServiceHandler interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	Doctor(context.Context, *DoctorRequest) (*DoctorResponse, error)
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
+	// Whether we show ourselves to contacts on local networks, and look for them.
+	SetLan(context.Context, *SetLanRequest) (*SetLanResponse, error)
 	// The account and those who may talk to it.
 	GetIdentity(context.Context, *GetIdentityRequest) (*GetIdentityResponse, error)
 	CreateInvite(context.Context, *CreateInviteRequest) (*CreateInviteResponse, error)
@@ -767,10 +728,6 @@ type KithServiceHandler interface {
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
-	// The operator of a bridge: who was given which secret path.
-	CreateBridgeInvite(context.Context, *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error)
-	ListBridgeInvites(context.Context, *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error)
-	RevokeBridgeInvite(context.Context, *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error)
 	// The durable event log. WatchEvents streams; ListEvents is the same as a
 	// long poll for clients that only speak plain HTTP.
 	WatchEvents(context.Context, *WatchEventsRequest, *connect.ServerStream[Event]) error
@@ -801,6 +758,12 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		KithServiceStopProcedure,
 		svc.Stop,
 		connect.WithSchema(kithServiceMethods.ByName("Stop")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceSetLanHandler := connect.NewUnaryHandlerSimple(
+		KithServiceSetLanProcedure,
+		svc.SetLan,
+		connect.WithSchema(kithServiceMethods.ByName("SetLan")),
 		connect.WithHandlerOptions(opts...),
 	)
 	kithServiceGetIdentityHandler := connect.NewUnaryHandlerSimple(
@@ -953,24 +916,6 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(kithServiceMethods.ByName("SetNode")),
 		connect.WithHandlerOptions(opts...),
 	)
-	kithServiceCreateBridgeInviteHandler := connect.NewUnaryHandlerSimple(
-		KithServiceCreateBridgeInviteProcedure,
-		svc.CreateBridgeInvite,
-		connect.WithSchema(kithServiceMethods.ByName("CreateBridgeInvite")),
-		connect.WithHandlerOptions(opts...),
-	)
-	kithServiceListBridgeInvitesHandler := connect.NewUnaryHandlerSimple(
-		KithServiceListBridgeInvitesProcedure,
-		svc.ListBridgeInvites,
-		connect.WithSchema(kithServiceMethods.ByName("ListBridgeInvites")),
-		connect.WithHandlerOptions(opts...),
-	)
-	kithServiceRevokeBridgeInviteHandler := connect.NewUnaryHandlerSimple(
-		KithServiceRevokeBridgeInviteProcedure,
-		svc.RevokeBridgeInvite,
-		connect.WithSchema(kithServiceMethods.ByName("RevokeBridgeInvite")),
-		connect.WithHandlerOptions(opts...),
-	)
 	kithServiceWatchEventsHandler := connect.NewServerStreamHandlerSimple(
 		KithServiceWatchEventsProcedure,
 		svc.WatchEvents,
@@ -997,6 +942,8 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceDoctorHandler.ServeHTTP(w, r)
 		case KithServiceStopProcedure:
 			kithServiceStopHandler.ServeHTTP(w, r)
+		case KithServiceSetLanProcedure:
+			kithServiceSetLanHandler.ServeHTTP(w, r)
 		case KithServiceGetIdentityProcedure:
 			kithServiceGetIdentityHandler.ServeHTTP(w, r)
 		case KithServiceCreateInviteProcedure:
@@ -1047,12 +994,6 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceNodeStatusHandler.ServeHTTP(w, r)
 		case KithServiceSetNodeProcedure:
 			kithServiceSetNodeHandler.ServeHTTP(w, r)
-		case KithServiceCreateBridgeInviteProcedure:
-			kithServiceCreateBridgeInviteHandler.ServeHTTP(w, r)
-		case KithServiceListBridgeInvitesProcedure:
-			kithServiceListBridgeInvitesHandler.ServeHTTP(w, r)
-		case KithServiceRevokeBridgeInviteProcedure:
-			kithServiceRevokeBridgeInviteHandler.ServeHTTP(w, r)
 		case KithServiceWatchEventsProcedure:
 			kithServiceWatchEventsHandler.ServeHTTP(w, r)
 		case KithServiceListEventsProcedure:
@@ -1078,6 +1019,10 @@ func (UnimplementedKithServiceHandler) Doctor(context.Context, *DoctorRequest) (
 
 func (UnimplementedKithServiceHandler) Stop(context.Context, *StopRequest) (*StopResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.Stop is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) SetLan(context.Context, *SetLanRequest) (*SetLanResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.SetLan is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) GetIdentity(context.Context, *GetIdentityRequest) (*GetIdentityResponse, error) {
@@ -1178,18 +1123,6 @@ func (UnimplementedKithServiceHandler) NodeStatus(context.Context, *NodeStatusRe
 
 func (UnimplementedKithServiceHandler) SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.SetNode is not implemented"))
-}
-
-func (UnimplementedKithServiceHandler) CreateBridgeInvite(context.Context, *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.CreateBridgeInvite is not implemented"))
-}
-
-func (UnimplementedKithServiceHandler) ListBridgeInvites(context.Context, *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.ListBridgeInvites is not implemented"))
-}
-
-func (UnimplementedKithServiceHandler) RevokeBridgeInvite(context.Context, *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.RevokeBridgeInvite is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) WatchEvents(context.Context, *WatchEventsRequest, *connect.ServerStream[Event]) error {

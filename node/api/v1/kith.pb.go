@@ -84,6 +84,7 @@ type StatusResponse struct {
 	Goroutines    int32                  `protobuf:"varint,15,opt,name=goroutines,proto3" json:"goroutines,omitempty"`
 	ReadOnly      bool                   `protobuf:"varint,16,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // disk full or store fault: reading works, nothing is accepted
 	Mailboxes     *MailboxCount          `protobuf:"bytes,17,opt,name=mailboxes,proto3" json:"mailboxes,omitempty"`                // absent on a community node
+	Lan           *Lan                   `protobuf:"bytes,30,opt,name=lan,proto3" json:"lan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -237,6 +238,177 @@ func (x *StatusResponse) GetMailboxes() *MailboxCount {
 	return nil
 }
 
+func (x *StatusResponse) GetLan() *Lan {
+	if x != nil {
+		return x.Lan
+	}
+	return nil
+}
+
+type Lan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	On            bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
+	Networks      int32                  `protobuf:"varint,2,opt,name=networks,proto3" json:"networks,omitempty"` // addresses on local networks that are spoken from
+	Devices       int32                  `protobuf:"varint,3,opt,name=devices,proto3" json:"devices,omitempty"`   // of contacts, heard within two minutes
+	Nodes         int32                  `protobuf:"varint,4,opt,name=nodes,proto3" json:"nodes,omitempty"`       // community nodes, the same
+	Problem       string                 `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`    // one sentence: why it does not work
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lan) Reset() {
+	*x = Lan{}
+	mi := &file_v1_kith_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lan) ProtoMessage() {}
+
+func (x *Lan) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lan.ProtoReflect.Descriptor instead.
+func (*Lan) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Lan) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+func (x *Lan) GetNetworks() int32 {
+	if x != nil {
+		return x.Networks
+	}
+	return 0
+}
+
+func (x *Lan) GetDevices() int32 {
+	if x != nil {
+		return x.Devices
+	}
+	return 0
+}
+
+func (x *Lan) GetNodes() int32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *Lan) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type SetLanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	On            bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLanRequest) Reset() {
+	*x = SetLanRequest{}
+	mi := &file_v1_kith_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLanRequest) ProtoMessage() {}
+
+func (x *SetLanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLanRequest.ProtoReflect.Descriptor instead.
+func (*SetLanRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SetLanRequest) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+type SetLanResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lan           *Lan                   `protobuf:"bytes,1,opt,name=lan,proto3" json:"lan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLanResponse) Reset() {
+	*x = SetLanResponse{}
+	mi := &file_v1_kith_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLanResponse) ProtoMessage() {}
+
+func (x *SetLanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLanResponse.ProtoReflect.Descriptor instead.
+func (*SetLanResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SetLanResponse) GetLan() *Lan {
+	if x != nil {
+		return x.Lan
+	}
+	return nil
+}
+
 type MailboxCount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`        // "auto", "manual" or "none"; see ListMailboxesResponse
@@ -249,7 +421,7 @@ type MailboxCount struct {
 
 func (x *MailboxCount) Reset() {
 	*x = MailboxCount{}
-	mi := &file_v1_kith_proto_msgTypes[2]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -261,7 +433,7 @@ func (x *MailboxCount) String() string {
 func (*MailboxCount) ProtoMessage() {}
 
 func (x *MailboxCount) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[2]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -274,7 +446,7 @@ func (x *MailboxCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxCount.ProtoReflect.Descriptor instead.
 func (*MailboxCount) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{2}
+	return file_v1_kith_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MailboxCount) GetMode() string {
@@ -315,7 +487,7 @@ type Dht struct {
 
 func (x *Dht) Reset() {
 	*x = Dht{}
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +499,7 @@ func (x *Dht) String() string {
 func (*Dht) ProtoMessage() {}
 
 func (x *Dht) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +512,7 @@ func (x *Dht) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dht.ProtoReflect.Descriptor instead.
 func (*Dht) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{3}
+	return file_v1_kith_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Dht) GetMode() string {
@@ -365,7 +537,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -377,7 +549,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,7 +562,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{4}
+	return file_v1_kith_proto_rawDescGZIP(), []int{7}
 }
 
 type DoctorResponse struct {
@@ -402,7 +574,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +586,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +599,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{5}
+	return file_v1_kith_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -449,7 +621,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +633,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +646,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{6}
+	return file_v1_kith_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Check) GetName() string {
@@ -513,7 +685,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +697,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +710,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{7}
+	return file_v1_kith_proto_rawDescGZIP(), []int{10}
 }
 
 type StopResponse struct {
@@ -549,7 +721,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +733,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +746,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{8}
+	return file_v1_kith_proto_rawDescGZIP(), []int{11}
 }
 
 type GetIdentityRequest struct {
@@ -585,7 +757,7 @@ type GetIdentityRequest struct {
 
 func (x *GetIdentityRequest) Reset() {
 	*x = GetIdentityRequest{}
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +769,7 @@ func (x *GetIdentityRequest) String() string {
 func (*GetIdentityRequest) ProtoMessage() {}
 
 func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +782,7 @@ func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityRequest.ProtoReflect.Descriptor instead.
 func (*GetIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{9}
+	return file_v1_kith_proto_rawDescGZIP(), []int{12}
 }
 
 type GetIdentityResponse struct {
@@ -624,7 +796,7 @@ type GetIdentityResponse struct {
 
 func (x *GetIdentityResponse) Reset() {
 	*x = GetIdentityResponse{}
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +808,7 @@ func (x *GetIdentityResponse) String() string {
 func (*GetIdentityResponse) ProtoMessage() {}
 
 func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +821,7 @@ func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityResponse.ProtoReflect.Descriptor instead.
 func (*GetIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{10}
+	return file_v1_kith_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetIdentityResponse) GetName() string {
@@ -685,7 +857,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +869,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +882,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{11}
+	return file_v1_kith_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Device) GetId() string {
@@ -752,7 +924,7 @@ type CreateInviteRequest struct {
 
 func (x *CreateInviteRequest) Reset() {
 	*x = CreateInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +936,7 @@ func (x *CreateInviteRequest) String() string {
 func (*CreateInviteRequest) ProtoMessage() {}
 
 func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +949,7 @@ func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{12}
+	return file_v1_kith_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateInviteRequest) GetReusable() bool {
@@ -810,7 +982,7 @@ type CreateInviteResponse struct {
 
 func (x *CreateInviteResponse) Reset() {
 	*x = CreateInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +994,7 @@ func (x *CreateInviteResponse) String() string {
 func (*CreateInviteResponse) ProtoMessage() {}
 
 func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1007,7 @@ func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{13}
+	return file_v1_kith_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateInviteResponse) GetInvite() *Invite {
@@ -861,7 +1033,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1045,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1058,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{14}
+	return file_v1_kith_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Invite) GetId() string {
@@ -953,7 +1125,7 @@ type ListInvitesRequest struct {
 
 func (x *ListInvitesRequest) Reset() {
 	*x = ListInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1137,7 @@ func (x *ListInvitesRequest) String() string {
 func (*ListInvitesRequest) ProtoMessage() {}
 
 func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1150,7 @@ func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{15}
+	return file_v1_kith_proto_rawDescGZIP(), []int{18}
 }
 
 type ListInvitesResponse struct {
@@ -990,7 +1162,7 @@ type ListInvitesResponse struct {
 
 func (x *ListInvitesResponse) Reset() {
 	*x = ListInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1174,7 @@ func (x *ListInvitesResponse) String() string {
 func (*ListInvitesResponse) ProtoMessage() {}
 
 func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1187,7 @@ func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{16}
+	return file_v1_kith_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListInvitesResponse) GetInvites() []*Invite {
@@ -1034,7 +1206,7 @@ type RevokeInviteRequest struct {
 
 func (x *RevokeInviteRequest) Reset() {
 	*x = RevokeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1218,7 @@ func (x *RevokeInviteRequest) String() string {
 func (*RevokeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1231,7 @@ func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{17}
+	return file_v1_kith_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokeInviteRequest) GetId() string {
@@ -1077,7 +1249,7 @@ type RevokeInviteResponse struct {
 
 func (x *RevokeInviteResponse) Reset() {
 	*x = RevokeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1261,7 @@ func (x *RevokeInviteResponse) String() string {
 func (*RevokeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1274,7 @@ func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{18}
+	return file_v1_kith_proto_rawDescGZIP(), []int{21}
 }
 
 type AcceptInviteRequest struct {
@@ -1115,7 +1287,7 @@ type AcceptInviteRequest struct {
 
 func (x *AcceptInviteRequest) Reset() {
 	*x = AcceptInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1299,7 @@ func (x *AcceptInviteRequest) String() string {
 func (*AcceptInviteRequest) ProtoMessage() {}
 
 func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1312,7 @@ func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteRequest.ProtoReflect.Descriptor instead.
 func (*AcceptInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{19}
+	return file_v1_kith_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AcceptInviteRequest) GetLink() string {
@@ -1166,7 +1338,7 @@ type AcceptInviteResponse struct {
 
 func (x *AcceptInviteResponse) Reset() {
 	*x = AcceptInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1350,7 @@ func (x *AcceptInviteResponse) String() string {
 func (*AcceptInviteResponse) ProtoMessage() {}
 
 func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1363,7 @@ func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteResponse.ProtoReflect.Descriptor instead.
 func (*AcceptInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{20}
+	return file_v1_kith_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AcceptInviteResponse) GetContact() *Contact {
@@ -1209,7 +1381,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1393,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1406,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{21}
+	return file_v1_kith_proto_rawDescGZIP(), []int{24}
 }
 
 type ListRequestsResponse struct {
@@ -1246,7 +1418,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1430,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1443,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{22}
+	return file_v1_kith_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Contact {
@@ -1290,7 +1462,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1474,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1487,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{23}
+	return file_v1_kith_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1334,7 +1506,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1518,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1531,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{24}
+	return file_v1_kith_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ApproveRequestResponse) GetContact() *Contact {
@@ -1378,7 +1550,7 @@ type RejectRequestRequest struct {
 
 func (x *RejectRequestRequest) Reset() {
 	*x = RejectRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1562,7 @@ func (x *RejectRequestRequest) String() string {
 func (*RejectRequestRequest) ProtoMessage() {}
 
 func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1575,7 @@ func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{25}
+	return file_v1_kith_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RejectRequestRequest) GetId() string {
@@ -1421,7 +1593,7 @@ type RejectRequestResponse struct {
 
 func (x *RejectRequestResponse) Reset() {
 	*x = RejectRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1605,7 @@ func (x *RejectRequestResponse) String() string {
 func (*RejectRequestResponse) ProtoMessage() {}
 
 func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1618,7 @@ func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestResponse.ProtoReflect.Descriptor instead.
 func (*RejectRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{26}
+	return file_v1_kith_proto_rawDescGZIP(), []int{29}
 }
 
 type Contact struct {
@@ -1470,7 +1642,7 @@ type Contact struct {
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1654,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1667,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{27}
+	return file_v1_kith_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Contact) GetId() string {
@@ -1597,7 +1769,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1781,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1794,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{28}
+	return file_v1_kith_proto_rawDescGZIP(), []int{31}
 }
 
 type ListContactsResponse struct {
@@ -1634,7 +1806,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1818,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1831,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{29}
+	return file_v1_kith_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListContactsResponse) GetContacts() []*Contact {
@@ -1679,7 +1851,7 @@ type RenameContactRequest struct {
 
 func (x *RenameContactRequest) Reset() {
 	*x = RenameContactRequest{}
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1863,7 @@ func (x *RenameContactRequest) String() string {
 func (*RenameContactRequest) ProtoMessage() {}
 
 func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1876,7 @@ func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactRequest.ProtoReflect.Descriptor instead.
 func (*RenameContactRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{30}
+	return file_v1_kith_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RenameContactRequest) GetContact() string {
@@ -1730,7 +1902,7 @@ type RenameContactResponse struct {
 
 func (x *RenameContactResponse) Reset() {
 	*x = RenameContactResponse{}
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1914,7 @@ func (x *RenameContactResponse) String() string {
 func (*RenameContactResponse) ProtoMessage() {}
 
 func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1927,7 @@ func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactResponse.ProtoReflect.Descriptor instead.
 func (*RenameContactResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{31}
+	return file_v1_kith_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RenameContactResponse) GetContact() *Contact {
@@ -1775,7 +1947,7 @@ type SetBlockedRequest struct {
 
 func (x *SetBlockedRequest) Reset() {
 	*x = SetBlockedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1959,7 @@ func (x *SetBlockedRequest) String() string {
 func (*SetBlockedRequest) ProtoMessage() {}
 
 func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +1972,7 @@ func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedRequest.ProtoReflect.Descriptor instead.
 func (*SetBlockedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{32}
+	return file_v1_kith_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SetBlockedRequest) GetContact() string {
@@ -1826,7 +1998,7 @@ type SetBlockedResponse struct {
 
 func (x *SetBlockedResponse) Reset() {
 	*x = SetBlockedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2010,7 @@ func (x *SetBlockedResponse) String() string {
 func (*SetBlockedResponse) ProtoMessage() {}
 
 func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2023,7 @@ func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedResponse.ProtoReflect.Descriptor instead.
 func (*SetBlockedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{33}
+	return file_v1_kith_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetBlockedResponse) GetContact() *Contact {
@@ -1870,7 +2042,7 @@ type GetSafetyNumberRequest struct {
 
 func (x *GetSafetyNumberRequest) Reset() {
 	*x = GetSafetyNumberRequest{}
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2054,7 @@ func (x *GetSafetyNumberRequest) String() string {
 func (*GetSafetyNumberRequest) ProtoMessage() {}
 
 func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2067,7 @@ func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberRequest.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{34}
+	return file_v1_kith_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetSafetyNumberRequest) GetContact() string {
@@ -1916,7 +2088,7 @@ type GetSafetyNumberResponse struct {
 
 func (x *GetSafetyNumberResponse) Reset() {
 	*x = GetSafetyNumberResponse{}
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2100,7 @@ func (x *GetSafetyNumberResponse) String() string {
 func (*GetSafetyNumberResponse) ProtoMessage() {}
 
 func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2113,7 @@ func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberResponse.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{35}
+	return file_v1_kith_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetSafetyNumberResponse) GetContact() *Contact {
@@ -1975,7 +2147,7 @@ type SetVerifiedRequest struct {
 
 func (x *SetVerifiedRequest) Reset() {
 	*x = SetVerifiedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2159,7 @@ func (x *SetVerifiedRequest) String() string {
 func (*SetVerifiedRequest) ProtoMessage() {}
 
 func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2172,7 @@ func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedRequest.ProtoReflect.Descriptor instead.
 func (*SetVerifiedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{36}
+	return file_v1_kith_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetVerifiedRequest) GetContact() string {
@@ -2026,7 +2198,7 @@ type SetVerifiedResponse struct {
 
 func (x *SetVerifiedResponse) Reset() {
 	*x = SetVerifiedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2210,7 @@ func (x *SetVerifiedResponse) String() string {
 func (*SetVerifiedResponse) ProtoMessage() {}
 
 func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2223,7 @@ func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedResponse.ProtoReflect.Descriptor instead.
 func (*SetVerifiedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{37}
+	return file_v1_kith_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetVerifiedResponse) GetContact() *Contact {
@@ -2075,7 +2247,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2259,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2272,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{38}
+	return file_v1_kith_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SendRequest) GetConversation() string {
@@ -2148,7 +2320,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2332,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2345,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{39}
+	return file_v1_kith_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SendResponse) GetMessages() []*Message {
@@ -2213,7 +2385,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2397,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2410,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{40}
+	return file_v1_kith_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Message) GetId() string {
@@ -2358,7 +2530,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2542,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2555,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+	return file_v1_kith_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Holding) GetHeld() int32 {
@@ -2419,7 +2591,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2603,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2616,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{42}
+	return file_v1_kith_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListMessagesRequest) GetConversation() string {
@@ -2485,7 +2657,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2669,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2682,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{43}
+	return file_v1_kith_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -2535,7 +2707,7 @@ type ListConversationsRequest struct {
 
 func (x *ListConversationsRequest) Reset() {
 	*x = ListConversationsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2719,7 @@ func (x *ListConversationsRequest) String() string {
 func (*ListConversationsRequest) ProtoMessage() {}
 
 func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2732,7 @@ func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
 func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{44}
+	return file_v1_kith_proto_rawDescGZIP(), []int{47}
 }
 
 type ListConversationsResponse struct {
@@ -2572,7 +2744,7 @@ type ListConversationsResponse struct {
 
 func (x *ListConversationsResponse) Reset() {
 	*x = ListConversationsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2756,7 @@ func (x *ListConversationsResponse) String() string {
 func (*ListConversationsResponse) ProtoMessage() {}
 
 func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2769,7 @@ func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
 func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{45}
+	return file_v1_kith_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListConversationsResponse) GetConversations() []*Conversation {
@@ -2621,7 +2793,7 @@ type Conversation struct {
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2805,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2818,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{46}
+	return file_v1_kith_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Conversation) GetId() string {
@@ -2700,7 +2872,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +2884,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +2897,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{47}
+	return file_v1_kith_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TraceRequest) GetId() string {
@@ -2745,7 +2917,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2929,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2942,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{48}
+	return file_v1_kith_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *TraceResponse) GetMessage() *Message {
@@ -2801,7 +2973,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2985,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +2998,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{49}
+	return file_v1_kith_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Delivery) GetDevice() string {
@@ -2882,7 +3054,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3066,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3079,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{50}
+	return file_v1_kith_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Attempt) GetTimeMs() int64 {
@@ -2940,7 +3112,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3124,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3137,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{51}
+	return file_v1_kith_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -2984,7 +3156,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2996,7 +3168,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3009,7 +3181,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{52}
+	return file_v1_kith_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CancelResponse) GetMessage() *Message {
@@ -3028,7 +3200,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3212,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3225,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{53}
+	return file_v1_kith_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PingRequest) GetContact() string {
@@ -3074,7 +3246,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3086,7 +3258,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3099,7 +3271,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{54}
+	return file_v1_kith_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PingResponse) GetMs() float64 {
@@ -3143,7 +3315,7 @@ type Mailbox struct {
 
 func (x *Mailbox) Reset() {
 	*x = Mailbox{}
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3327,7 @@ func (x *Mailbox) String() string {
 func (*Mailbox) ProtoMessage() {}
 
 func (x *Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3340,7 @@ func (x *Mailbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
 func (*Mailbox) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{55}
+	return file_v1_kith_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Mailbox) GetId() string {
@@ -3263,7 +3435,7 @@ type ListMailboxesRequest struct {
 
 func (x *ListMailboxesRequest) Reset() {
 	*x = ListMailboxesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3447,7 @@ func (x *ListMailboxesRequest) String() string {
 func (*ListMailboxesRequest) ProtoMessage() {}
 
 func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3460,7 @@ func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListMailboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{56}
+	return file_v1_kith_proto_rawDescGZIP(), []int{59}
 }
 
 type ListMailboxesResponse struct {
@@ -3303,7 +3475,7 @@ type ListMailboxesResponse struct {
 
 func (x *ListMailboxesResponse) Reset() {
 	*x = ListMailboxesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3315,7 +3487,7 @@ func (x *ListMailboxesResponse) String() string {
 func (*ListMailboxesResponse) ProtoMessage() {}
 
 func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3328,7 +3500,7 @@ func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListMailboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{57}
+	return file_v1_kith_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListMailboxesResponse) GetMailboxes() []*Mailbox {
@@ -3368,7 +3540,7 @@ type AddMailboxRequest struct {
 
 func (x *AddMailboxRequest) Reset() {
 	*x = AddMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +3552,7 @@ func (x *AddMailboxRequest) String() string {
 func (*AddMailboxRequest) ProtoMessage() {}
 
 func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +3565,7 @@ func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxRequest.ProtoReflect.Descriptor instead.
 func (*AddMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{58}
+	return file_v1_kith_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *AddMailboxRequest) GetAddress() string {
@@ -3412,7 +3584,7 @@ type AddMailboxResponse struct {
 
 func (x *AddMailboxResponse) Reset() {
 	*x = AddMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +3596,7 @@ func (x *AddMailboxResponse) String() string {
 func (*AddMailboxResponse) ProtoMessage() {}
 
 func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +3609,7 @@ func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxResponse.ProtoReflect.Descriptor instead.
 func (*AddMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{59}
+	return file_v1_kith_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AddMailboxResponse) GetMailbox() *Mailbox {
@@ -3456,7 +3628,7 @@ type RemoveMailboxRequest struct {
 
 func (x *RemoveMailboxRequest) Reset() {
 	*x = RemoveMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3640,7 @@ func (x *RemoveMailboxRequest) String() string {
 func (*RemoveMailboxRequest) ProtoMessage() {}
 
 func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3653,7 @@ func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{60}
+	return file_v1_kith_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RemoveMailboxRequest) GetId() string {
@@ -3500,7 +3672,7 @@ type RemoveMailboxResponse struct {
 
 func (x *RemoveMailboxResponse) Reset() {
 	*x = RemoveMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3512,7 +3684,7 @@ func (x *RemoveMailboxResponse) String() string {
 func (*RemoveMailboxResponse) ProtoMessage() {}
 
 func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3525,7 +3697,7 @@ func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{61}
+	return file_v1_kith_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RemoveMailboxResponse) GetMailbox() *Mailbox {
@@ -3544,7 +3716,7 @@ type TestMailboxRequest struct {
 
 func (x *TestMailboxRequest) Reset() {
 	*x = TestMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3556,7 +3728,7 @@ func (x *TestMailboxRequest) String() string {
 func (*TestMailboxRequest) ProtoMessage() {}
 
 func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3569,7 +3741,7 @@ func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxRequest.ProtoReflect.Descriptor instead.
 func (*TestMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{62}
+	return file_v1_kith_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TestMailboxRequest) GetId() string {
@@ -3588,7 +3760,7 @@ type TestMailboxResponse struct {
 
 func (x *TestMailboxResponse) Reset() {
 	*x = TestMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3772,7 @@ func (x *TestMailboxResponse) String() string {
 func (*TestMailboxResponse) ProtoMessage() {}
 
 func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3785,7 @@ func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxResponse.ProtoReflect.Descriptor instead.
 func (*TestMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{63}
+	return file_v1_kith_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *TestMailboxResponse) GetResults() []*MailboxTest {
@@ -3635,7 +3807,7 @@ type MailboxTest struct {
 
 func (x *MailboxTest) Reset() {
 	*x = MailboxTest{}
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3819,7 @@ func (x *MailboxTest) String() string {
 func (*MailboxTest) ProtoMessage() {}
 
 func (x *MailboxTest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +3832,7 @@ func (x *MailboxTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxTest.ProtoReflect.Descriptor instead.
 func (*MailboxTest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{64}
+	return file_v1_kith_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *MailboxTest) GetId() string {
@@ -3710,7 +3882,7 @@ type NodeLimits struct {
 
 func (x *NodeLimits) Reset() {
 	*x = NodeLimits{}
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3722,7 +3894,7 @@ func (x *NodeLimits) String() string {
 func (*NodeLimits) ProtoMessage() {}
 
 func (x *NodeLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3735,7 +3907,7 @@ func (x *NodeLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
 func (*NodeLimits) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{65}
+	return file_v1_kith_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *NodeLimits) GetQuota() int64 {
@@ -3809,7 +3981,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3821,7 +3993,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3834,7 +4006,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{66}
+	return file_v1_kith_proto_rawDescGZIP(), []int{69}
 }
 
 type NodeStatusResponse struct {
@@ -3860,7 +4032,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3872,7 +4044,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3885,7 +4057,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{67}
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *NodeStatusResponse) GetState() string {
@@ -3998,7 +4170,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4010,7 +4182,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4023,7 +4195,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SetNodeRequest) GetDraining() bool {
@@ -4049,7 +4221,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4061,7 +4233,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4074,7 +4246,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
@@ -4082,323 +4254,6 @@ func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
 		return x.Status
 	}
 	return nil
-}
-
-// BridgeInvite is a secret path of this bridge.
-type BridgeInvite struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // whom it is for
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // multiaddr with /p2p/ID: a secret
-	CreatedMs     int64                  `protobuf:"varint,4,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BridgeInvite) Reset() {
-	*x = BridgeInvite{}
-	mi := &file_v1_kith_proto_msgTypes[70]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BridgeInvite) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BridgeInvite) ProtoMessage() {}
-
-func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[70]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
-func (*BridgeInvite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{70}
-}
-
-func (x *BridgeInvite) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *BridgeInvite) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *BridgeInvite) GetAddress() string {
-	if x != nil {
-		return x.Address
-	}
-	return ""
-}
-
-func (x *BridgeInvite) GetCreatedMs() int64 {
-	if x != nil {
-		return x.CreatedMs
-	}
-	return 0
-}
-
-type CreateBridgeInviteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateBridgeInviteRequest) Reset() {
-	*x = CreateBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[71]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateBridgeInviteRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateBridgeInviteRequest) ProtoMessage() {}
-
-func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[71]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
-func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{71}
-}
-
-func (x *CreateBridgeInviteRequest) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-type CreateBridgeInviteResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Invite        *BridgeInvite          `protobuf:"bytes,1,opt,name=invite,proto3" json:"invite,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateBridgeInviteResponse) Reset() {
-	*x = CreateBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[72]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateBridgeInviteResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateBridgeInviteResponse) ProtoMessage() {}
-
-func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[72]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
-func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{72}
-}
-
-func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
-	if x != nil {
-		return x.Invite
-	}
-	return nil
-}
-
-type ListBridgeInvitesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListBridgeInvitesRequest) Reset() {
-	*x = ListBridgeInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[73]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListBridgeInvitesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListBridgeInvitesRequest) ProtoMessage() {}
-
-func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
-func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
-}
-
-type ListBridgeInvitesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Invites       []*BridgeInvite        `protobuf:"bytes,1,rep,name=invites,proto3" json:"invites,omitempty"` // oldest first
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListBridgeInvitesResponse) Reset() {
-	*x = ListBridgeInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[74]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListBridgeInvitesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListBridgeInvitesResponse) ProtoMessage() {}
-
-func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
-func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
-}
-
-func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
-	if x != nil {
-		return x.Invites
-	}
-	return nil
-}
-
-type RevokeBridgeInviteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RevokeBridgeInviteRequest) Reset() {
-	*x = RevokeBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[75]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RevokeBridgeInviteRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RevokeBridgeInviteRequest) ProtoMessage() {}
-
-func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
-func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
-}
-
-func (x *RevokeBridgeInviteRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-type RevokeBridgeInviteResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RevokeBridgeInviteResponse) Reset() {
-	*x = RevokeBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[76]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RevokeBridgeInviteResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RevokeBridgeInviteResponse) ProtoMessage() {}
-
-func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
-func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 type WatchEventsRequest struct {
@@ -4413,7 +4268,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4425,7 +4280,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4438,7 +4293,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -4472,7 +4327,7 @@ func (x *WatchEventsRequest) GetAfter() uint64 {
 type Event struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Type   string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, ledger, contact, device, health
+	Type   string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, ledger, contact, device, health, lan
 	TimeMs int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
 	// A JSON object. All hold "id", and times in Unix milliseconds:
 	//
@@ -4481,8 +4336,9 @@ type Event struct {
 	//	contact  {"id","name","state","verified"}: as of this event
 	//	device   {"id","contact","state"}
 	//	health   {"id","ok","text"}
+	//	lan      {"id","on"}: the local network was switched
 	//
-	// "from_me" and "ok" are booleans, "seq" and times numbers, the rest strings;
+	// "from_me", "ok" and "on" are booleans, "seq" and times numbers, the rest strings;
 	// a field without a value may be left out.
 	Data          string `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -4491,7 +4347,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4503,7 +4359,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4516,7 +4372,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Event) GetId() uint64 {
@@ -4560,7 +4416,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4572,7 +4428,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4585,7 +4441,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -4632,7 +4488,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4500,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4513,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{80}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4677,7 +4533,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4689,7 +4545,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4702,7 +4558,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{81}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -4727,7 +4583,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4739,7 +4595,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4752,7 +4608,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{82}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 // ErrorDetail goes with every error.
@@ -4767,7 +4623,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4779,7 +4635,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4792,7 +4648,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{83}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -4821,7 +4677,7 @@ var File_v1_kith_proto protoreflect.FileDescriptor
 const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"\rv1/kith.proto\x12\akith.v1\"\x0f\n" +
-	"\rStatusRequest\"\xc9\x04\n" +
+	"\rStatusRequest\"\xe9\x04\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
@@ -4842,11 +4698,22 @@ const file_v1_kith_proto_rawDesc = "" +
 	"goroutines\x18\x0f \x01(\x05R\n" +
 	"goroutines\x12\x1b\n" +
 	"\tread_only\x18\x10 \x01(\bR\breadOnly\x123\n" +
-	"\tmailboxes\x18\x11 \x01(\v2\x15.kith.v1.MailboxCountR\tmailboxes\x1a8\n" +
+	"\tmailboxes\x18\x11 \x01(\v2\x15.kith.v1.MailboxCountR\tmailboxes\x12\x1e\n" +
+	"\x03lan\x18\x1e \x01(\v2\f.kith.v1.LanR\x03lan\x1a8\n" +
 	"\n" +
 	"RoadsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
+	"\x03Lan\x12\x0e\n" +
+	"\x02on\x18\x01 \x01(\bR\x02on\x12\x1a\n" +
+	"\bnetworks\x18\x02 \x01(\x05R\bnetworks\x12\x18\n" +
+	"\adevices\x18\x03 \x01(\x05R\adevices\x12\x14\n" +
+	"\x05nodes\x18\x04 \x01(\x05R\x05nodes\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x1f\n" +
+	"\rSetLanRequest\x12\x0e\n" +
+	"\x02on\x18\x01 \x01(\bR\x02on\"0\n" +
+	"\x0eSetLanResponse\x12\x1e\n" +
+	"\x03lan\x18\x01 \x01(\v2\f.kith.v1.LanR\x03lan\"j\n" +
 	"\fMailboxCount\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\x05R\ahealthy\x12\x14\n" +
@@ -5110,23 +4977,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x13.kith.v1.NodeLimitsR\x06limitsB\v\n" +
 	"\t_draining\"F\n" +
 	"\x0fSetNodeResponse\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.kith.v1.NodeStatusResponseR\x06status\"k\n" +
-	"\fBridgeInvite\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1d\n" +
-	"\n" +
-	"created_ms\x18\x04 \x01(\x03R\tcreatedMs\"/\n" +
-	"\x19CreateBridgeInviteRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"K\n" +
-	"\x1aCreateBridgeInviteResponse\x12-\n" +
-	"\x06invite\x18\x01 \x01(\v2\x15.kith.v1.BridgeInviteR\x06invite\"\x1a\n" +
-	"\x18ListBridgeInvitesRequest\"L\n" +
-	"\x19ListBridgeInvitesResponse\x12/\n" +
-	"\ainvites\x18\x01 \x03(\v2\x15.kith.v1.BridgeInviteR\ainvites\"+\n" +
-	"\x19RevokeBridgeInviteRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x1c\n" +
-	"\x1aRevokeBridgeInviteResponse\"q\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.kith.v1.NodeStatusResponseR\x06status\"q\n" +
 	"\x12WatchEventsRequest\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x19\n" +
@@ -5152,11 +5003,12 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xc6\x13\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\xe7\x11\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
-	"\x04Stop\x12\x14.kith.v1.StopRequest\x1a\x15.kith.v1.StopResponse\x12H\n" +
+	"\x04Stop\x12\x14.kith.v1.StopRequest\x1a\x15.kith.v1.StopResponse\x129\n" +
+	"\x06SetLan\x12\x16.kith.v1.SetLanRequest\x1a\x17.kith.v1.SetLanResponse\x12H\n" +
 	"\vGetIdentity\x12\x1b.kith.v1.GetIdentityRequest\x1a\x1c.kith.v1.GetIdentityResponse\x12K\n" +
 	"\fCreateInvite\x12\x1c.kith.v1.CreateInviteRequest\x1a\x1d.kith.v1.CreateInviteResponse\x12H\n" +
 	"\vListInvites\x12\x1b.kith.v1.ListInvitesRequest\x1a\x1c.kith.v1.ListInvitesResponse\x12K\n" +
@@ -5184,10 +5036,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12E\n" +
 	"\n" +
 	"NodeStatus\x12\x1a.kith.v1.NodeStatusRequest\x1a\x1b.kith.v1.NodeStatusResponse\x12<\n" +
-	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12]\n" +
-	"\x12CreateBridgeInvite\x12\".kith.v1.CreateBridgeInviteRequest\x1a#.kith.v1.CreateBridgeInviteResponse\x12Z\n" +
-	"\x11ListBridgeInvites\x12!.kith.v1.ListBridgeInvitesRequest\x1a\".kith.v1.ListBridgeInvitesResponse\x12]\n" +
-	"\x12RevokeBridgeInvite\x12\".kith.v1.RevokeBridgeInviteRequest\x1a#.kith.v1.RevokeBridgeInviteResponse\x12<\n" +
+	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12<\n" +
 	"\vWatchEvents\x12\x1b.kith.v1.WatchEventsRequest\x1a\x0e.kith.v1.Event0\x01\x12E\n" +
 	"\n" +
 	"ListEvents\x12\x1a.kith.v1.ListEventsRequest\x1a\x1b.kith.v1.ListEventsResponse\x12B\n" +
@@ -5205,203 +5054,195 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_v1_kith_proto_goTypes = []any{
-	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
-	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
-	(*MailboxCount)(nil),               // 2: kith.v1.MailboxCount
-	(*Dht)(nil),                        // 3: kith.v1.Dht
-	(*DoctorRequest)(nil),              // 4: kith.v1.DoctorRequest
-	(*DoctorResponse)(nil),             // 5: kith.v1.DoctorResponse
-	(*Check)(nil),                      // 6: kith.v1.Check
-	(*StopRequest)(nil),                // 7: kith.v1.StopRequest
-	(*StopResponse)(nil),               // 8: kith.v1.StopResponse
-	(*GetIdentityRequest)(nil),         // 9: kith.v1.GetIdentityRequest
-	(*GetIdentityResponse)(nil),        // 10: kith.v1.GetIdentityResponse
-	(*Device)(nil),                     // 11: kith.v1.Device
-	(*CreateInviteRequest)(nil),        // 12: kith.v1.CreateInviteRequest
-	(*CreateInviteResponse)(nil),       // 13: kith.v1.CreateInviteResponse
-	(*Invite)(nil),                     // 14: kith.v1.Invite
-	(*ListInvitesRequest)(nil),         // 15: kith.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),        // 16: kith.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),        // 17: kith.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),       // 18: kith.v1.RevokeInviteResponse
-	(*AcceptInviteRequest)(nil),        // 19: kith.v1.AcceptInviteRequest
-	(*AcceptInviteResponse)(nil),       // 20: kith.v1.AcceptInviteResponse
-	(*ListRequestsRequest)(nil),        // 21: kith.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),       // 22: kith.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),      // 23: kith.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),     // 24: kith.v1.ApproveRequestResponse
-	(*RejectRequestRequest)(nil),       // 25: kith.v1.RejectRequestRequest
-	(*RejectRequestResponse)(nil),      // 26: kith.v1.RejectRequestResponse
-	(*Contact)(nil),                    // 27: kith.v1.Contact
-	(*ListContactsRequest)(nil),        // 28: kith.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),       // 29: kith.v1.ListContactsResponse
-	(*RenameContactRequest)(nil),       // 30: kith.v1.RenameContactRequest
-	(*RenameContactResponse)(nil),      // 31: kith.v1.RenameContactResponse
-	(*SetBlockedRequest)(nil),          // 32: kith.v1.SetBlockedRequest
-	(*SetBlockedResponse)(nil),         // 33: kith.v1.SetBlockedResponse
-	(*GetSafetyNumberRequest)(nil),     // 34: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),    // 35: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),         // 36: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),        // 37: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),                // 38: kith.v1.SendRequest
-	(*SendResponse)(nil),               // 39: kith.v1.SendResponse
-	(*Message)(nil),                    // 40: kith.v1.Message
-	(*Holding)(nil),                    // 41: kith.v1.Holding
-	(*ListMessagesRequest)(nil),        // 42: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 43: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),   // 44: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil),  // 45: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),               // 46: kith.v1.Conversation
-	(*TraceRequest)(nil),               // 47: kith.v1.TraceRequest
-	(*TraceResponse)(nil),              // 48: kith.v1.TraceResponse
-	(*Delivery)(nil),                   // 49: kith.v1.Delivery
-	(*Attempt)(nil),                    // 50: kith.v1.Attempt
-	(*CancelRequest)(nil),              // 51: kith.v1.CancelRequest
-	(*CancelResponse)(nil),             // 52: kith.v1.CancelResponse
-	(*PingRequest)(nil),                // 53: kith.v1.PingRequest
-	(*PingResponse)(nil),               // 54: kith.v1.PingResponse
-	(*Mailbox)(nil),                    // 55: kith.v1.Mailbox
-	(*ListMailboxesRequest)(nil),       // 56: kith.v1.ListMailboxesRequest
-	(*ListMailboxesResponse)(nil),      // 57: kith.v1.ListMailboxesResponse
-	(*AddMailboxRequest)(nil),          // 58: kith.v1.AddMailboxRequest
-	(*AddMailboxResponse)(nil),         // 59: kith.v1.AddMailboxResponse
-	(*RemoveMailboxRequest)(nil),       // 60: kith.v1.RemoveMailboxRequest
-	(*RemoveMailboxResponse)(nil),      // 61: kith.v1.RemoveMailboxResponse
-	(*TestMailboxRequest)(nil),         // 62: kith.v1.TestMailboxRequest
-	(*TestMailboxResponse)(nil),        // 63: kith.v1.TestMailboxResponse
-	(*MailboxTest)(nil),                // 64: kith.v1.MailboxTest
-	(*NodeLimits)(nil),                 // 65: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),          // 66: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),         // 67: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),             // 68: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),            // 69: kith.v1.SetNodeResponse
-	(*BridgeInvite)(nil),               // 70: kith.v1.BridgeInvite
-	(*CreateBridgeInviteRequest)(nil),  // 71: kith.v1.CreateBridgeInviteRequest
-	(*CreateBridgeInviteResponse)(nil), // 72: kith.v1.CreateBridgeInviteResponse
-	(*ListBridgeInvitesRequest)(nil),   // 73: kith.v1.ListBridgeInvitesRequest
-	(*ListBridgeInvitesResponse)(nil),  // 74: kith.v1.ListBridgeInvitesResponse
-	(*RevokeBridgeInviteRequest)(nil),  // 75: kith.v1.RevokeBridgeInviteRequest
-	(*RevokeBridgeInviteResponse)(nil), // 76: kith.v1.RevokeBridgeInviteResponse
-	(*WatchEventsRequest)(nil),         // 77: kith.v1.WatchEventsRequest
-	(*Event)(nil),                      // 78: kith.v1.Event
-	(*ListEventsRequest)(nil),          // 79: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 80: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),           // 81: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),          // 82: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),                // 83: kith.v1.ErrorDetail
-	nil,                                // 84: kith.v1.StatusResponse.RoadsEntry
-	nil,                                // 85: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*StatusRequest)(nil),             // 0: kith.v1.StatusRequest
+	(*StatusResponse)(nil),            // 1: kith.v1.StatusResponse
+	(*Lan)(nil),                       // 2: kith.v1.Lan
+	(*SetLanRequest)(nil),             // 3: kith.v1.SetLanRequest
+	(*SetLanResponse)(nil),            // 4: kith.v1.SetLanResponse
+	(*MailboxCount)(nil),              // 5: kith.v1.MailboxCount
+	(*Dht)(nil),                       // 6: kith.v1.Dht
+	(*DoctorRequest)(nil),             // 7: kith.v1.DoctorRequest
+	(*DoctorResponse)(nil),            // 8: kith.v1.DoctorResponse
+	(*Check)(nil),                     // 9: kith.v1.Check
+	(*StopRequest)(nil),               // 10: kith.v1.StopRequest
+	(*StopResponse)(nil),              // 11: kith.v1.StopResponse
+	(*GetIdentityRequest)(nil),        // 12: kith.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),       // 13: kith.v1.GetIdentityResponse
+	(*Device)(nil),                    // 14: kith.v1.Device
+	(*CreateInviteRequest)(nil),       // 15: kith.v1.CreateInviteRequest
+	(*CreateInviteResponse)(nil),      // 16: kith.v1.CreateInviteResponse
+	(*Invite)(nil),                    // 17: kith.v1.Invite
+	(*ListInvitesRequest)(nil),        // 18: kith.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),       // 19: kith.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),       // 20: kith.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),      // 21: kith.v1.RevokeInviteResponse
+	(*AcceptInviteRequest)(nil),       // 22: kith.v1.AcceptInviteRequest
+	(*AcceptInviteResponse)(nil),      // 23: kith.v1.AcceptInviteResponse
+	(*ListRequestsRequest)(nil),       // 24: kith.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),      // 25: kith.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),     // 26: kith.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),    // 27: kith.v1.ApproveRequestResponse
+	(*RejectRequestRequest)(nil),      // 28: kith.v1.RejectRequestRequest
+	(*RejectRequestResponse)(nil),     // 29: kith.v1.RejectRequestResponse
+	(*Contact)(nil),                   // 30: kith.v1.Contact
+	(*ListContactsRequest)(nil),       // 31: kith.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),      // 32: kith.v1.ListContactsResponse
+	(*RenameContactRequest)(nil),      // 33: kith.v1.RenameContactRequest
+	(*RenameContactResponse)(nil),     // 34: kith.v1.RenameContactResponse
+	(*SetBlockedRequest)(nil),         // 35: kith.v1.SetBlockedRequest
+	(*SetBlockedResponse)(nil),        // 36: kith.v1.SetBlockedResponse
+	(*GetSafetyNumberRequest)(nil),    // 37: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),   // 38: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),        // 39: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),       // 40: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),               // 41: kith.v1.SendRequest
+	(*SendResponse)(nil),              // 42: kith.v1.SendResponse
+	(*Message)(nil),                   // 43: kith.v1.Message
+	(*Holding)(nil),                   // 44: kith.v1.Holding
+	(*ListMessagesRequest)(nil),       // 45: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),      // 46: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),  // 47: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil), // 48: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),              // 49: kith.v1.Conversation
+	(*TraceRequest)(nil),              // 50: kith.v1.TraceRequest
+	(*TraceResponse)(nil),             // 51: kith.v1.TraceResponse
+	(*Delivery)(nil),                  // 52: kith.v1.Delivery
+	(*Attempt)(nil),                   // 53: kith.v1.Attempt
+	(*CancelRequest)(nil),             // 54: kith.v1.CancelRequest
+	(*CancelResponse)(nil),            // 55: kith.v1.CancelResponse
+	(*PingRequest)(nil),               // 56: kith.v1.PingRequest
+	(*PingResponse)(nil),              // 57: kith.v1.PingResponse
+	(*Mailbox)(nil),                   // 58: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),      // 59: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),     // 60: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),         // 61: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),        // 62: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),      // 63: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),     // 64: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),        // 65: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),       // 66: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),               // 67: kith.v1.MailboxTest
+	(*NodeLimits)(nil),                // 68: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),         // 69: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),        // 70: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),            // 71: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),           // 72: kith.v1.SetNodeResponse
+	(*WatchEventsRequest)(nil),        // 73: kith.v1.WatchEventsRequest
+	(*Event)(nil),                     // 74: kith.v1.Event
+	(*ListEventsRequest)(nil),         // 75: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),        // 76: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),          // 77: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),         // 78: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),               // 79: kith.v1.ErrorDetail
+	nil,                               // 80: kith.v1.StatusResponse.RoadsEntry
+	nil,                               // 81: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
-	3,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	84, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
-	2,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
-	6,  // 3: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
-	11, // 4: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
-	14, // 5: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
-	14, // 6: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
-	27, // 7: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
-	27, // 8: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
-	27, // 9: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
-	27, // 10: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
-	27, // 11: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
-	27, // 12: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
-	27, // 13: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
-	27, // 14: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
-	40, // 15: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
-	41, // 16: kith.v1.Message.holding:type_name -> kith.v1.Holding
-	40, // 17: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
-	46, // 18: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
-	40, // 19: kith.v1.Conversation.last:type_name -> kith.v1.Message
-	27, // 20: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
-	40, // 21: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
-	49, // 22: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
-	50, // 23: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
-	41, // 24: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
-	40, // 25: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
-	55, // 26: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
-	55, // 27: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	55, // 28: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	64, // 29: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
-	65, // 30: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	85, // 31: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
-	65, // 32: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
-	67, // 33: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	70, // 34: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
-	70, // 35: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
-	78, // 36: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	6,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
+	80, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	5,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
+	2,  // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
+	2,  // 4: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
+	9,  // 5: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
+	14, // 6: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
+	17, // 7: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
+	17, // 8: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
+	30, // 9: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
+	30, // 10: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
+	30, // 11: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
+	30, // 12: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
+	30, // 13: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
+	30, // 14: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
+	30, // 15: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
+	30, // 16: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
+	43, // 17: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
+	44, // 18: kith.v1.Message.holding:type_name -> kith.v1.Holding
+	43, // 19: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
+	49, // 20: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
+	43, // 21: kith.v1.Conversation.last:type_name -> kith.v1.Message
+	30, // 22: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
+	43, // 23: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
+	52, // 24: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
+	53, // 25: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
+	44, // 26: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
+	43, // 27: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
+	58, // 28: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
+	58, // 29: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	58, // 30: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	67, // 31: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
+	68, // 32: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	81, // 33: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	68, // 34: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	70, // 35: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	74, // 36: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
 	0,  // 37: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	4,  // 38: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	7,  // 39: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	9,  // 40: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	12, // 41: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	15, // 42: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	17, // 43: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	19, // 44: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	21, // 45: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	23, // 46: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	25, // 47: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	28, // 48: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	30, // 49: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	32, // 50: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	34, // 51: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	36, // 52: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	38, // 53: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	42, // 54: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	44, // 55: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	47, // 56: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	51, // 57: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	53, // 58: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	56, // 59: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	58, // 60: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	60, // 61: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	62, // 62: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	66, // 63: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	68, // 64: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	71, // 65: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
-	73, // 66: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
-	75, // 67: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
-	77, // 68: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	79, // 69: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	81, // 70: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,  // 71: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	5,  // 72: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	8,  // 73: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	10, // 74: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	13, // 75: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	16, // 76: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	18, // 77: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	20, // 78: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	22, // 79: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	24, // 80: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	26, // 81: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	29, // 82: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	31, // 83: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	33, // 84: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	35, // 85: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	37, // 86: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	39, // 87: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	43, // 88: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	45, // 89: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	48, // 90: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	52, // 91: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	54, // 92: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	57, // 93: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	59, // 94: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	61, // 95: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	63, // 96: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	67, // 97: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	69, // 98: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	72, // 99: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
-	74, // 100: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
-	76, // 101: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
-	78, // 102: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	80, // 103: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	82, // 104: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	71, // [71:105] is the sub-list for method output_type
-	37, // [37:71] is the sub-list for method input_type
+	7,  // 38: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	10, // 39: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	3,  // 40: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
+	12, // 41: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	15, // 42: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	18, // 43: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	20, // 44: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	22, // 45: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	24, // 46: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	26, // 47: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	28, // 48: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	31, // 49: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	33, // 50: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	35, // 51: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	37, // 52: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	39, // 53: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	41, // 54: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	45, // 55: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	47, // 56: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	50, // 57: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	54, // 58: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	56, // 59: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	59, // 60: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	61, // 61: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	63, // 62: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	65, // 63: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	69, // 64: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	71, // 65: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	73, // 66: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	75, // 67: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	77, // 68: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,  // 69: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	8,  // 70: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	11, // 71: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	4,  // 72: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	13, // 73: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	16, // 74: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	19, // 75: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	21, // 76: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	23, // 77: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	25, // 78: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	27, // 79: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	29, // 80: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	32, // 81: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	34, // 82: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	36, // 83: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	38, // 84: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	40, // 85: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	42, // 86: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	46, // 87: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	48, // 88: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	51, // 89: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	55, // 90: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	57, // 91: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	60, // 92: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	62, // 93: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	64, // 94: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	66, // 95: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	70, // 96: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	72, // 97: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	74, // 98: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	76, // 99: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	78, // 100: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	69, // [69:101] is the sub-list for method output_type
+	37, // [37:69] is the sub-list for method input_type
 	37, // [37:37] is the sub-list for extension type_name
 	37, // [37:37] is the sub-list for extension extendee
 	0,  // [0:37] is the sub-list for field type_name
@@ -5412,14 +5253,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
-	file_v1_kith_proto_msgTypes[68].OneofWrappers = []any{}
+	file_v1_kith_proto_msgTypes[71].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   86,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+)
+
+func (k *kith) lanCmd() *cobra.Command {
+	c := k.command(&cobra.Command{
+		Use:   "lan",
+		Short: "Find contacts on the same local network, without the internet",
+		Long: `Show whether kith looks for contacts on local networks, and what it finds.
+
+With kith lan on, contacts who do the same and are on one Wi-Fi or switch with you
+find each other in seconds, with nothing between them and nothing else running. It
+stays on, after a restart as well, until kith lan off. It is off at first: whoever
+watches the network sees that a machine sends packets of random bytes, and where;
+they do not show names, keys, or how many contacts you have.`,
+	}, 0, 0, func(ctx context.Context, _ []string) error {
+		client, err := k.dial()
+		if err != nil {
+			return err
+		}
+		res, err := client.Status(ctx, &apiv1.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		k.printLAN(res.GetLan())
+		return nil
+	})
+	c.AddCommand(k.lanSwitchCmd("on", "Be found by contacts on local networks, and find them", true),
+		k.lanSwitchCmd("off", "Say and look for nothing on local networks", false))
+	return c
+}
+
+func (k *kith) lanSwitchCmd(name, short string, on bool) *cobra.Command {
+	return k.command(&cobra.Command{Use: name, Short: short}, 0, 0, func(ctx context.Context, _ []string) error {
+		client, err := k.dial()
+		if err != nil {
+			return err
+		}
+		res, err := client.SetLan(ctx, &apiv1.SetLanRequest{On: on})
+		if err != nil {
+			return err
+		}
+		k.printLAN(res.GetLan())
+		return nil
+	})
+}
+
+type lanJSON struct {
+	On       bool   `json:"on"`
+	Networks int32  `json:"networks"`
+	Devices  int32  `json:"devices"`
+	Nodes    int32  `json:"nodes"`
+	Problem  string `json:"problem,omitempty"`
+}
+
+func toLAN(l *apiv1.Lan) lanJSON {
+	return lanJSON{l.GetOn(), l.GetNetworks(), l.GetDevices(), l.GetNodes(), l.GetProblem()}
+}
+
+func (k *kith) printLAN(l *apiv1.Lan) {
+	k.print(toLAN(l), func(w io.Writer) {
+		switch {
+		case !l.GetOn():
+			fmt.Fprintf(w, "Off: contacts on the same network do not find you that way. Switch it on with: %s\n", k.at("kith lan on"))
+		case l.GetProblem() != "":
+			fmt.Fprintf(w, "On, but %s.\n", l.GetProblem())
+		case l.GetNetworks() == 0:
+			fmt.Fprintln(w, "On.")
+		default:
+			fmt.Fprintf(w, "On, at %s: %s of contacts and %s heard.\n", plural(int(l.GetNetworks()), "local address"),
+				plural(int(l.GetDevices()), "device"), plural(int(l.GetNodes()), "community node"))
+		}
+	})
+}
