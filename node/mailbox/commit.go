@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/ncruces/go-sqlite3"
 )
@@ -157,7 +159,7 @@ func (s *Service) write() {
 
 // commit runs a group and leaves in every op what became of it.
 func (s *Service) commit(group []*op) {
-	if s.spent && !s.restoreReserve() {
+	if s.spent && (needRoom(group) || time.Since(s.tried) >= reserveEvery) && !s.restoreReserve() {
 		group = refuse(group)
 	}
 	err := s.attempt(group)
@@ -183,6 +185,11 @@ func (s *Service) commit(group []*op) {
 	s.mu.Lock()
 	s.full = s.spent
 	s.mu.Unlock()
+}
+
+// needRoom says whether there are any but those who free room.
+func needRoom(group []*op) bool {
+	return slices.ContainsFunc(group, func(o *op) bool { return !o.frees })
 }
 
 // refuse tells all but those who free room that there is none, and returns these.
@@ -308,6 +315,9 @@ func (s *Service) emptyLog() error {
 
 const (
 	pageSize = 4096
+	// reserveEvery is how often those who free room try to have the reserve again:
+	// what there is room for of it is written in vain each time.
+	reserveEvery = time.Second
 	// reserveSize is room for moving a log of usual size, and then for the log
 	// of those who delete.
 	reserveSize = logPages * pageSize
@@ -317,7 +327,7 @@ func (s *Service) reserveName() string { return s.path + ".reserve" }
 
 // restoreReserve sees to it that the reserve is there, and says whether it is.
 func (s *Service) restoreReserve() bool {
-	s.spent = true
+	s.spent, s.tried = true, time.Now()
 	f, err := os.OpenFile(s.reserveName(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return false

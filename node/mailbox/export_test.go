@@ -164,10 +164,22 @@ func (s *Service) Held() int64 {
 	return s.sources.held
 }
 
+// Hold counts bytes as held in memory, by nobody, until the returned function
+// gives them back.
+func (s *Service) Hold(n int64) (release func()) {
+	add := func(n int64) {
+		s.sources.mu.Lock()
+		defer s.sources.mu.Unlock()
+		s.sources.held += n
+	}
+	add(n)
+	return func() { add(-n) }
+}
+
 // Answer meets requests that have arrived together on a stream.
 func (s *Service) Answer(ns network.Stream, frames ...mailbox.Frame) error {
 	st := &stream{
-		s: s, net: ns, who: s.sources.enter(ns.Conn().RemotePeer(), prefixOf(ns.Conn())),
+		s: s, net: ns, who: s.sources.enter(ns.Conn()),
 		arrived: make(chan request, len(frames)), freed: make(chan struct{}, 1),
 	}
 	defer st.who.leave()

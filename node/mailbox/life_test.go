@@ -210,7 +210,6 @@ func TestDrain(t *testing.T) {
 		if _, err := h.SetNode(t.Context(), &apiv1.SetNodeRequest{Draining: new(true)}); err != nil {
 			t.Fatal(err)
 		}
-		answer[*wire.Page](t, waiting.read())
 		if f, err := waiting.next(); err == nil {
 			t.Errorf("a stream from before goes on with %T", f)
 		}
@@ -259,6 +258,11 @@ func TestConfigure(t *testing.T) {
 		}
 		res, err := h.SetNode(t.Context(), &apiv1.SetNodeRequest{Limits: &apiv1.NodeLimits{Quota: 2 << 30, RetentionS: 7200}})
 		if err != nil || res.Status.Limits.Quota != 2<<30 || res.Status.Limits.BoxTags != mailbox.DefaultBoxTags {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		// A box is kept for longer than mail, whatever is set.
+		short := &apiv1.NodeLimits{RetentionS: 7200, BoxIdleS: 60}
+		if res, err = h.SetNode(t.Context(), &apiv1.SetNodeRequest{Limits: short}); err != nil || res.Status.Limits.BoxIdleS != 3*3600 {
 			t.Fatalf("%+v, %v", res, err)
 		}
 		if got := h.dial(1).hello.Hours; got != 2 {
@@ -457,7 +461,9 @@ func TestClose(t *testing.T) {
 		c.write(&wire.Collect{Wait: wire.MaxWait})
 		time.Sleep(time.Second)
 		h.stop()
-		answer[*wire.Page](t, c.read())
+		if f, err := c.next(); err == nil {
+			t.Errorf("who waits is answered with %T", f)
+		}
 		if _, err := h.Status(context.Background()); err == nil {
 			t.Error("a closed service has a status")
 		}

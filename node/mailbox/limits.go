@@ -48,8 +48,10 @@ const (
 	// send at once: ten thousand texts in one go.
 	burst = 64
 	// prefixRate is how much more than one peer a whole prefix may send:
-	// many people behind one address, and no more than that.
+	// many people behind one address, and no more than that; and netRate what the
+	// network may that the prefix lies in: who has an IPv6 /32 has 65,536 prefixes.
 	prefixRate = 8
+	netRate    = 64
 	// requestCost is what a request counts beside the bytes it brings, and
 	// boxCost what making a box counts: it stays for 60 days.
 	requestCost = 256
@@ -75,16 +77,24 @@ const (
 	// maxGather bounds those of one stream that wait for one commit.
 	maxGather = 128
 
-	// Streams: in all, of one peer and of one prefix. An idle one costs 40 KiB.
+	// Streams: in all, of one peer, of one prefix and of one network. An idle one
+	// costs 40 KiB.
 	maxStreams       = 2048
 	maxPeerStreams   = 8
-	maxPrefixStreams = maxStreams / 2
+	maxPrefixStreams = maxStreams / 4
+	maxNetStreams    = maxStreams / 2
+	// maxSources bounds the peers, and the prefixes, of which it is remembered
+	// what they asked for: those of a minute, as fast as connections are taken.
+	maxSources = 16 << 10
 	// streamHold bounds the bytes of one stream's requests that wait to be met;
 	// beyond it the stream is not read from.
 	streamHold = 512 << 10
 	// maxHeld bounds the bytes of requests being read and answers being
-	// written, of all streams. A prefix may hold as much as is then free.
-	maxHeld = 64 << 20
+	// written, of all streams. A network may hold as much as is then free, and a
+	// prefix half of that. A peer of whom nothing is held may always send a request
+	// of floorHeld bytes: a text, or tags of a few contacts.
+	maxHeld   = 64 << 20
+	floorHeld = 2 << 10
 
 	// busyPause is what a source is told to wait that did nothing wrong.
 	busyPause = 10 * time.Second

@@ -87,9 +87,10 @@ type Service struct {
 	live    sync.WaitGroup // streams
 	once    sync.Once
 
-	writer *conn // owned by the writer goroutine
-	logged int   // pages in the log
-	spent  bool  // the reserve is not there
+	writer *conn     // owned by the writer goroutine
+	logged int       // pages in the log
+	spent  bool      // the reserve is not there
+	tried  time.Time // when it was last tried to have it
 }
 
 // settings are what an operator has set, complete.

@@ -27,7 +27,7 @@ func (s *Service) NodeStatus(ctx context.Context, _ *apiv1.NodeStatusRequest) (*
 		State: state,
 		Limits: &apiv1.NodeLimits{
 			Quota: l.Quota, BoxQuota: l.BoxQuota, TagQuota: l.TagQuota, RequestShare: l.RequestShare,
-			RetentionS: int64(l.Retention / time.Second), BoxIdleS: int64(l.BoxIdle / time.Second),
+			RetentionS: int64(l.Retention / time.Second), BoxIdleS: int64(l.idle() / time.Second),
 			Boxes: l.Boxes, BoxTags: l.BoxTags, SourceRate: l.SourceRate,
 		},
 		Used: st.Disk, Boxes: st.Boxes, Tags: st.Tags, Envelopes: st.Items,

@@ -35,6 +35,11 @@ const (
 	// stream: the slowest link that works has 1 kB/s.
 	writeTime  = 15 * time.Second
 	writePiece = 16 << 10
+	// turnTime bounds the whole of an answer: a small page on that slowest link.
+	turnTime = 3 * time.Minute
+	// A page is a small one unless the page before it was taken quickly: who reads
+	// slowly holds little memory.
+	quickly = 5 * time.Second
 	// lengthPeek is how many bytes show how long a frame will be: no request
 	// is shorter.
 	lengthPeek = 3
@@ -59,6 +64,7 @@ type stream struct {
 	box   int64 // opened; 0: none
 	seen  int64 // when it was last written down that the owner is here
 	paged int64 // memory of the page that is being answered
+	quick bool  // the last page was taken quickly: the next may be large
 }
 
 // request is a frame that was read, and what it holds of the memory.
@@ -85,7 +91,7 @@ func (s *Service) Handle(ns network.Stream) {
 		s.counters.turnedAway.Add(1)
 		return
 	}
-	if st.who = s.sources.enter(ns.Conn().RemotePeer(), prefixOf(ns.Conn())); st.who == nil {
+	if st.who = s.sources.enter(ns.Conn()); st.who == nil {
 		s.counters.turnedAway.Add(1)
 		return
 	}
@@ -226,6 +232,9 @@ func (st *stream) release(r request) {
 	}
 }
 
+// errStopped means that the service ends the stream.
+var errStopped = errors.New("the service ends the stream")
+
 // errSilent means that a stream is ended without another word.
 var errSilent = errors.New("the client broke the protocol")
 
@@ -263,10 +272,17 @@ func (st *stream) serve(ctx context.Context) error {
 		answer, then, err := st.meet(ctx, r)
 		next = then
 		st.release(r)
+		if errors.Is(err, errStopped) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
+		began := time.Now()
 		err = st.send(answer)
+		if st.paged > 0 {
+			st.quick = time.Since(began) < quickly
+		}
 		st.releasePage()
 		if err != nil {
 			return err
@@ -405,7 +421,7 @@ func (st *stream) open(ctx context.Context, f *mailbox.Open) (mailbox.Frame, err
 	var b box
 	var quota int64
 	var out outcome
-	group := st.s.group(st.who.prefix)
+	group := st.s.group(st.who.place())
 	err := st.s.change(ctx, func(t *tx) (err error) {
 		b, quota, out, err = t.open(f.Box, f.Create, group)
 		return err
@@ -506,7 +522,7 @@ func (st *stream) collect(ctx context.Context, f *mailbox.Collect) (answer mailb
 		case <-timer.C:
 			return answer, nil, nil
 		case <-st.stopped:
-			return answer, nil, nil
+			return nil, nil, errStopped // an empty page would say that the time is over
 		case r, ok := <-st.arrived:
 			if !ok {
 				return nil, nil, errClosed
@@ -516,11 +532,12 @@ func (st *stream) collect(ctx context.Context, f *mailbox.Collect) (answer mailb
 	}
 }
 
-// page reads a page, a small one if there is no memory for a large one. What it
-// holds is given back when the page has been sent.
+// page reads a page, a small one at first, to who reads slowly, and if there is
+// no memory for a large one. What it
+// holds is given back when it has been sent.
 func (st *stream) page(ctx context.Context, after uint64) (mailbox.Frame, error) {
 	limit := mailbox.MaxPage
-	if !st.who.hold(pageHold(limit)) {
+	if !st.quick || !st.who.hold(pageHold(limit)) {
 		if limit = protocol.MaxEnvelope; !st.who.hold(pageHold(limit)) {
 			return busy(), nil
 		}
@@ -564,8 +581,13 @@ func (st *stream) write(frames ...mailbox.Frame) error {
 	for _, f := range frames {
 		b = mailbox.AppendFrame(b, f)
 	}
+	end := time.Now().Add(turnTime)
 	for piece := bytes.NewBuffer(b); piece.Len() > 0; {
-		if err := st.net.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+		deadline := time.Now().Add(writeTime)
+		if deadline.After(end) {
+			deadline = end
+		}
+		if err := st.net.SetWriteDeadline(deadline); err != nil {
 			return err
 		}
 		if _, err := st.net.Write(piece.Next(writePiece)); err != nil {

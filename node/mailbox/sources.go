@@ -12,9 +12,9 @@ import (
 	"github.com/kith-im/kith/protocol/mailbox"
 )
 
-// sources bounds what one peer id, and all of one prefix of addresses, may ask
-// for: a name costs nothing, an address does. Loopback is no exception: behind
-// a proxy everybody comes from there.
+// sources bounds what one peer id, all of one prefix of addresses, and all of the
+// network that it lies in may ask for: a name costs nothing, an address does.
+// Loopback is no exception: behind a proxy everybody comes from there.
 type sources struct {
 	rate func() int64 // bytes a second of one peer
 
@@ -25,7 +25,7 @@ type sources struct {
 	held     int64 // bytes of requests and answers in memory
 }
 
-// source is one peer or one prefix.
+// source is one peer, one prefix or one network.
 type source struct {
 	streams int
 	held    int64
@@ -37,77 +37,105 @@ func newSources(rate func() int64) sources {
 	return sources{rate: rate, peers: make(map[peer.ID]*source), prefixes: make(map[netip.Prefix]*source)}
 }
 
-// prefixOf is where a connection comes from: an IPv4 /24 or IPv6 /48. What has
-// no address is one place.
-func prefixOf(c network.Conn) netip.Prefix {
+// prefixOf is where a connection comes from, near by and wide: an IPv4 /24 in its
+// /16, or an IPv6 /48 in its /32. What has no address is one place.
+func prefixOf(c network.Conn) (near, wide netip.Prefix) {
 	ip, err := manet.ToIP(c.RemoteMultiaddr())
 	if err != nil {
-		return netip.Prefix{}
+		return near, wide
 	}
 	a, _ := netip.AddrFromSlice(ip)
 	a = a.Unmap()
-	bits := 24
+	bits := []int{24, 16}
 	if a.Is6() {
-		bits = 48
+		bits = []int{48, 32}
 	}
-	p, _ := a.Prefix(bits)
-	return p
+	near, _ = a.Prefix(bits[0])
+	wide, _ = a.Prefix(bits[1])
+	return near, wide
 }
 
 // visitor is a stream's place among the sources.
 type visitor struct {
-	all    *sources
-	id     peer.ID
-	prefix netip.Prefix
+	all  *sources
+	near netip.Prefix
+	wide netip.Prefix
+
 	peer   *source
-	near   *source // all of the prefix
+	prefix *source // all of near
+	net    *source // all of wide
 }
 
 // enter counts a stream, or returns nil if there are too many.
-func (s *sources) enter(id peer.ID, prefix netip.Prefix) *visitor {
+func (s *sources) enter(c network.Conn) *visitor {
+	id := c.RemotePeer()
+	near, wide := prefixOf(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := &visitor{all: s, id: id, prefix: prefix, peer: s.peers[id], near: s.prefixes[prefix]}
-	if s.streams >= maxStreams || v.peer != nil && v.peer.streams >= maxPeerStreams ||
-		v.near != nil && v.near.streams >= maxPrefixStreams {
+	if len(s.peers) >= maxSources || len(s.prefixes) >= maxSources {
+		s.drop()
+	}
+	v := &visitor{all: s, near: near, wide: wide, peer: s.peers[id], prefix: s.prefixes[near], net: s.prefixes[wide]}
+	full := func(x *source, most int) bool { return x != nil && x.streams >= most }
+	if s.streams >= maxStreams || full(v.peer, maxPeerStreams) || full(v.prefix, maxPrefixStreams) || full(v.net, maxNetStreams) ||
+		v.peer == nil && len(s.peers) >= maxSources || v.prefix == nil && len(s.prefixes) >= maxSources {
 		return nil
 	}
 	if v.peer == nil {
 		v.peer = &source{last: time.Now()}
 		s.peers[id] = v.peer
 	}
-	if v.near == nil {
-		v.near = &source{last: time.Now()}
-		s.prefixes[prefix] = v.near
+	for x, p := range map[**source]netip.Prefix{&v.prefix: near, &v.net: wide} {
+		if *x = s.prefixes[p]; *x == nil {
+			*x = &source{last: time.Now()}
+			s.prefixes[p] = *x
+		}
 	}
 	s.streams++
-	v.peer.streams++
-	v.near.streams++
+	for _, x := range v.scopes() {
+		x.streams++
+	}
 	return v
+}
+
+// scopes are the peer, the prefix and the network; without an address the last
+// two are one.
+func (v *visitor) scopes() []*source {
+	if v.prefix == v.net {
+		return []*source{v.peer, v.prefix}
+	}
+	return []*source{v.peer, v.prefix, v.net}
+}
+
+// place is where boxes that are opened here are counted: an IPv4 /24, and an
+// IPv6 /32, because who has that has as many /48 as they like.
+func (v *visitor) place() netip.Prefix {
+	if v.near.Addr().Is6() {
+		return v.wide
+	}
+	return v.near
 }
 
 func (v *visitor) leave() {
 	v.all.mu.Lock()
 	defer v.all.mu.Unlock()
 	v.all.streams--
-	v.peer.streams--
-	v.near.streams--
+	for _, x := range v.scopes() {
+		x.streams--
+	}
 }
 
-// spend takes n bytes of what a stream's peer and prefix may ask for, or says
-// how long to wait until there is something to take again.
+// spend takes n bytes of what a stream's peer, prefix and network may ask for,
+// or says how long to wait until there is something to take again.
 func (v *visitor) spend(n int64) (wait time.Duration) {
 	v.all.mu.Lock()
 	defer v.all.mu.Unlock()
 	now, rate := time.Now(), float64(v.all.rate())
-	for i, s := range []*source{v.peer, v.near} {
-		r := rate
-		if i == 1 {
-			r *= prefixRate
-		}
-		s.debt = max(0, s.debt-r*now.Sub(s.last).Seconds())
-		s.last = now
-		if s.debt >= r*burst {
+	for i, x := range v.scopes() {
+		r := rate * []float64{1, prefixRate, netRate}[i]
+		x.debt = max(0, x.debt-r*now.Sub(x.last).Seconds())
+		x.last = now
+		if x.debt >= r*burst {
 			wait = max(wait, time.Second)
 		}
 	}
@@ -115,20 +143,27 @@ func (v *visitor) spend(n int64) (wait time.Duration) {
 		// As long as an eighth of a burst takes: not one request for every wait.
 		return min(burst/8*time.Second, mailbox.MaxWait)
 	}
-	v.peer.debt += float64(n)
-	v.near.debt += float64(n)
+	for _, x := range v.scopes() {
+		x.debt += float64(n)
+	}
 	return 0
 }
 
-// hold counts n bytes in memory, or says that there are too many of the prefix.
+// hold counts n bytes in memory, or says that there are too many of the prefix
+// or of the network.
 func (v *visitor) hold(n int64) bool {
 	v.all.mu.Lock()
 	defer v.all.mu.Unlock()
-	if v.near.held+n > maxHeld-v.all.held {
-		return false
+	free := maxHeld - v.all.held
+	if v.net.held+n > free || v.prefix.held+n > free/2 {
+		if v.peer.held > 0 || n > floorHeld {
+			return false
+		}
 	}
 	v.all.held += n
-	v.near.held += n
+	for _, x := range v.scopes() {
+		x.held += n
+	}
 	return true
 }
 
@@ -136,13 +171,19 @@ func (v *visitor) release(n int64) {
 	v.all.mu.Lock()
 	defer v.all.mu.Unlock()
 	v.all.held -= n
-	v.near.held -= n
+	for _, x := range v.scopes() {
+		x.held -= n
+	}
 }
 
 // forget drops sources that are as good as new.
 func (s *sources) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.drop()
+}
+
+func (s *sources) drop() {
 	quiet := func(x *source) bool {
 		return x.streams == 0 && time.Since(x.last) > burst*time.Second
 	}

@@ -2,6 +2,7 @@ package mailbox_test
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -397,6 +398,86 @@ func TestG01_Streams(t *testing.T) {
 			t.Errorf("one peer has %d streams, want 8", open)
 		}
 		h.dial(2)
+	})
+}
+
+// G13: who has a whole IPv6 /32 has a prefix for every box, and is one source
+// all the same: of memory, of streams and of the disk.
+func TestG13_ManyPrefixes(t *testing.T) {
+	const quota = 16 << 20
+	l := mailbox.Limits{Quota: quota, TagQuota: quota, BoxQuota: quota, SourceRate: fast}
+	world(t, l, func(t *testing.T, h *house) {
+		all := 0
+		filler := h.dial(9)
+		var tags []envelope.Tag
+		for i := range 24 {
+			ip := netip.AddrFrom16([16]byte{0x26, 0x07, 0, 1, 0, byte(i), 15: 1})
+			contact, _ := h.dialFrom(h.net.Host(t, transport.Config{Role: transport.Errands}, ip)).ready(newKey())
+			tags = append(tags, contact)
+		}
+		for _, tag := range tags {
+			all += filler.fillUp(tag, 16<<10)
+		}
+		if all > quota/2 {
+			t.Errorf("24 prefixes of one /32 took %d bytes of %d", all, quota)
+		}
+		other, _ := h.dial(4).ready(newKey())
+		if n := h.dial(5).fillUp(other, 16<<10); n < quota/32 {
+			t.Errorf("a box of another network gets %d bytes", n)
+		}
+	})
+}
+
+// G01: who asks for large pages and does not read them holds little memory, and
+// leaves the rest to others.
+func TestG01_SlowReaders(t *testing.T) {
+	world(t, mailbox.Limits{SourceRate: fast, TagQuota: 64 << 20, BoxQuota: 256 << 20}, func(t *testing.T, h *house) {
+		sender, key := h.dial(1), newKey()
+		owner := h.dial(2)
+		tag, _ := owner.ready(key)
+		for i, why := range sender.depositAll(letters(tag, protocol.MaxEnvelope, 32)) {
+			if why != 0 {
+				t.Fatalf("deposit %d is refused with %d", i, why)
+			}
+		}
+		other, _ := h.dial(3).ready(newKey())
+		idle := h.Held()
+		for i := range 120 { // of fifteen machines in three networks
+			c := h.dialFrom(h.net.Host(t, transport.Config{Role: transport.Errands}, netip.AddrFrom4([4]byte{60, byte(i % 3), byte(i % 15), byte(i)})))
+			c.open(key, false)
+			for range 64 {
+				c.write(&wire.Collect{})
+			}
+		}
+		time.Sleep(5 * time.Second)
+		if held := h.Held() - idle; held == 0 || held > 60<<20 {
+			t.Errorf("%d MB are held for those who do not read", held>>20)
+		}
+		began := time.Now()
+		if why := h.dial(4).deposit(letter(other, protocol.MinEnvelope)); why != 0 {
+			t.Errorf("a deposit is refused with %d", why)
+		}
+		if got := owner.drain(); len(got) != 32 {
+			t.Errorf("the owner gets %d envelopes, want 32", len(got))
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("others wait for %v", took)
+		}
+	})
+}
+
+// G01: the memory is full of others' requests; a text gets through.
+func TestG01_FloorOfMemory(t *testing.T) {
+	world(t, mailbox.Limits{}, func(t *testing.T, h *house) {
+		tag, _ := h.dial(1).ready(newKey())
+		defer h.Hold(64 << 20)()
+		c := h.dial(2)
+		if f := c.ask(&wire.Deposit{Envelope: letter(tag, protocol.MaxEnvelope)}); refusal(t, f) != wire.RefusedBusy {
+			t.Errorf("a large envelope is answered with %T", f)
+		}
+		if why := c.deposit(letter(tag, protocol.MinEnvelope)); why != 0 {
+			t.Errorf("a text is refused with %d", why)
+		}
 	})
 }
 
