@@ -3,6 +3,8 @@ package discovery_test
 import (
 	"context"
 	"net/netip"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -45,10 +47,21 @@ func ears(t *testing.T, l *nodetest.LAN, answer bool) (radio *discovery.LAN, hea
 func TestLANPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		var times []time.Duration
-		l := &nodetest.LAN{Heard: func(netip.Addr, []byte) { times = append(times, time.Since(began)) }}
+		var mu sync.Mutex
+		var all []time.Duration
+		l := &nodetest.LAN{Heard: func(netip.Addr, []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, time.Since(began))
+		}}
+		after := func(d time.Duration) []time.Duration {
+			time.Sleep(d)
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(all)
+		}
 		radio, _ := ears(t, l, false)
-		time.Sleep(5 * time.Second)
+		times := after(5 * time.Second)
 		want := []time.Duration{0, 300 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
 		if len(times) != len(want) {
 			t.Fatalf("it spoke at %v, want %v", times, want)
@@ -58,7 +71,7 @@ func TestLANPace(t *testing.T) {
 				t.Errorf("it spoke at %v, want %v", times, want)
 			}
 		}
-		time.Sleep(time.Hour - 5*time.Second)
+		times = after(time.Hour - 5*time.Second)
 		if n := len(times) - len(want); n < 80 || n > 240 {
 			t.Errorf("it spoke %d times in a quiet hour", n)
 		}
@@ -69,7 +82,7 @@ func TestLANPace(t *testing.T) {
 		}
 		before := len(times)
 		radio.Announce()
-		time.Sleep(5 * time.Second)
+		times = after(5 * time.Second)
 		if n := len(times) - before; n < len(want) {
 			t.Errorf("with something new to say it spoke %d times in 5 s", n)
 		}
@@ -144,14 +157,14 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 			{Interface: "eth0", Prefix: netip.MustParsePrefix("192.168.1.2/24")},
 			{Interface: "eth0", Prefix: netip.MustParsePrefix("fe80::2/64")},
 		})
-		var last netip.Addr
+		var last atomic.Pointer[netip.Addr]
 		radio := discovery.NewLAN(discovery.LANConfig{
 			Open: func() (_ discovery.Link, err error) {
 				link.Link, err = l.Open(0)()
 				return link, err
 			},
 			Packet: func(netip.Addr) []byte { return nil },
-			Heard:  func(_ []byte, _ lan.Source, from netip.Addr) bool { last = from; return false },
+			Heard:  func(_ []byte, _ lan.Source, from netip.Addr) bool { last.Store(&from); return false },
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -165,10 +178,10 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 		}()
 		time.Sleep(time.Second)
 		hears := func(from string) bool {
-			last = netip.Addr{}
+			last.Store(nil)
 			l.Say(netip.MustParseAddr(from), make([]byte, lan.PacketSize))
 			synctest.Wait()
-			return last.IsValid()
+			return last.Load() != nil
 		}
 		for from, want := range map[string]bool{
 			"192.168.1.77": true, "::ffff:192.168.1.78": true, "fe80::9%eth0": true,

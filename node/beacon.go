@@ -133,6 +133,7 @@ func (b *beacon) run(ctx context.Context) {
 			case now != addresses:
 				addresses = now
 				b.n.outbox.hurry()
+				b.n.mail.hurry()
 			case wasAlone && !alone: // they may have forgotten us
 			default:
 				continue

@@ -78,6 +78,7 @@ type collector struct {
 	removed bool          // by the user: remembered until nothing can come, whatever the node says
 	left    int64         // age since which it is
 	news    chan struct{} // the tags we accept have changed
+	again   chan struct{} // the node may be reachable now
 	stop    context.CancelFunc
 	tags    map[envelope.Tag]string // registered in this run, probes excepted, and of which session
 	renew   time.Time               // when they are next replaced whole
@@ -110,7 +111,7 @@ func newCollector(n *Node, row store.BoxRow) (*collector, error) {
 	}
 	c := &collector{
 		n: n, info: info, key: mailbox.BoxKey(row.Key), leaving: row.State.Leaving(), removed: row.State == store.BoxRemoved, left: row.Left, address: row.Address,
-		news: make(chan struct{}, 1), probes: make(map[mailbox.Digest]chan struct{}),
+		news: make(chan struct{}, 1), again: make(chan struct{}, 1), probes: make(map[mailbox.Digest]chan struct{}),
 	}
 	for i := range c.tests {
 		if _, err := io.ReadFull(n.self.rand, c.tests[i][:]); err != nil {
@@ -158,6 +159,8 @@ func (c *collector) run(ctx context.Context) {
 		timer := time.NewTimer(pause/2 + rand.N(pause))
 		select {
 		case <-timer.C:
+		case <-c.again:
+			failures = 0
 		case <-ctx.Done():
 		}
 		timer.Stop()

@@ -47,6 +47,9 @@ const (
 	// so that asking for it costs next to nothing.
 	handoutTime = 30 * time.Second
 
+	// nodeRest is the least pause between two answers of a community node.
+	nodeRest = time.Second
+
 	// maxLANNodes bounds the community nodes that are taken from a local
 	// network, where anybody can claim to be one.
 	maxLANNodes = 8
@@ -89,6 +92,8 @@ type locals struct {
 	seen    map[identity.DeviceHash]sighting
 	nodes   map[peer.ID]sighting
 	records map[protocol.RendezvousSecret]handout
+
+	answered time.Time // when a community node answered last
 }
 
 // answer is whom to speak to before others, for as long as answers are due.
@@ -217,10 +222,10 @@ func (n *Node) lanKeys(ctx context.Context, epoch int64) (spoken []lan.Key, hear
 		}
 		return keys
 	}
-	if n.self == nil {
-		return []lan.Key{lan.DeriveOpen(epoch)}, nil, nil
-	}
 	heard = append(heard, reader{keys: around(lan.DeriveOpen)})
+	if n.self == nil {
+		return []lan.Key{lan.DeriveOpen(epoch)}, heard, nil
+	}
 	err = n.update(ctx, func(w *work) error {
 		audiences, err := w.audiences()
 		if err != nil {
@@ -357,7 +362,7 @@ func (l *locals) hear(ctx context.Context, packet []byte, source lan.Source, fro
 		return false
 	}
 	l.mu.Lock()
-	readers := l.heard
+	readers, known := l.heard, false
 	l.mu.Unlock()
 	for i := range readers {
 		r := &readers[i]
@@ -371,7 +376,10 @@ func (l *locals) hear(ctx context.Context, packet []byte, source lan.Source, fro
 				break
 			}
 			if r.device == (identity.DeviceHash{}) {
-				l.meet(info, from)
+				known = true
+				if l.n.self != nil {
+					l.meet(info, from)
+				}
 			} else if l.sight(r.device, info, from) && !r.silent {
 				l.mu.Lock()
 				if len(l.answers) < lan.Slots {
@@ -383,7 +391,23 @@ func (l *locals) hear(ctx context.Context, packet []byte, source lan.Source, fro
 			break
 		}
 	}
+	if l.n.self == nil {
+		// A community node answers everybody but its like: it knows none of them,
+		// and whoever has just appeared may need it.
+		return !known && l.rested()
+	}
 	return soon
+}
+
+// rested says whether a community node may answer again.
+func (l *locals) rested() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.answered) < nodeRest {
+		return false
+	}
+	l.answered = time.Now()
+	return true
 }
 
 // infoOfHere is how to call somebody who was heard from an address: there, and
@@ -458,6 +482,8 @@ func (l *locals) meet(info peer.AddrInfo, from netip.Addr) {
 	if room && !known {
 		l.n.cfg.Discovery.AddWaysIn([]peer.AddrInfo{info})
 		l.n.mail.wake()
+		l.n.mail.hurry()
+		l.n.outbox.hurry() // what waits may be left there
 	}
 }
 

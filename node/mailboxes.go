@@ -124,6 +124,16 @@ func (m *Mailboxes) retag() {
 	}
 }
 
+// hurry has every box that could not be reached tried again at once: the
+// network has changed.
+func (m *Mailboxes) hurry() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.collectors {
+		poke(c.again)
+	}
+}
+
 // run keeps the boxes until ctx ends.
 func (m *Mailboxes) run(ctx context.Context) {
 	var collecting sync.WaitGroup

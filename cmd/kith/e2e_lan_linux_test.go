@@ -148,3 +148,50 @@ func TestLAN(t *testing.T) {
 		})
 	}
 }
+
+// TestLANNode: on a switch that leads nowhere, a community node whose operator
+// lets it be found there is everything that mailboxes need: two people who are
+// never there together exchange texts.
+func TestLANNode(t *testing.T) {
+	for name, ways := range map[string][]string{
+		"as ever": nil,
+		"cut off from the internet": {
+			"--bootstrap", "/ip4/9.9.9.9/tcp/4001/p2p/12D3KooWLHA1JDfiPHpaBiKG94ET6mmZjDQKnruJFvQpibszgHYE",
+		},
+	} {
+		t.Run(name, func(t *testing.T) { testLANNode(t, ways...) })
+	}
+}
+
+func testLANNode(t *testing.T, ways ...string) {
+	w := newWiring(t)
+	n := &network{t: t, dir: shortDir(t)}
+	node := n.home("n", "--role", "community", "--lan")
+	node.ns = w.machine("192.168.78.1/24")
+	node.up()
+	if l := node.status().LAN; !l.On {
+		t.Errorf("the community node's local network is %+v", l)
+	}
+	a := w.person(n, w.machine("192.168.78.2/24"), "dora", append(ways, "--lan")...)
+	b := w.person(n, w.machine("192.168.78.3/24"), "emil", append(ways, "--lan")...)
+	b.must("accept", a.invite("--name", "emil"), "--name", "dora", "--wait", "--timeout", "20s")
+	a.must("rename", a.onlyContact(), "emil")
+	for _, h := range []*home{a, b} {
+		h.until("the node is known, and keeps a mailbox", func() bool {
+			s := h.status()
+			return s.LAN.Nodes == 1 && s.DHT.Table == 1 && s.Mailboxes.Healthy == 1
+		})
+	}
+	b.must("send", "dora", "a first text", "--wait", "delivered", "--timeout", "20s")
+	a.until("emil's mailbox is known", func() bool { return len(a.read("emil")) == 1 })
+	b.stop()
+	a.must("send", "emil", "when you are back")
+	a.until("the text is at the mailbox", func() bool {
+		var s struct{ Envelopes int64 }
+		node.decode(&s, "node", "status")
+		return s.Envelopes > 0
+	})
+	a.stop()
+	b.up()
+	b.until("the text is there", func() bool { return len(b.read("dora")) == 2 })
+}
