@@ -143,7 +143,7 @@ var bans = []struct {
 	{path: "archive/...", within: []string{"protocol", "node", "discovery"}, why: "the daemon opens no archives (threats H10)"},
 	{path: "image/...", why: "the daemon decodes no media (threats H09)"},
 	{path: "html/...", why: "the daemon renders no markup (threats H03)"},
-	{path: "net/http/...", except: []string{"node/api", "node/api/v1", "node/transport"}, why: "only the local API, proxies and bridges speak HTTP; nothing fetches (threats D09)"},
+	{path: "net/http/...", except: []string{"node/api", "node/api/v1", "node/bridge", "node/transport"}, why: "only the local API, proxies and bridges speak HTTP; nothing fetches (threats D09)"},
 	{path: "database/sql/...", except: []string{"node/store"}, why: "durable state lives in node/store"},
 	{path: "github.com/ncruces/go-sqlite3/...", except: []string{"node/store", "node/mailbox"}, tests: true, why: "durable state lives in node/store, and others' mail in node/mailbox"},
 	{path: "github.com/libp2p/go-libp2p", tests: true, why: "libp2p.New links every transport it knows"},

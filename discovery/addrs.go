@@ -41,9 +41,20 @@ func keepAddrs(addrs []ma.Multiaddr) []ma.Multiaddr {
 	return addrs
 }
 
-// keepPublicAddrs is keepAddrs for the open internet.
+// tableAddrs is keepAddrs for what the table may hold and pass on: never a
+// bridge's address, which is a secret (threats D06).
+func tableAddrs(addrs []ma.Multiaddr) []ma.Multiaddr {
+	return keepAddrs(slices.DeleteFunc(slices.Clone(addrs), hasPath))
+}
+
+// hasPath reports whether an address has a path in it, as bridges' have.
+func hasPath(a ma.Multiaddr) bool {
+	return slices.ContainsFunc(a, func(c ma.Component) bool { return c.Protocol().Code == ma.P_HTTP_PATH })
+}
+
+// keepPublicAddrs is tableAddrs for the open internet.
 func keepPublicAddrs(addrs []ma.Multiaddr) []ma.Multiaddr {
-	return keepAddrs(slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return !manet.IsPublicAddr(a) }))
+	return keepAddrs(slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return hasPath(a) || !manet.IsPublicAddr(a) }))
 }
 
 func sameAddrs(a, b peer.AddrInfo) bool {

@@ -69,7 +69,7 @@ type table struct {
 }
 
 func newTable(cfg Config) (*table, error) {
-	t := &table{cfg: cfg, host: cfg.Host, log: cfg.Log, keep: keepAddrs}
+	t := &table{cfg: cfg, host: cfg.Host, log: cfg.Log, keep: tableAddrs}
 	if cfg.Public {
 		t.keep = keepPublicAddrs
 	}

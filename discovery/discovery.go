@@ -53,6 +53,12 @@ type Config struct {
 	// time; nil remembers nothing.
 	Remember func([]peer.AddrInfo)
 
+	// Carry, on a server, brings a mailbox's request to another node and returns
+	// the answer (docs/spec/errand.md, section 4). It is called from many
+	// goroutines and returns ErrNotCarried for what is never carried. Nil carries
+	// nothing.
+	Carry func(ctx context.Context, address, mail []byte) ([]byte, error)
+
 	// Now is the clock for the expiry of records; nil means time.Now.
 	Now func() time.Time
 	// RecordMemory bounds the records that a server keeps, in bytes; 0 means
@@ -70,6 +76,8 @@ type Discovery struct {
 	remembered *remembered
 	invited    *invited
 	floors     *floors
+	carriers   *carriers
+	errands    *errandServer // nil on a client
 
 	joining chan struct{} // holds one token: whoever takes it connects to the ways in
 	wake    chan struct{} // a way in was added
@@ -106,12 +114,17 @@ type Mode uint8
 const (
 	Client Mode = iota
 	Server
+	Errand // a client that has errands done
 )
 
 // String returns the mode's name.
 func (m Mode) String() string {
-	if m == Server {
+	switch m {
+	case Server:
 		return "server"
+	case Errand:
+		return "errand"
+	case Client:
 	}
 	return "client"
 }
@@ -120,7 +133,7 @@ func (m Mode) String() string {
 type Status struct {
 	Mode    Mode
 	Table   int // community nodes in the routing table
-	Peers   int // those of them with an open connection
+	Peers   int // those of them with an open connection, or of those that do errands
 	Records int // records kept for others; 0 on a client
 }
 
@@ -153,8 +166,12 @@ func New(cfg Config) (*Discovery, error) {
 		joining:    make(chan struct{}, 1),
 		wake:       make(chan struct{}, 1),
 		repairs:    make(chan repair, repairQueue),
+		carriers:   newCarriers(),
 	}
 	d.joining <- struct{}{}
+	if cfg.Server {
+		d.errands = newErrandServer(d)
+	}
 	return d, nil
 }
 
@@ -178,6 +195,10 @@ func (d *Discovery) Run(ctx context.Context) error {
 	var pause time.Duration
 	refreshed := d.cfg.Now()
 	for ctx.Err() == nil {
+		if d.byErrand() {
+			d.tendErrands(ctx)
+			continue
+		}
 		wait := tendEvery
 		if d.table.size() == 0 {
 			if d.join(ctx) {
@@ -201,7 +222,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 			case r := <-d.repairs:
 				d.table.repair(ctx, r)
 			case <-d.wake:
-				if d.table.size() > 0 {
+				if d.table.size() > 0 && !d.byErrand() {
 					d.dial(ctx, d.invited).Wait()
 				}
 				break tend
@@ -219,7 +240,12 @@ func (d *Discovery) Run(ctx context.Context) error {
 // Close ends everything that New started. It is for a Discovery that Run never
 // ran; after Run it does nothing.
 func (d *Discovery) Close() error {
-	d.closing.Do(func() { d.closed = d.table.close() })
+	d.closing.Do(func() {
+		if d.errands != nil {
+			d.errands.close()
+		}
+		d.closed = d.table.close()
+	})
 	return d.closed
 }
 
@@ -236,4 +262,9 @@ func (d *Discovery) AddWaysIn(infos []peer.AddrInfo) {
 }
 
 // Status returns the state now.
-func (d *Discovery) Status() Status { return d.table.status() }
+func (d *Discovery) Status() Status {
+	if d.byErrand() {
+		return Status{Mode: Errand, Peers: d.connected()}
+	}
+	return d.table.status()
+}

@@ -261,12 +261,15 @@ func less(a, b hash) bool { return slices.Compare(a[:], b[:]) < 0 }
 // five seconds. The error is nil if at least one node confirmed; what it
 // returns beside an error is still true.
 func (d *Discovery) Announce(ctx context.Context, point rendezvous.Point, record []byte) (Published, error) {
-	ctx, cancel := context.WithTimeout(ctx, announceTime)
-	defer cancel()
 	key := point.Key()
 	if err := d.table.validate(key, record); err != nil {
 		return Published{}, err
 	}
+	if d.byErrand() {
+		return d.announceByErrand(ctx, point, record)
+	}
+	ctx, cancel := context.WithTimeout(ctx, announceTime)
+	defer cancel()
 	if !d.ready(ctx) {
 		return Published{}, ErrNoPeers
 	}
@@ -314,6 +317,9 @@ type hit struct {
 // with a lower number than one already found at the same point are not
 // believed. It returns ErrNoPeers or ErrNotFound, or the error of ctx.
 func (d *Discovery) Find(ctx context.Context, points []rendezvous.Point) (Found, error) {
+	if d.byErrand() {
+		return d.findByErrand(ctx, points)
+	}
 	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, findTime)
 	defer cancel()
@@ -400,20 +406,30 @@ func (d *Discovery) accept(best *hit, answers *answerLog) {
 func (d *Discovery) look(ctx context.Context, index int, point rendezvous.Point, log *answerLog, hits chan<- hit) {
 	key := point.Key()
 	d.table.search(ctx, key, func(from peer.ID, record []byte) {
-		body, seq, err := point.Open(record, d.cfg.Now())
-		if err != nil || seq < d.floors.of(key) {
-			log.note(from, 0, false)
+		h, ok := d.read(index, point, record)
+		log.note(from, h.found.Seq, ok)
+		if !ok {
 			return
 		}
-		log.note(from, seq, true)
-		if len(body.Addresses) > maxFoundAddrs {
-			body.Addresses = body.Addresses[:maxFoundAddrs]
-		}
 		select {
-		case hits <- hit{found: Found{Point: index, Body: body, Seq: seq}, record: record, key: key}:
+		case hits <- h:
 		case <-ctx.Done():
 		}
 	})
+}
+
+// read opens a record that somebody gave us, unless it is older than what was
+// found before at the same point.
+func (d *Discovery) read(index int, point rendezvous.Point, record []byte) (h hit, ok bool) {
+	key := point.Key()
+	body, seq, err := point.Open(record, d.cfg.Now())
+	if err != nil || seq < d.floors.of(key) {
+		return hit{}, false
+	}
+	if len(body.Addresses) > maxFoundAddrs {
+		body.Addresses = body.Addresses[:maxFoundAddrs]
+	}
+	return hit{found: Found{Point: index, Body: body, Seq: seq}, record: record, key: key}, true
 }
 
 // answerLog notes who had what at one point.

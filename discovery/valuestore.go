@@ -231,6 +231,17 @@ func (v *valueStore) removeLocked(e *entry) {
 	}
 }
 
+// value returns the record under one of the table's keys, or nil.
+func (v *valueStore) value(key string) []byte {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := v.entries[key]
+	if e == nil || time.Until(e.until) <= 0 {
+		return nil
+	}
+	return e.value
+}
+
 // lookup returns the entry that kad-dht files under a datastore key.
 func (v *valueStore) lookupLocked(k ds.Key) *entry {
 	name := k.BaseNamespace()

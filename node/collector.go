@@ -517,7 +517,23 @@ func (h *harvest) take(ctx context.Context, p *mailbox.Page, after uint64) (done
 		}
 	}
 	c.set(func(v *boxView) { v.count(p, len(done)) })
+	if err == nil && !p.More && len(done) == len(p.Items) {
+		err = c.judge(ctx)
+	}
 	return done, err
+}
+
+// judge settles what contacts say that the node should have handed out, which
+// has handed out all it has.
+func (c *collector) judge(ctx context.Context) error {
+	claims := 0
+	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
+		claims, err = tx.Claims([]byte(c.info.ID), c.n.age.now()-claimGrace.Milliseconds())
+		return err
+	}); err != nil || claims == 0 {
+		return err
+	}
+	return c.n.update(ctx, func(w *work) error { return w.judge(c.info.ID) })
 }
 
 // count brings up to date what waits in a box, after a page of which done items
@@ -551,12 +567,12 @@ func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, f
 	if len(batch) == 0 {
 		return done, false, nil
 	}
-	if from, err := c.n.lobby.receiveAll(ctx, batch); err == nil {
+	if from, err := c.n.lobby.receiveAll(ctx, batch, c.info.ID); err == nil {
 		return append(done, ids...), from != (identity.DeviceHash{}), nil
 	}
 	// One that cannot be taken now must not keep the others away.
 	for i, raw := range batch {
-		switch from, err := c.n.lobby.receiveAll(ctx, [][]byte{raw}); {
+		switch from, err := c.n.lobby.receiveAll(ctx, [][]byte{raw}, c.info.ID); {
 		case err == nil:
 			done, fruitful = append(done, ids[i]), fruitful || from != (identity.DeviceHash{})
 		case !errors.Is(err, errBusy) && !errors.Is(err, errTooMuch):

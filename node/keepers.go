@@ -86,12 +86,17 @@ func standingOf(k store.KeeperRow, age int64) standing {
 }
 
 // standingNow is what a node is called to who asks: unreachable as soon as it
-// does not answer.
+// does not answer, and degraded by doubts, too, which decide nothing.
 func standingNow(k store.KeeperRow, age int64) standing {
-	if s := standingOf(k, age); k.Failing == 0 || s == standingLying {
+	_, doubts := forgiven(k, age)
+	switch s := standingOf(k, age); {
+	case k.Failing != 0 && s != standingLying:
+		return standingUnreachable
+	case s == standingGood && doubts >= degradedAt:
+		return standingDegraded
+	default:
 		return s
 	}
-	return standingUnreachable
 }
 
 // strike notes that a node broke its word to us.

@@ -35,6 +35,9 @@ func (w *work) moveDelivery(c store.ContactRow, d *store.DeliveryRow, to store.D
 	d.Open = to == store.DeliverySent || to == store.DeliveryHeld
 	if to == store.DeliveryDelivered {
 		d.Delivered = w.ms()
+		if err := w.receiptedAt(d); err != nil {
+			return err
+		}
 	}
 	if err := w.tx.SaveDelivery(*d); err != nil {
 		return err
@@ -587,6 +590,9 @@ func (w *work) tidy() (next time.Duration, err error) {
 		return 0, err
 	}
 	if err := w.tx.ForgetIdempotent(w.age - messageLife.Milliseconds()); err != nil {
+		return 0, err
+	}
+	if err := w.tx.ForgetHanded(w.age-handedLife.Milliseconds(), maxHanded); err != nil {
 		return 0, err
 	}
 	return next, w.tx.PruneEvents(w.age-eventLife.Milliseconds(), w.age-cursorLife.Milliseconds())

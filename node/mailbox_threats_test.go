@@ -151,6 +151,74 @@ func TestG05_Stale(t *testing.T) {
 	})
 }
 
+// TestG05_OneTag has a node drop what comes under one tag, or hide a single
+// envelope, and serve all else, tests included. The sender tells the recipient
+// what the node signed for, and the recipient names it: that one, and no other.
+func TestG05_OneTag(t *testing.T) {
+	for name, b := range map[string]nodetest.Behaviour{"a tag": {DropTags: 1}, "an envelope": {Hide: 1}} {
+		t.Run(name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				alice, bob := w.visited()
+				bob.Stop()
+				behave(b, w.ways[0])
+				ids := alice.Say("bob", "can you see this?")
+				heldAt(alice, 3)
+				bob.Start()
+				alice.UntilDelivered(ids...)
+				if b.Hide > 0 {
+					behave(nodetest.Behaviour{}, w.ways[0])
+				}
+				time.Sleep(90 * time.Minute)
+				alice.UntilDelivered(alice.Say("bob", "did you see it?")...)
+				slowly(t, time.Hour, "the node is doubted", func() bool { return keeper(bob, w.ways[0]).Doubts > 0 })
+				for i, c := range w.ways {
+					if k := keeper(bob, c); k.Strikes != 0 || i > 0 && k.Doubts != 0 || k.Lost != 0 {
+						t.Errorf("node %d has %d strikes and %d doubts", i, k.Strikes, k.Doubts)
+					}
+				}
+				list, err := bob.Node.Mailboxes().ListMailboxes(t.Context(), &apiv1.ListMailboxesRequest{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				named := 0
+				for _, m := range list.Mailboxes {
+					if m.State == "degraded" && len(m.Evidence) == 1 {
+						named++
+					}
+				}
+				if named != 1 || list.Healthy != 3 {
+					t.Errorf("%d mailboxes are named, %d are healthy: %v", named, list.Healthy, list.Mailboxes)
+				}
+			})
+		})
+	}
+}
+
+// TestG05_NobodyDoubted has nodes do everything that loses nothing for two days
+// in which people come and go: nobody is blamed.
+func TestG05_NobodyDoubted(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		mild := nodetest.Mild(false)
+		mild.Garbage = 0 // a broken program is one
+		behave(mild, w.ways...)
+		for range 8 {
+			bob.Stop()
+			ids := alice.Say("bob", numbered("text", 5)...)
+			alice.UntilState("held", ids...)
+			time.Sleep(2 * time.Hour)
+			bob.Start()
+			alice.UntilDelivered(ids...)
+			time.Sleep(4 * time.Hour)
+		}
+		for i, c := range w.ways {
+			if k := keeper(bob, c); k.Doubts != 0 {
+				t.Errorf("node %d has %d doubts", i, k.Doubts)
+			}
+		}
+	})
+}
+
 // TestG09_FalseReceipts has one of three nodes give false receipts and proofs:
 // it is caught within ten audits, and what it says does not count.
 func TestG09_FalseReceipts(t *testing.T) {

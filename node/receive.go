@@ -25,6 +25,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/envelope"
@@ -58,7 +60,7 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 				break gather
 			}
 		}
-		device, err := l.receiveAll(ctx, batch)
+		device, err := l.receiveAll(ctx, batch, "")
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, errBusy) {
 				n.log.Warn("receiving failed; the sender will offer it again", "full", errors.Is(err, errTooMuch))
@@ -77,13 +79,19 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 }
 
 // receiveAll receives envelopes in one transaction and returns the device of
-// the last one that opened. An envelope that makes the program panic is taken
+// the last one that opened. from is the mailbox that handed them out; "": none
+// did. An envelope that makes the program panic is taken
 // out of the way alone: it must neither stop its neighbours nor come back.
-func (l *lobby) receiveAll(ctx context.Context, batch [][]byte) (device identity.DeviceHash, err error) {
+func (l *lobby) receiveAll(ctx context.Context, batch [][]byte, from peer.ID) (device identity.DeviceHash, err error) {
 	n := l.n
 	err = n.update(ctx, func(w *work) error {
 		device = identity.DeviceHash{}
 		for _, raw := range batch {
+			if from != "" {
+				if err := w.handed(from, raw); err != nil {
+					return err
+				}
+			}
 			d, err := w.receive(raw)
 			if err != nil {
 				return err
@@ -99,7 +107,7 @@ func (l *lobby) receiveAll(ctx context.Context, batch [][]byte) (device identity
 	}
 	if len(batch) > 1 {
 		for _, raw := range batch {
-			d, err := l.receiveAll(ctx, [][]byte{raw})
+			d, err := l.receiveAll(ctx, [][]byte{raw}, from)
 			if err != nil {
 				return device, err
 			}
@@ -251,6 +259,8 @@ func (w *work) act(s *session, c store.ContactRow, m *message.Message, plaintext
 		return w.takeGone(s, c, ch, content)
 	case *message.Rendezvous:
 		return w.takeRendezvous(s.device, content.Record)
+	case *message.Held:
+		return w.takeHeld(c, content)
 	default:
 		// Typing and prekey stashes, and what later versions add: nothing here
 		// acts on them yet.

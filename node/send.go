@@ -281,7 +281,10 @@ func (w *work) post(c store.ContactRow, ch *chain, m *message.Message, life time
 	ch.mine.Seq, ch.mine.ID, ch.mine.Depth = m.Seq, id[:], m.Depth
 	ch.dirty = true
 	w.soon = w.soon || life < tidyEvery
-	return row, w.address(c, wire, row.N, w.age+life.Milliseconds())
+	if err := w.address(c, wire, row.N, w.age+life.Milliseconds()); err != nil {
+		return row, err
+	}
+	return row, w.tellHeld(c)
 }
 
 // address seals an encoded message for every device it is meant for and puts

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -34,7 +36,21 @@ type config struct {
 	quota      setting[string] // as parseSize takes it; empty: as it was set before
 	metrics    setting[string] // IP:port; empty: none
 	lan        setting[string] // on or off; empty: as it was set before
+	bridge     bridgeConfig
 	passphrase setting[string] // the file that holds it
+}
+
+// bridgeConfig is what a bridge is told.
+type bridgeConfig struct {
+	on      setting[bool]
+	site    setting[string] // a folder or a URL
+	domain  setting[string]
+	acme    setting[bool]
+	cert    setting[string] // files
+	key     setting[string]
+	listen  setting[string] // multiaddr; empty: port 443 everywhere
+	address setting[string] // multiaddr; empty: the domain, or the machine's own
+	behind  setting[bool]   // another web server
 }
 
 // setting is a value and where it comes from.
@@ -57,6 +73,15 @@ type file struct {
 	Quota      *string   `toml:"quota"`
 	Metrics    *string   `toml:"metrics"`
 	LAN        *string   `toml:"lan"`
+	Bridge     *bool     `toml:"bridge"`
+	Site       *string   `toml:"site"`
+	Domain     *string   `toml:"domain"`
+	ACME       *bool     `toml:"acme"`
+	Cert       *string   `toml:"cert"`
+	Key        *string   `toml:"key"`
+	BridgeAt   *string   `toml:"bridge-listen"`
+	BridgeAddr *string   `toml:"bridge-address"`
+	Behind     *bool     `toml:"bridge-behind"`
 	Passphrase *string   `toml:"passphrase-file"`
 }
 
@@ -88,6 +113,17 @@ func (k *kith) config() (*config, error) {
 		metrics:    text("", f.Metrics, "KITH_METRICS"),
 		lan:        text("", f.LAN, "KITH_LAN"),
 		passphrase: text("", f.Passphrase, "KITH_PASSPHRASE_FILE"),
+		bridge: bridgeConfig{
+			on:      yes(f.Bridge, "KITH_BRIDGE"),
+			site:    text("", f.Site, "KITH_SITE"),
+			domain:  text("", f.Domain, "KITH_DOMAIN"),
+			acme:    yes(f.ACME, "KITH_ACME"),
+			cert:    text("", f.Cert, "KITH_CERT"),
+			key:     text("", f.Key, "KITH_KEY"),
+			listen:  text("", f.BridgeAt, "KITH_BRIDGE_LISTEN"),
+			address: text("", f.BridgeAddr, "KITH_BRIDGE_ADDRESS"),
+			behind:  yes(f.Behind, "KITH_BRIDGE_BEHIND"),
+		},
 	}
 	if k.socket != "" {
 		c.api = setting[string]{k.socket, "flag"}
@@ -103,6 +139,17 @@ func text(fallback string, file *string, variable string) setting[string] {
 		return setting[string]{*file, "config file"}
 	}
 	return setting[string]{fallback, "default"}
+}
+
+// yes reads a variable as on if it is 1, true, yes or on.
+func yes(file *bool, variable string) setting[bool] {
+	if v, ok := os.LookupEnv(variable); ok {
+		return setting[bool]{slices.Contains([]string{"1", "true", "yes", "on"}, strings.ToLower(v)), "environment"}
+	}
+	if file != nil {
+		return setting[bool]{*file, "config file"}
+	}
+	return setting[bool]{false, "default"}
 }
 
 // list reads a variable as words between commas or spaces.
@@ -163,6 +210,9 @@ The config file (kith paths shows where) is TOML with these keys:
   metrics = "127.0.0.1:9090"                where a community node shows its counts
   lan = "on"                                be found on local networks; see kith lan
   passphrase-file = "/path/to/file"         opens a protected store
+  bridge = true                             with site, domain, acme, cert, key,
+                                            bridge-listen, bridge-address and
+                                            bridge-behind, as the flags
 
 Each is also a flag of kith up, and a variable of the environment such as
 KITH_NAME or KITH_PASSPHRASE_FILE. A flag wins over a variable, a variable over
@@ -189,6 +239,15 @@ the file.`,
 			Metrics    entry `json:"metrics"`
 			LAN        entry `json:"lan"`
 			Passphrase entry `json:"passphrase-file"`
+			Bridge     entry `json:"bridge"`
+			Site       entry `json:"site"`
+			Domain     entry `json:"domain"`
+			ACME       entry `json:"acme"`
+			Cert       entry `json:"cert"`
+			Key        entry `json:"key"`
+			BridgeAt   entry `json:"bridge-listen"`
+			BridgeAddr entry `json:"bridge-address"`
+			Behind     entry `json:"bridge-behind"`
 		}{
 			entry{c.name.value, c.name.from},
 			entry{c.role.value, c.role.from},
@@ -202,18 +261,38 @@ the file.`,
 			entry{c.metrics.value, c.metrics.from},
 			entry{c.lan.value, c.lan.from},
 			entry{c.passphrase.value, c.passphrase.from},
+			entry{c.bridge.on.value, c.bridge.on.from},
+			entry{c.bridge.site.value, c.bridge.site.from},
+			entry{c.bridge.domain.value, c.bridge.domain.from},
+			entry{c.bridge.acme.value, c.bridge.acme.from},
+			entry{c.bridge.cert.value, c.bridge.cert.from},
+			entry{c.bridge.key.value, c.bridge.key.from},
+			entry{c.bridge.listen.value, c.bridge.listen.from},
+			entry{c.bridge.address.value, c.bridge.address.from},
+			entry{c.bridge.behind.value, c.bridge.behind.from},
 		}
 		k.print(v, func(w io.Writer) {
 			fmt.Fprintf(w, "# %s\n", clean(c.paths.Config))
 			row := func(key string, e entry) []string {
-				return []string{key, fmt.Sprintf("= %q", e.Value), "# " + e.From}
+				return []string{key, "= " + tomlValue(e.Value), "# " + e.From}
 			}
 			table(w, row("name", v.Name), row("role", v.Role), row("listen", v.Listen), row("bootstrap", v.Bootstrap),
 				row("api", v.API), row("web", v.Web),
+				row("bridge", v.Bridge), row("site", v.Site), row("domain", v.Domain), row("acme", v.ACME),
+				row("cert", v.Cert), row("key", v.Key), row("bridge-listen", v.BridgeAt),
+				row("bridge-address", v.BridgeAddr), row("bridge-behind", v.Behind),
 				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("passphrase-file", v.Passphrase))
 		})
 		return nil
 	})
+}
+
+// tomlValue is a value as the config file has it.
+func tomlValue(v any) string {
+	if on, ok := v.(bool); ok {
+		return strconv.FormatBool(on)
+	}
+	return fmt.Sprintf("%q", v)
 }
 
 // redacted is a proxy's URL without its password.

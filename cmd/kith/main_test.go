@@ -244,6 +244,22 @@ func (b *teller) SetNode(_ context.Context, req *apiv1.SetNodeRequest) (*apiv1.S
 	return &apiv1.SetNodeResponse{Status: b.node()}, b.fail
 }
 
+func (b *teller) bridgeInvite() *apiv1.BridgeInvite {
+	return &apiv1.BridgeInvite{Id: b.name, Name: b.text, Address: b.text, CreatedMs: 1}
+}
+
+func (b *teller) CreateBridgeInvite(context.Context, *apiv1.CreateBridgeInviteRequest) (*apiv1.CreateBridgeInviteResponse, error) {
+	return &apiv1.CreateBridgeInviteResponse{Invite: b.bridgeInvite()}, b.fail
+}
+
+func (b *teller) ListBridgeInvites(context.Context, *apiv1.ListBridgeInvitesRequest) (*apiv1.ListBridgeInvitesResponse, error) {
+	return &apiv1.ListBridgeInvitesResponse{Invites: []*apiv1.BridgeInvite{b.bridgeInvite()}}, b.fail
+}
+
+func (b *teller) RevokeBridgeInvite(context.Context, *apiv1.RevokeBridgeInviteRequest) (*apiv1.RevokeBridgeInviteResponse, error) {
+	return &apiv1.RevokeBridgeInviteResponse{}, b.fail
+}
+
 // serve runs b as the daemon of a fresh home.
 func serve(t testing.TB, b api.Backend) (home string) {
 	t.Helper()
@@ -258,6 +274,7 @@ func serve(t testing.TB, b api.Backend) (home string) {
 	cfg := api.ServerConfig{Backend: b, Stop: func() { cancel(); os.Remove(socket) }, Log: slog.New(slog.DiscardHandler)}
 	cfg.Mailboxes, _ = b.(api.Mailboxes)
 	cfg.Operator, _ = b.(api.Operator)
+	cfg.Bridge, _ = b.(api.BridgeOperator)
 	server := api.NewServer(cfg)
 	go func() { done <- server.Serve(ctx, ln) }()
 	t.Cleanup(func() {
@@ -298,6 +315,9 @@ var verbs = [][]string{
 	{"cancel", "x"},
 	{"watch", "-n", "4"},
 	{"mailbox", "list"},
+	{"bridge", "invite"},
+	{"bridge", "list"},
+	{"bridge", "revoke", "x"},
 	{"mailbox", "add", "/ip4/127.0.0.1/tcp/1/p2p/x"},
 	{"mailbox", "remove", "x"},
 	{"mailbox", "test"},
@@ -396,6 +416,24 @@ func TestUsage(t *testing.T) {
 		{"up --proxy ftp://h:1", "neither socks5:// nor http://"},
 		{"up --proxy socks5://h:1 --listen /ip4/127.0.0.1/udp/0/quic-v1", "past the proxy, which carries only TCP; listen on TCP"},
 		{"up --role community --proxy socks5://h:1", "a community node has to be reachable"},
+		{"up --site .", "--site is for a bridge; add --bridge"},
+		{"up --role community --bridge-behind", "--bridge-behind is for a bridge"},
+		{"up --bridge --site .", "--bridge is for a community node; add --role community"},
+		{"up --role community --bridge", "a web site that everybody else sees; add --site DIR"},
+		{"up --role community --bridge --site /nonexistent", "there is no folder /nonexistent; check --site"},
+		{"up --role community --bridge --site ftp://x", "neither http:// nor https://"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --cert x", "--cert and --key belong together"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --acme", "add --domain NAME"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --acme --domain a.example --cert x --key y", "exclude each other"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --bridge-behind", "add --domain NAME"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --bridge-behind --domain a.example --cert x --key y", "no certificate of its own"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --bridge-behind --domain a.example --bridge-listen /ip4/0.0.0.0/tcp/80", "on loopback"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --bridge-listen /ip4/0.0.0.0/udp/443", "nowhere a bridge can listen"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --bridge-listen /dns4/a.example/tcp/443", "nowhere a bridge can listen"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --bridge-address /ip4/1.2.3.4", "--bridge-address /ip4/203.0.113.7/tcp/443"},
+		{"up --role community --bridge --site http://127.0.0.1:1 --domain Not_One", "no domain"},
+		{"bridge revoke", "kith bridge revoke ID"},
+		{"bridge frob", `there is no command "bridge frob"; see: kith bridge --help`},
 		{"up --web 127.0.0.1:8080", "web"},
 		{"up --listen localhost:1", "localhost:1"},
 		{"up --bootstrap /ip4/127.0.0.1/tcp/1", "/ip4/127.0.0.1/tcp/1"},
@@ -512,6 +550,9 @@ func TestContract(t *testing.T) {
 		{"node status", false, "state limits used boxes tags envelopes envelope_bytes request_bytes oldest_s streams deposits collected expired refusals"},
 		{"node drain", false, "state limits"},
 		{"node set --quota 5GB", false, "state limits"},
+		{"bridge invite", false, "id name address created"},
+		{"bridge list", true, "id name address created"},
+		{"bridge revoke x", false, "id state"},
 		{"id", false, "name fingerprint devices"},
 		{"invite", false, "id link expires uses"},
 		{"accept kith:x", false, "contact"},
@@ -552,7 +593,7 @@ func TestContract(t *testing.T) {
 		}
 	}
 	home = serve(t, empty{})
-	for _, verb := range []string{"contacts", "invites", "requests", "chats", "mailbox list", "mailbox test"} {
+	for _, verb := range []string{"contacts", "invites", "requests", "chats", "mailbox list", "mailbox test", "bridge list"} {
 		if code, stdout, _ := cli(t, "", append([]string{"--home", home, "--json"}, strings.Fields(verb)...)...); code != 0 || stdout != "[]\n" {
 			t.Errorf("kith %s without any: exit %d, %q, want []", verb, code, stdout)
 		}
@@ -580,6 +621,18 @@ func (empty) ListConversations(context.Context, *apiv1.ListConversationsRequest)
 
 func (empty) ListMailboxes(context.Context, *apiv1.ListMailboxesRequest) (*apiv1.ListMailboxesResponse, error) {
 	return &apiv1.ListMailboxesResponse{}, nil
+}
+
+func (empty) CreateBridgeInvite(context.Context, *apiv1.CreateBridgeInviteRequest) (*apiv1.CreateBridgeInviteResponse, error) {
+	return nil, &api.Error{Code: api.CodeRefused, Message: "no", Hint: "none"}
+}
+
+func (empty) ListBridgeInvites(context.Context, *apiv1.ListBridgeInvitesRequest) (*apiv1.ListBridgeInvitesResponse, error) {
+	return &apiv1.ListBridgeInvitesResponse{}, nil
+}
+
+func (empty) RevokeBridgeInvite(context.Context, *apiv1.RevokeBridgeInviteRequest) (*apiv1.RevokeBridgeInviteResponse, error) {
+	return nil, &api.Error{Code: api.CodeNotFound, Message: "not here"}
 }
 
 func (empty) AddMailbox(context.Context, *apiv1.AddMailboxRequest) (*apiv1.AddMailboxResponse, error) {

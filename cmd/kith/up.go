@@ -74,6 +74,9 @@ of the data directory that were made before open without it.
 Community nodes keep what contacts send while this daemon is off; with --mailbox
 none messages travel only while both sides are online.
 
+With --role community --bridge it is a bridge too: a community node for people
+whose network lets only web sites through. Everybody but them sees the --site.
+
 With --proxy, or HTTPS_PROXY or ALL_PROXY in the environment, every connection
 goes through that proxy, which also resolves the names; there is no QUIC then,
 and unless --listen is given nothing listens.
@@ -95,6 +98,7 @@ account and can read nothing.`,
 	f.StringVar(&flags.metrics.value, "metrics", "", "the `IP:PORT` at which a community node shows its counts to Prometheus")
 	f.StringVar(&flags.lan.value, "lan", "", "on or off: be found on local networks (default as it was; see kith lan)")
 	f.Lookup("lan").NoOptDefVal = "on"
+	flags.bridge.define(f)
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
 	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
 	f.BoolVar(&untilEOF, "until-eof", false, "stop when the standard input ends, as it does with the process that holds it")
@@ -116,6 +120,7 @@ account and can read nothing.`,
 		override(&cfg.metrics, flags.metrics, changed("metrics"))
 		override(&cfg.lan, flags.lan, changed("lan"))
 		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
+		cfg.bridge.override(flags.bridge, changed)
 		d, err := newDaemon(k, cfg)
 		if err != nil {
 			return err
@@ -157,6 +162,7 @@ type daemon struct {
 	proxy      *transport.Proxy // nil: none
 	quota      int64            // bytes; 0: as it was set before
 	metrics    netip.AddrPort   // not valid: none
+	bridge     *bridgeSettings  // nil: it is none
 	passphrase []byte
 	log        *slog.Logger
 }
@@ -204,9 +210,15 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 	if err := d.proxySettings(); err != nil {
 		return nil, err
 	}
+	bridge, err := readBridge(d.role, &cfg.bridge)
+	if err != nil {
+		return nil, err
+	}
+	d.bridge = bridge
 	// Behind a proxy nobody could come in, and a port of our own would show
-	// those who try it an address that the proxy is there to hide.
-	if len(d.listen) == 0 && d.proxy == nil {
+	// those who try it an address that the proxy is there to hide. On a bridge
+	// it would tell a prober what the site is there to hide.
+	if len(d.listen) == 0 && d.proxy == nil && d.bridge == nil {
 		d.listen = listenEverywhere()
 	}
 	return d, nil
@@ -362,7 +374,11 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	reach := d.reach(ways)
-	main, errands, err := d.hosts(ctx, st, reach)
+	front, err := d.openBridge(ctx, st)
+	if err != nil {
+		return d.explainStore(err)
+	}
+	main, errands, err := d.hosts(ctx, st, reach, front)
 	if err != nil {
 		return err
 	}
@@ -453,6 +469,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	serving := api.ServerConfig{Backend: n, Stop: stop, Log: d.log}
 	if mail != nil {
 		serving.Operator = operator{mail}
+		if front != nil {
+			serving.Bridge = front.invites
+		}
 	} else {
 		serving.Mailboxes = n.Mailboxes()
 	}
@@ -742,14 +761,15 @@ func (d *daemon) reach(ways []peer.AddrInfo) transport.Reach {
 
 // hosts makes the host for conversations and the one for look-ups. A community
 // node has one for both, with an identity that lasts.
-func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Reach) (main, errands *transport.Host, err error) {
+func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Reach, front *bridgeFront) (main, errands *transport.Host, err error) {
 	if d.role == node.RoleCommunity {
 		key, err := hostKey(ctx, st)
 		if err != nil {
 			return nil, nil, err
 		}
 		main, err = transport.New(transport.Config{
-			Key: key, Role: transport.Community, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach, Log: d.log,
+			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach,
+			Bridge: front.host(), Log: d.log,
 		})
 		return main, main, explainListen(err)
 	}
@@ -760,7 +780,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
 		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: transport.UserMemory / 2, Dial: reach | transport.Private,
-		DialTCP: d.dialTCP(), Log: d.log,
+		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
 	})
 	if err != nil {
 		return nil, nil, explainListen(err)
@@ -778,7 +798,10 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 	if err != nil {
 		return nil, err
 	}
-	return transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: memory, Dial: reach, DialTCP: d.dialTCP(), Log: d.log})
+	return transport.New(transport.Config{
+		Key: key, Role: transport.Errands, Memory: memory, Dial: reach, DialTCP: d.dialTCP(),
+		Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
+	})
 }
 
 // explainListen says why a host can not be opened: mostly it is an address of

@@ -71,10 +71,19 @@ type Operator interface {
 	SetNode(context.Context, *apiv1.SetNodeRequest) (*apiv1.SetNodeResponse, error)
 }
 
-// notUser and notOperator stand where a daemon has no such part.
+// BridgeOperator does what the API asks for about the invites of a bridge, under
+// the rules of Backend.
+type BridgeOperator interface {
+	CreateBridgeInvite(context.Context, *apiv1.CreateBridgeInviteRequest) (*apiv1.CreateBridgeInviteResponse, error)
+	ListBridgeInvites(context.Context, *apiv1.ListBridgeInvitesRequest) (*apiv1.ListBridgeInvitesResponse, error)
+	RevokeBridgeInvite(context.Context, *apiv1.RevokeBridgeInviteRequest) (*apiv1.RevokeBridgeInviteResponse, error)
+}
+
+// notUser, notOperator and notBridge stand where a daemon has no such part.
 type (
 	notUser     struct{}
 	notOperator struct{}
+	notBridge   struct{}
 )
 
 var (
@@ -85,6 +94,10 @@ var (
 	errNotOperator = &Error{
 		Code: CodeRefused, Message: "this daemon is a user's and keeps no mail for others",
 		Hint: "start a community node with: kith up --role community --home DIR",
+	}
+	errNotBridge = &Error{
+		Code: CodeRefused, Message: "this daemon is no bridge",
+		Hint: "start one with: kith up --role community --bridge --site DIR",
 	}
 )
 
@@ -110,4 +123,16 @@ func (notOperator) NodeStatus(context.Context, *apiv1.NodeStatusRequest) (*apiv1
 
 func (notOperator) SetNode(context.Context, *apiv1.SetNodeRequest) (*apiv1.SetNodeResponse, error) {
 	return nil, errNotOperator
+}
+
+func (notBridge) CreateBridgeInvite(context.Context, *apiv1.CreateBridgeInviteRequest) (*apiv1.CreateBridgeInviteResponse, error) {
+	return nil, errNotBridge
+}
+
+func (notBridge) ListBridgeInvites(context.Context, *apiv1.ListBridgeInvitesRequest) (*apiv1.ListBridgeInvitesResponse, error) {
+	return nil, errNotBridge
+}
+
+func (notBridge) RevokeBridgeInvite(context.Context, *apiv1.RevokeBridgeInviteRequest) (*apiv1.RevokeBridgeInviteResponse, error) {
+	return nil, errNotBridge
 }

@@ -86,6 +86,10 @@ func check(req any) *Error {
 		return checkRef("the message", r.Id)
 	case *apiv1.PingRequest:
 		return checkRef("the contact", r.Contact)
+	case *apiv1.CreateBridgeInviteRequest:
+		return checkName("the invite's name", r.Name, true)
+	case *apiv1.RevokeBridgeInviteRequest:
+		return checkRef("the invite", r.Id)
 	case *apiv1.AddMailboxRequest:
 		return checkAddress(r.Address)
 	case *apiv1.RemoveMailboxRequest:

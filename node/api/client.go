@@ -25,6 +25,8 @@ var (
 	_ Backend   = (*Client)(nil)
 	_ Mailboxes = (*Client)(nil)
 	_ Operator  = (*Client)(nil)
+
+	_ BridgeOperator = (*Client)(nil)
 )
 
 // NewClient returns a client of the daemon behind the unix socket at path.

@@ -40,11 +40,13 @@ type Server struct {
 }
 
 // ServerConfig is what a Server needs. All fields are required but Mailboxes,
-// which a user's daemon has, and Operator, which a community node has.
+// which a user's daemon has, Operator, which a community node has, and Bridge,
+// which a bridge has.
 type ServerConfig struct {
 	Backend   Backend
 	Mailboxes Mailboxes
 	Operator  Operator
+	Bridge    BridgeOperator
 	// Stop is called when a client asks the daemon to stop. It must not wait
 	// for the server.
 	Stop func()
@@ -55,7 +57,7 @@ type ServerConfig struct {
 func NewServer(cfg ServerConfig) *Server {
 	s := &Server{closing: make(chan struct{})}
 	s.service = service{
-		Backend: cfg.Backend, Mailboxes: cfg.Mailboxes, Operator: cfg.Operator,
+		Backend: cfg.Backend, Mailboxes: cfg.Mailboxes, Operator: cfg.Operator, BridgeOperator: cfg.Bridge,
 		stop: cfg.Stop, log: cfg.Log, closing: s.closing,
 	}
 	if cfg.Mailboxes == nil {
@@ -63,6 +65,9 @@ func NewServer(cfg ServerConfig) *Server {
 	}
 	if cfg.Operator == nil {
 		s.service.Operator = notOperator{}
+	}
+	if cfg.Bridge == nil {
+		s.service.BridgeOperator = notBridge{}
 	}
 	_, handler := apiv1.NewKithServiceHandler(&s.service,
 		// A local socket gains nothing from compression, and what is not
@@ -116,6 +121,7 @@ type service struct {
 	Backend
 	Mailboxes
 	Operator
+	BridgeOperator
 	stop    func()
 	log     *slog.Logger
 	closing <-chan struct{}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kith-im/kith/node/mailbox"
 	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/envelope"
 	wire "github.com/kith-im/kith/protocol/mailbox"
 )
 
@@ -24,6 +25,7 @@ import (
 // that end. The zero value is an honest node.
 type Behaviour struct {
 	Drop        float64 // deposits: signed for, not kept
+	DropTags    int     // deposits under the first so many tags that come: signed for, not kept
 	Forget      float64 // deposits: signed for, kept for ForgetAfter
 	FalseSign   float64 // deposits: the receipt's signature is none
 	OtherSign   float64 // deposits: the receipt is for another envelope
@@ -79,7 +81,7 @@ func Mild(lossy bool) Behaviour {
 func (c *Community) Behave(b Behaviour) {
 	c.awkward.mu.Lock()
 	defer c.awkward.mu.Unlock()
-	c.awkward.Behaviour = b
+	c.awkward.Behaviour, c.awkward.dropped = b, nil
 }
 
 // awkward stands between a node's mailboxes and their users. It has the node's
@@ -97,6 +99,7 @@ type awkward struct {
 	talks     map[*talk]struct{}
 	boxes     map[wire.BoxID]*awkwardBox
 	forgotten map[wire.Digest]time.Time // from when on
+	dropped   []envelope.Tag
 }
 
 func newAwkward(n *Network) *awkward {
@@ -124,6 +127,14 @@ func (a *awkward) serve(s *mailbox.Service) {
 // happens draws. The caller holds mu, as with all below whose name begins with
 // a lower-case verb of what they change.
 func (a *awkward) happens(share float64) bool { return share > 0 && a.rng.Float64() < share }
+
+// drops says whether a tag is one whose envelopes are dropped.
+func (a *awkward) drops(t envelope.Tag) bool {
+	if !slices.Contains(a.dropped, t) && len(a.dropped) < a.DropTags {
+		a.dropped = append(a.dropped, t)
+	}
+	return slices.Contains(a.dropped, t)
+}
 
 func (a *awkward) within(d time.Duration) time.Duration {
 	return time.Duration(a.rng.Int64N(int64(d) + 1))
@@ -390,7 +401,7 @@ func (t *talk) decide(f wire.Frame) (pass wire.Frame, answer func(wire.Frame) wi
 			return say(&wire.Refused{Why: wire.RefusedFull})
 		case a.happens(a.Busy):
 			return say(&wire.Refused{Why: wire.RefusedBusy, Wait: a.BusyFor})
-		case a.happens(a.Drop):
+		case a.happens(a.Drop), a.drops(envelope.Tag(f.Envelope[:envelope.TagSize])):
 			return say(wire.SignStored(a.key, f.Envelope, a.hours()))
 		case a.happens(a.OtherSign):
 			return say(wire.SignStored(a.key, a.mutate(f.Envelope), a.hours()))

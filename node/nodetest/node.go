@@ -92,7 +92,7 @@ func newCommunities(t testing.TB, n *Network, count int, mail bool) (all []*Comm
 // Start starts the node again after Stop or Kill, under the same identity.
 func (c *Community) Start() {
 	c.t.Helper()
-	c.Host = c.net.Host(c.t, transport.Config{Key: c.key, Role: transport.Community, Memory: transport.CommunityMemory}, c.IP)
+	c.Host = c.net.Host(c.t, transport.Config{Key: c.key, Role: transport.Community, Relay: true, Memory: transport.CommunityMemory}, c.IP)
 	c.key, c.Info = c.Host.Peerstore().PrivKey(c.Host.ID()), AddrInfo(c.t, c.Host)
 	var err error
 	c.Discovery, err = discovery.New(discovery.Config{

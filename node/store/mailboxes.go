@@ -232,3 +232,114 @@ func (tx *Tx) ForgetDeposits(delivery int64) error {
 	_, err := tx.exec(`DELETE FROM deposits WHERE delivery = ?`, delivery)
 	return err
 }
+
+// Holders returns the nodes whose receipts for a delivery are good at an age.
+func (tx *Tx) Holders(delivery, age int64) (nodes [][]byte, err error) {
+	for r, err := range tx.query(`SELECT node FROM holdings WHERE delivery = ? AND until > ?`, delivery, age) {
+		if err != nil {
+			return nil, err
+		}
+		var node []byte
+		if err := r.scan(&node); err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, node)
+	}
+	return nodes, nil
+}
+
+// ReceiptRow is a node's receipt for an envelope.
+type ReceiptRow struct {
+	Envelope []byte // the beginning of its digest
+	Node     []byte
+}
+
+// AddTelling notes a receipt that a contact is to be told of.
+func (tx *Tx) AddTelling(contact int64, r ReceiptRow, age int64) error {
+	_, err := tx.exec(`INSERT OR IGNORE INTO telling (contact, envelope, node, age) VALUES (?, ?, ?, ?)`, contact, r.Envelope, r.Node, age)
+	return err
+}
+
+// TakeTelling forgets what a contact is to be told of, and returns it, of at
+// most limit envelopes, in their order. If none of it is as old as before, it
+// waits.
+func (tx *Tx) TakeTelling(contact, before int64, limit int) (out []ReceiptRow, err error) {
+	var due bool
+	if err := tx.queryRow(`SELECT coalesce(min(age) <= ?2, 0) FROM telling WHERE contact = ?1`, contact, before).scan(&due); err != nil || !due {
+		return nil, err
+	}
+	for r, err := range tx.query(`SELECT envelope, node FROM telling WHERE contact = ?1 AND envelope IN (
+			SELECT envelope FROM telling WHERE contact = ?1 GROUP BY envelope ORDER BY max(age) DESC LIMIT ?2
+		) ORDER BY envelope, node`, contact, limit) {
+		if err != nil {
+			return nil, err
+		}
+		var row ReceiptRow
+		if err := r.scan(&row.Envelope, &row.Node); err != nil {
+			return nil, err
+		}
+		out = append(out, row)
+	}
+	_, err = tx.exec(`DELETE FROM telling WHERE contact = ?`, contact)
+	return out, err
+}
+
+// AddHanded notes that a mailbox of ours handed out an envelope.
+func (tx *Tx) AddHanded(r ReceiptRow, age int64) error {
+	_, err := tx.exec(`INSERT OR IGNORE INTO handed (node, envelope, age) VALUES (?, ?, ?)`, r.Node, r.Envelope, age)
+	return err
+}
+
+// AddClaim notes a receipt of a mailbox of ours that a contact tells of, if
+// others of our mailboxes have handed the envelope out and this one has not.
+func (tx *Tx) AddClaim(contact int64, r ReceiptRow, age int64) error {
+	_, err := tx.exec(`INSERT OR IGNORE INTO claims (node, envelope, contact, age) SELECT ?1, ?2, ?3, ?4
+		WHERE EXISTS (SELECT 1 FROM handed WHERE envelope = ?2) AND NOT EXISTS (SELECT 1 FROM handed WHERE envelope = ?2 AND node = ?1)
+			AND EXISTS (SELECT 1 FROM boxes WHERE node = ?1)`, r.Node, r.Envelope, contact, age)
+	return err
+}
+
+// Claims returns how many claims about a node are as old as before.
+func (tx *Tx) Claims(node []byte, before int64) (n int, err error) {
+	err = tx.queryRow(`SELECT count(*) FROM claims WHERE node = ? AND age <= ?`, node, before).scan(&n)
+	return n, err
+}
+
+// SettleClaims forgets the claims about a node that are as old as before, and
+// returns how many contacts made one that still holds.
+func (tx *Tx) SettleClaims(node []byte, before int64) (contacts int, err error) {
+	if err := tx.queryRow(`SELECT count(DISTINCT contact) FROM claims c WHERE node = ?1 AND age <= ?2
+		AND NOT EXISTS (SELECT 1 FROM handed h WHERE h.envelope = c.envelope AND h.node = ?1)`, node, before).scan(&contacts); err != nil {
+		return 0, err
+	}
+	_, err = tx.exec(`DELETE FROM claims WHERE node = ? AND age <= ?`, node, before)
+	return contacts, err
+}
+
+// ForgetHanded forgets what is older than an age of what mailboxes handed out
+// and what is said of them, and of each mailbox all but the newest.
+func (tx *Tx) ForgetHanded(before int64, newest int) error {
+	for _, table := range []string{"handed", "claims", "telling"} {
+		if _, err := tx.exec(`DELETE FROM `+table+` WHERE age < ?`, before); err != nil {
+			return err
+		}
+	}
+	var crowded [][]byte
+	for r, err := range tx.query(`SELECT node FROM handed GROUP BY node HAVING count(*) > ?`, newest) {
+		if err != nil {
+			return err
+		}
+		var node []byte
+		if err := r.scan(&node); err != nil {
+			return err
+		}
+		crowded = append(crowded, node)
+	}
+	for _, node := range crowded {
+		if _, err := tx.exec(`DELETE FROM handed WHERE node = ?1 AND envelope NOT IN (
+			SELECT envelope FROM handed WHERE node = ?1 ORDER BY age DESC LIMIT ?2)`, node, newest); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -80,6 +80,8 @@ type gater struct {
 	names   bool // a proxy resolves them, and answers for what they lead to
 	blocked func(peer.ID) bool
 	near    *atomic.Pointer[func(ma.Multiaddr) bool] // see Host.AllowNear; holds nil for none
+	mode    *modeState                               // nil: open
+	roads   *roads                                   // nil: every peer is Dialled
 }
 
 var _ connmgr.ConnectionGater = gater{}
@@ -87,7 +89,24 @@ var _ connmgr.ConnectionGater = gater{}
 func (g gater) InterceptPeerDial(p peer.ID) bool { return g.welcome(p) }
 
 func (g gater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
-	return g.welcome(p) && (ReachOf(a)&g.reach != 0 && !isNearForm(a) || g.names && named(a) || g.isNear(a))
+	if !g.welcome(p) || !g.mode.permits(a) {
+		return false
+	}
+	if relay, ok := RelayOf(a); ok {
+		// The connection to the relay is judged once more when it is made; a relay
+		// that is named without an address has to be known already.
+		return len(relay) == 1 || g.reaches(relay)
+	}
+	return g.reaches(a) && (g.roads == nil || g.roads.get(p) != Relayed)
+}
+
+// reaches reports whether an address lies where the host may dial. A bridge may
+// be known by a name.
+func (g gater) reaches(a ma.Multiaddr) bool {
+	if v, err := ParseVeil(a); err == nil && v.named() {
+		return g.reach&Public != 0
+	}
+	return ReachOf(a)&g.reach != 0 && !isNearForm(a) || g.names && named(a) || g.isNear(a)
 }
 
 // isNear reports whether somebody we know was heard at a private address.

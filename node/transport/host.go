@@ -1,8 +1,8 @@
 // Package transport builds the libp2p host: which transports it speaks, what it
 // tells strangers, whom it talks to, and how much it may use. It is assembled
 // by hand from its parts: WebRTC, WebTransport, HTTP/3 and WebSocket aren't
-// linked, and relaying, hole punching, port mapping, reachability probing and
-// multicast aren't switched on.
+// linked, and multicast isn't switched on. Community nodes relay; a user's host
+// for conversations is relayed, and goes through NATs to accepted contacts.
 package transport
 
 import (
@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -32,6 +33,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/net/upgrader"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
@@ -63,6 +65,7 @@ type Config struct {
 	Role   Role
 	Listen []ma.Multiaddr // TCP and QUIC; empty for Errands
 	Memory int64          // budget in bytes, at least MinMemory
+	Mode   Mode           // at the start; Host.SetMode changes it
 	// Dial is the set of address classes the host may dial: Public, and
 	// Private or Loopback if the user's own ways in lie there.
 	Dial Reach
@@ -75,6 +78,12 @@ type Config struct {
 	// leads through a proxy. There is no QUIC then, which would go past it, and
 	// nothing is resolved here.
 	DialTCP DialFunc
+	// Relay has a community node relay for peers that can't be reached, and tell
+	// those that ask whether they can. Others must leave it false.
+	Relay bool
+	// PortMapping has the host ask routers of the LAN for ports, by UPnP and
+	// NAT-PMP. That tells everybody there that we listen.
+	PortMapping bool
 	// Transports, if set, replaces TCP and QUIC.
 	Transports func(transport.Upgrader, network.ResourceManager) ([]transport.Transport, error)
 	Log        *slog.Logger
@@ -83,11 +92,18 @@ type Config struct {
 // Host is a running libp2p host.
 type Host struct {
 	*basichost.BasicHost
+	role   Role
+	mode   *modeState
 	ping   *ping.PingService
 	places *places
 	quic   *quicreuse.ConnManager // nil without QUIC
 	near   atomic.Pointer[func(ma.Multiaddr) bool]
+	roads  *roads
 	closed sync.Once
+
+	relay   *relay.Relay // nil: this host doesn't relay
+	relayed relayCounts
+	through through
 }
 
 var _ host.Host = (*Host)(nil)
@@ -138,8 +154,9 @@ func New(cfg Config) (_ *Host, err error) {
 	}
 	undo.add(resources.Close)
 
-	h := &Host{places: newPlaces(limits.inbound)}
-	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, near: &h.near}
+	mode := newModeState(cfg)
+	h := &Host{role: cfg.Role, mode: mode, places: newPlaces(limits.inbound), roads: newRoads()}
+	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near}
 	bus := eventbus.NewBus()
 	options := []swarm.Option{
 		swarm.WithConnectionGater(gate),
@@ -158,7 +175,7 @@ func New(cfg Config) (_ *Host, err error) {
 	undo.add(sw.Close)
 
 	sw.Notify(h.places)
-	transports, err := h.transports(cfg, gate, resources, &undo)
+	transports, up, err := h.transports(cfg, gate, resources, &undo)
 	if err != nil {
 		return nil, err
 	}
@@ -183,6 +200,7 @@ func New(cfg Config) (_ *Host, err error) {
 		NegotiationTimeout:      FirstByteTimeout,
 		DisableSignedPeerRecord: cfg.Role != Community,
 		AddrsFactory:            cfg.published,
+		NATManager:              h.through.mapper(cfg),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("host: %w", err)
@@ -192,11 +210,14 @@ func New(cfg Config) (_ *Host, err error) {
 	h.ping = &ping.PingService{Host: h.BasicHost}
 	h.SetStreamHandler(ping.ID, h.ping.PingHandler)
 	h.Start()
+	if err := h.openRoads(cfg, limits, up); err != nil {
+		return nil, err
+	}
 
 	// One address that can't be had is an error: the user asked for each.
-	for _, a := range cfg.Listen {
-		if err := sw.AddListenAddr(a); err != nil {
-			return nil, newListenError(a, err)
+	if cfg.Mode == Open {
+		if err := listen(sw, cfg.Listen); err != nil {
+			return nil, err
 		}
 	}
 	cfg.Log.Debug("host is up", "listeners", len(cfg.Listen), "connections", limits.conns)
@@ -211,6 +232,12 @@ func (cfg *Config) check() error {
 		return fmt.Errorf("unknown host role %d", cfg.Role)
 	case cfg.Role == Errands && len(cfg.Listen) > 0:
 		return errors.New("a host for errands doesn't listen")
+	case cfg.Role == Community && cfg.Mode != Open:
+		return errMode
+	case cfg.Relay && cfg.Role != Community:
+		return errors.New("only a community node relays")
+	case cfg.PortMapping && len(cfg.Listen) == 0:
+		return errors.New("a host that doesn't listen needs no ports")
 	case cfg.Memory < MinMemory:
 		return fmt.Errorf("memory budget of %d bytes is under %d", cfg.Memory, int64(MinMemory))
 	}
@@ -233,9 +260,18 @@ func (cfg *Config) published(addrs []ma.Multiaddr) []ma.Multiaddr {
 }
 
 // ListenAddrs returns the addresses the host listens on, interfaces resolved,
-// whatever its role publishes.
+// and those that routers of the LAN gave it, whatever its role publishes. Those
+// at which relays listen for it are not among them.
 func (h *Host) ListenAddrs() ([]ma.Multiaddr, error) {
-	return h.Network().InterfaceListenAddresses()
+	addrs, err := h.Network().InterfaceListenAddresses()
+	if err != nil {
+		return nil, err
+	}
+	addrs = slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool {
+		_, err := a.ValueForProtocol(ma.P_CIRCUIT)
+		return err == nil
+	})
+	return append(addrs, h.mapped(h.Network().ListenAddresses())...), nil
 }
 
 // AllowNear lets the host dial private addresses for which near reports that
@@ -263,6 +299,10 @@ func (h *Host) HandleSecret(secret func(libp2p.ID) bool, handle network.StreamHa
 // does nothing.
 func (h *Host) Close() (err error) {
 	h.closed.Do(func() {
+		h.mode.changing.Lock()
+		h.mode.dead = true
+		h.mode.changing.Unlock()
+		h.closeRoads()
 		err = h.BasicHost.Close()
 		h.places.closing.Wait()
 		if h.quic != nil {
@@ -272,52 +312,56 @@ func (h *Host) Close() (err error) {
 	return err
 }
 
-// transports builds what the swarm dials and listens with.
-func (h *Host) transports(cfg Config, gate gater, resources network.ResourceManager, undo *closers) ([]transport.Transport, error) {
+// transports builds what the swarm dials and listens with, and what secures a
+// connection.
+func (h *Host) transports(cfg Config, gate gater, resources network.ResourceManager, undo *closers) ([]transport.Transport, transport.Upgrader, error) {
 	window := *yamux.DefaultTransport
 	window.MaxStreamWindowSize = maxStreamWindow
 	muxers := []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: &window}}
 	tlsSecurity, err := libp2ptls.New(libp2ptls.ID, cfg.Key, muxers)
 	if err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
+		return nil, nil, fmt.Errorf("tls: %w", err)
 	}
 	noiseSecurity, err := noise.New(noise.ID, cfg.Key, muxers)
 	if err != nil {
-		return nil, fmt.Errorf("noise: %w", err)
+		return nil, nil, fmt.Errorf("noise: %w", err)
 	}
 	// In order of preference: TLS moves 1.6 times as much as Noise.
 	up, err := upgrader.New([]sec.SecureTransport{tlsSecurity, noiseSecurity}, muxers, nil, resources, gate,
 		upgrader.WithAcceptTimeout(handshakeTimeout))
 	if err != nil {
-		return nil, fmt.Errorf("upgrader: %w", err)
+		return nil, nil, fmt.Errorf("upgrader: %w", err)
 	}
 	if cfg.Transports != nil {
-		return cfg.Transports(up, resources)
+		all, err := cfg.Transports(up, resources)
+		return all, up, err
 	}
 
-	tcpTransport, err := tcp.NewTCPTransport(up, resources, nil, tcp.WithConnectionTimeout(dialTimeout),
-		// Shared ports would let two daemons listen on one, each hearing half.
-		tcp.DisableReuseport())
+	options := []tcp.Option{tcp.WithConnectionTimeout(dialTimeout)}
+	if cfg.Role != Contacts { // who goes through NATs dials from where it listens
+		options = append(options, tcp.DisableReuseport())
+	}
+	tcpTransport, err := tcp.NewTCPTransport(up, resources, nil, options...)
 	if err != nil {
-		return nil, fmt.Errorf("tcp: %w", err)
+		return nil, nil, fmt.Errorf("tcp: %w", err)
 	}
 	if cfg.DialTCP != nil {
-		return []transport.Transport{&proxiedTCP{tcpTransport, up, resources, h.spareNear(cfg.DialTCP)}}, nil
+		return []transport.Transport{&proxiedTCP{tcpTransport, up, resources, h.spareNear(cfg.DialTCP)}}, up, nil
 	}
 	h.quic, err = newQUIC(cfg.Key, resources)
 	if err != nil {
-		return nil, fmt.Errorf("quic: %w", err)
+		return nil, nil, fmt.Errorf("quic: %w", err)
 	}
 	undo.add(h.quic.Close)
 	quicTransport, err := libp2pquic.NewTransport(cfg.Key, h.quic, nil, gate, resources)
 	if err != nil {
-		return nil, fmt.Errorf("quic: %w", err)
+		return nil, nil, fmt.Errorf("quic: %w", err)
 	}
 	nearTransport, err := newNearTCP(tcpTransport, up, resources)
 	if err != nil {
-		return nil, fmt.Errorf("tcp: %w", err)
+		return nil, nil, fmt.Errorf("tcp: %w", err)
 	}
-	return []transport.Transport{nearTransport, quicTransport}, nil
+	return []transport.Transport{nearTransport, quicTransport}, up, nil
 }
 
 // newQUIC makes the socket manager of QUIC. The resource manager is wired in

@@ -26,6 +26,9 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/net/upgrader"
+	"github.com/libp2p/go-libp2p/p2p/protocol/autonatv2"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
@@ -162,7 +165,10 @@ func TestX07_StrangerLearnsNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		slices.Sort(names)
-		if want := []protocol.ID{identify.ID, identify.IDPush, ping.ID}; !slices.Equal(names, want) {
+		// What libp2p hosts list that can be relayed; none of it is ours.
+		if want := []protocol.ID{
+			identify.ID, identify.IDPush, ping.ID, autonatv2.DialBackProtocol, proto.ProtoIDv2Stop, holepunch.Protocol,
+		}; !slices.Equal(names, want) {
 			t.Errorf("identify lists %q, want %q", names, want)
 		}
 		if len(h.Addrs()) != 0 {
@@ -315,9 +321,9 @@ func TestF01_ConnectionsPerAddress(t *testing.T) {
 			}
 			return len(h.Network().Conns())
 		}
-		// 16 MiB are 64 connections: 8 for one address, 48 for all who come to us.
-		if got := flood(20, func(int) netip.Addr { return nodetest.IP(1) }); got != 8 {
-			t.Errorf("one address holds %d connections, want 8", got)
+		// 16 MiB are 64 connections: 24 for one address, 48 for all who come to us.
+		if got := flood(30, func(int) netip.Addr { return nodetest.IP(1) }); got != 24 {
+			t.Errorf("one address holds %d connections, want 24", got)
 		}
 		time.Sleep(time.Minute)
 		if got := flood(60, func(i int) netip.Addr { return nodetest.IP(2 + i) }); got < 32 || got > 48 {
@@ -382,7 +388,7 @@ func TestF01_LoopbackIsLimited(t *testing.T) {
 // many wait, and they are cut.
 func TestF01_SilentConnections(t *testing.T) {
 	h := realHost(t, transport.Contacts, tcpLoopback)
-	addr, err := manet.ToNetAddr(h.Network().ListenAddresses()[0])
+	addr, err := manet.ToNetAddr(nodetest.AddrInfo(t, h).Addrs[0])
 	if err != nil {
 		t.Fatal(err)
 	}

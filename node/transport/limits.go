@@ -40,7 +40,7 @@ type limits struct {
 	memory    int64
 	conns     int // in all
 	inbound   int // that stay; as many as half of them may be shaking hands beside
-	perIP     int // per IPv4 address or IPv6 /56: a household, or a carrier's NAT
+	perIP     int // per IPv4 address or IPv6 /56: a household, or a carrier's NAT with fifty of us
 	perSubnet int // per IPv4 /24 or IPv6 /48: one operator
 	loopback  int // from this machine: other daemons, and proxies in front of us
 	streams   int
@@ -52,8 +52,8 @@ func limitsFor(memory int64) limits {
 		memory:    memory,
 		conns:     conns,
 		inbound:   conns / 2,
-		perIP:     conns / 8,
-		perSubnet: conns / 4,
+		perIP:     conns * 3 / 8,
+		perSubnet: conns / 2,
 		loopback:  conns / 2,
 		streams:   conns * streamsPerConn,
 	}
@@ -114,8 +114,8 @@ func (l limits) resourceManager() (network.ResourceManager, error) {
 // millisecond, so the whole takes a fifth of a core at most.
 func (l limits) rates(loopback4, loopback6 netip.Prefix) *rate.Limiter {
 	local := rate.Limit{RPS: 100, Burst: 2 * l.loopback}
-	perIP := rate.Limit{RPS: 1, Burst: 2 * l.perIP}
-	perSubnet := rate.Limit{RPS: 4, Burst: 2 * l.perSubnet}
+	perIP := rate.Limit{RPS: 4, Burst: 2 * l.perIP}
+	perSubnet := rate.Limit{RPS: 8, Burst: 2 * l.perSubnet}
 	return &rate.Limiter{
 		GlobalLimit: rate.Limit{RPS: 200, Burst: 2 * l.conns},
 		NetworkPrefixLimits: []rate.PrefixLimit{

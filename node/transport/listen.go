@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/libp2p/go-libp2p/core/transport"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // ListenError says which address of Config.Listen can't be had, and why.
@@ -30,6 +33,23 @@ const (
 	ListenDenied                          // the system does not let this user have it
 	ListenUnsupported                     // neither TCP nor QUIC on an IP address
 )
+
+// soleTCP is TCP without sharing. The sockets of a host that dials from where it
+// listens have a port in common, and would let a second daemon listen there too,
+// each hearing half.
+type soleTCP struct{ *tcp.TcpTransport }
+
+// Listen listens where nobody else does.
+func (t *soleTCP) Listen(a ma.Multiaddr) (transport.Listener, error) {
+	l, err := manet.Listen(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Close(); err != nil {
+		return nil, err
+	}
+	return t.TcpTransport.Listen(a)
+}
 
 func newListenError(addr ma.Multiaddr, err error) *ListenError {
 	e := &ListenError{Addr: addr, Err: err}

@@ -73,14 +73,14 @@ func (d *nearDialer) DialContext(ctx context.Context, network, address string) (
 
 // nearTCP is libp2p's TCP that also dials what NearAddr makes.
 type nearTCP struct {
-	*tcp.TcpTransport
+	*soleTCP
 	near *tcp.TcpTransport
 }
 
 func newNearTCP(all *tcp.TcpTransport, up transport.Upgrader, resources network.ResourceManager) (nearTCP, error) {
 	near, err := tcp.NewTCPTransport(up, resources, nil, tcp.WithConnectionTimeout(dialTimeout),
 		tcp.WithDialerForAddr(func(ma.Multiaddr) (tcp.ContextDialer, error) { return new(nearDialer), nil }))
-	return nearTCP{all, near}, err
+	return nearTCP{&soleTCP{all}, near}, err
 }
 
 func (t nearTCP) to(a ma.Multiaddr) *tcp.TcpTransport {

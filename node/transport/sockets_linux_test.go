@@ -1,11 +1,15 @@
 package transport_test
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/kith-im/kith/node/transport"
 )
@@ -96,4 +100,59 @@ func multicastGroups(t *testing.T) string {
 		}
 	}
 	return all
+}
+
+// TestD06_CensoredListensNowhere: in censored mode no socket is listened on, from
+// the start and after a change while the host runs.
+func TestD06_CensoredListensNowhere(t *testing.T) {
+	const listening, unconnected = "0A", "07" // of TCP, of UDP
+	before := sockets(t)
+	h := realHost(t, transport.Contacts, tcpLoopback, quicLoopback)
+	if list := opened(t, before); len(list) != 2 {
+		t.Fatalf("an open host has the sockets %q", list)
+	}
+	if err := h.SetMode(transport.Censored); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range opened(t, before) {
+		if strings.HasPrefix(s, "tcp") && strings.HasSuffix(s, listening) {
+			t.Errorf("listens: %q", s)
+		}
+	}
+	// libp2p keeps QUIC's socket, deaf, until it next tidies up.
+	for end := time.Now().Add(time.Minute); !testing.Short(); {
+		list := opened(t, before)
+		if len(list) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("sockets: %q", list)
+		}
+		<-time.After(time.Second)
+	}
+	if err := h.SetMode(transport.Open); err != nil {
+		t.Fatal(err)
+	}
+	if addrs, err := h.ListenAddrs(); err != nil || len(addrs) != 2 {
+		t.Errorf("back in open mode it listens on %v, %v", addrs, err)
+	}
+
+	before = sockets(t)
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hidden, err := transport.New(transport.Config{
+		Key: key, Role: transport.Contacts, Memory: transport.MinMemory, Mode: transport.Censored,
+		Listen: []ma.Multiaddr{ma.StringCast(tcpLoopback), ma.StringCast(quicLoopback)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hidden.Close()
+	for _, s := range opened(t, before) {
+		if strings.HasSuffix(s, listening) || strings.HasPrefix(s, "udp") && strings.HasSuffix(s, unconnected) {
+			t.Errorf("a host that starts censored has %q", s)
+		}
+	}
 }

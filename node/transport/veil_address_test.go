@@ -63,14 +63,14 @@ func TestVeilAddressRefused(t *testing.T) {
 	for _, addr := range []string{
 		"/ip4/192.0.0.131/tcp/443",
 		"/ip4/192.0.0.131/tcp/443/tls",
-		"/ip4/192.0.0.131/tcp/443/tls/http-path/" + veilPath,                                            // nothing to check the certificate by
-		"/dns4/example.com/tcp/443/tls/sni/other.example/http-path/" + veilPath,                         // whose certificate?
+		"/ip4/192.0.0.131/tcp/443/tls/http-path/" + veilPath,                                           // nothing to check the certificate by
+		"/dns4/example.com/tcp/443/tls/sni/other.example/http-path/" + veilPath,                        // whose certificate?
 		"/dns4/example.com/tcp/443/tls/sni/example.com/certhash/" + veilPin + "/http-path/" + veilPath, // said twice
 		"/ip4/192.0.0.131/tcp/0/tls/certhash/" + veilPin + "/http-path/" + veilPath,
 		"/ip4/192.0.0.131/udp/443/tls/certhash/" + veilPin + "/http-path/" + veilPath,
 		"/ip4/192.0.0.131/tcp/443/tls/certhash/" + veilPin + "/certhash/" + veilPin + "/http-path/" + veilPath,
 		"/ip4/192.0.0.131/tcp/443/tls/certhash/uFCAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA/http-path/" + veilPath, // BLAKE3
-		"/ip4/192.0.0.131/tcp/443/tls/certhash/" + veilPin + "/sni/example.com/http-path/" + veilPath,                     // order
+		"/ip4/192.0.0.131/tcp/443/tls/certhash/" + veilPin + "/sni/example.com/http-path/" + veilPath,                   // order
 		"/ip4/192.0.0.131/tcp/443/tls/ws/certhash/" + veilPin + "/http-path/" + veilPath,
 		"/dns/example.com" + tail,
 		"/dnsaddr/example.com" + tail,
@@ -85,7 +85,7 @@ func TestVeilAddressRefused(t *testing.T) {
 		"/ip6zone/eth0/ip6/fe80::1" + tail,
 		"/ip4/192.0.0.131" + tail[:len(tail)-1],
 		"/ip4/192.0.0.131" + tail + "AAAAAAAAAAAAAAAAAAAAAAAAAAAAA", // too long
-		"/ip4/192.0.0.131" + tail[:len(tail)-1] + "x",                // bits left over
+		"/ip4/192.0.0.131" + tail[:len(tail)-1] + "x",               // bits left over
 		"/ip4/192.0.0.131" + tail[:len(tail)-1] + "%2F",
 		"/ip4/192.0.0.131" + tail + veilPeer + "/p2p-circuit",
 		"/ip4/192.0.0.131" + tail + "/http-path/" + veilPath,

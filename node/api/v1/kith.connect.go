@@ -111,6 +111,15 @@ const (
 	KithServiceNodeStatusProcedure = "/kith.v1.KithService/NodeStatus"
 	// KithServiceSetNodeProcedure is the fully-qualified name of the KithService's SetNode RPC.
 	KithServiceSetNodeProcedure = "/kith.v1.KithService/SetNode"
+	// KithServiceCreateBridgeInviteProcedure is the fully-qualified name of the KithService's
+	// CreateBridgeInvite RPC.
+	KithServiceCreateBridgeInviteProcedure = "/kith.v1.KithService/CreateBridgeInvite"
+	// KithServiceListBridgeInvitesProcedure is the fully-qualified name of the KithService's
+	// ListBridgeInvites RPC.
+	KithServiceListBridgeInvitesProcedure = "/kith.v1.KithService/ListBridgeInvites"
+	// KithServiceRevokeBridgeInviteProcedure is the fully-qualified name of the KithService's
+	// RevokeBridgeInvite RPC.
+	KithServiceRevokeBridgeInviteProcedure = "/kith.v1.KithService/RevokeBridgeInvite"
 	// KithServiceWatchEventsProcedure is the fully-qualified name of the KithService's WatchEvents RPC.
 	KithServiceWatchEventsProcedure = "/kith.v1.KithService/WatchEvents"
 	// KithServiceListEventsProcedure is the fully-qualified name of the KithService's ListEvents RPC.
@@ -157,6 +166,10 @@ type KithServiceClient interface {
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
+	// The operator of a bridge: who was given which secret path.
+	CreateBridgeInvite(context.Context, *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error)
+	ListBridgeInvites(context.Context, *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error)
+	RevokeBridgeInvite(context.Context, *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error)
 	// The durable event log. WatchEvents streams; ListEvents is the same as a
 	// long poll for clients that only speak plain HTTP.
 	WatchEvents(context.Context, *WatchEventsRequest) (*connect.ServerStreamForClient[Event], error)
@@ -349,6 +362,24 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(kithServiceMethods.ByName("SetNode")),
 			connect.WithClientOptions(opts...),
 		),
+		createBridgeInvite: connect.NewClient[CreateBridgeInviteRequest, CreateBridgeInviteResponse](
+			httpClient,
+			baseURL+KithServiceCreateBridgeInviteProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("CreateBridgeInvite")),
+			connect.WithClientOptions(opts...),
+		),
+		listBridgeInvites: connect.NewClient[ListBridgeInvitesRequest, ListBridgeInvitesResponse](
+			httpClient,
+			baseURL+KithServiceListBridgeInvitesProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("ListBridgeInvites")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeBridgeInvite: connect.NewClient[RevokeBridgeInviteRequest, RevokeBridgeInviteResponse](
+			httpClient,
+			baseURL+KithServiceRevokeBridgeInviteProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("RevokeBridgeInvite")),
+			connect.WithClientOptions(opts...),
+		),
 		watchEvents: connect.NewClient[WatchEventsRequest, Event](
 			httpClient,
 			baseURL+KithServiceWatchEventsProcedure,
@@ -372,38 +403,41 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // kithServiceClient implements KithServiceClient.
 type kithServiceClient struct {
-	status            *connect.Client[StatusRequest, StatusResponse]
-	doctor            *connect.Client[DoctorRequest, DoctorResponse]
-	stop              *connect.Client[StopRequest, StopResponse]
-	setLan            *connect.Client[SetLanRequest, SetLanResponse]
-	getIdentity       *connect.Client[GetIdentityRequest, GetIdentityResponse]
-	createInvite      *connect.Client[CreateInviteRequest, CreateInviteResponse]
-	listInvites       *connect.Client[ListInvitesRequest, ListInvitesResponse]
-	revokeInvite      *connect.Client[RevokeInviteRequest, RevokeInviteResponse]
-	acceptInvite      *connect.Client[AcceptInviteRequest, AcceptInviteResponse]
-	listRequests      *connect.Client[ListRequestsRequest, ListRequestsResponse]
-	approveRequest    *connect.Client[ApproveRequestRequest, ApproveRequestResponse]
-	rejectRequest     *connect.Client[RejectRequestRequest, RejectRequestResponse]
-	listContacts      *connect.Client[ListContactsRequest, ListContactsResponse]
-	renameContact     *connect.Client[RenameContactRequest, RenameContactResponse]
-	setBlocked        *connect.Client[SetBlockedRequest, SetBlockedResponse]
-	getSafetyNumber   *connect.Client[GetSafetyNumberRequest, GetSafetyNumberResponse]
-	setVerified       *connect.Client[SetVerifiedRequest, SetVerifiedResponse]
-	send              *connect.Client[SendRequest, SendResponse]
-	listMessages      *connect.Client[ListMessagesRequest, ListMessagesResponse]
-	listConversations *connect.Client[ListConversationsRequest, ListConversationsResponse]
-	trace             *connect.Client[TraceRequest, TraceResponse]
-	cancel            *connect.Client[CancelRequest, CancelResponse]
-	ping              *connect.Client[PingRequest, PingResponse]
-	listMailboxes     *connect.Client[ListMailboxesRequest, ListMailboxesResponse]
-	addMailbox        *connect.Client[AddMailboxRequest, AddMailboxResponse]
-	removeMailbox     *connect.Client[RemoveMailboxRequest, RemoveMailboxResponse]
-	testMailbox       *connect.Client[TestMailboxRequest, TestMailboxResponse]
-	nodeStatus        *connect.Client[NodeStatusRequest, NodeStatusResponse]
-	setNode           *connect.Client[SetNodeRequest, SetNodeResponse]
-	watchEvents       *connect.Client[WatchEventsRequest, Event]
-	listEvents        *connect.Client[ListEventsRequest, ListEventsResponse]
-	ackEvents         *connect.Client[AckEventsRequest, AckEventsResponse]
+	status             *connect.Client[StatusRequest, StatusResponse]
+	doctor             *connect.Client[DoctorRequest, DoctorResponse]
+	stop               *connect.Client[StopRequest, StopResponse]
+	setLan             *connect.Client[SetLanRequest, SetLanResponse]
+	getIdentity        *connect.Client[GetIdentityRequest, GetIdentityResponse]
+	createInvite       *connect.Client[CreateInviteRequest, CreateInviteResponse]
+	listInvites        *connect.Client[ListInvitesRequest, ListInvitesResponse]
+	revokeInvite       *connect.Client[RevokeInviteRequest, RevokeInviteResponse]
+	acceptInvite       *connect.Client[AcceptInviteRequest, AcceptInviteResponse]
+	listRequests       *connect.Client[ListRequestsRequest, ListRequestsResponse]
+	approveRequest     *connect.Client[ApproveRequestRequest, ApproveRequestResponse]
+	rejectRequest      *connect.Client[RejectRequestRequest, RejectRequestResponse]
+	listContacts       *connect.Client[ListContactsRequest, ListContactsResponse]
+	renameContact      *connect.Client[RenameContactRequest, RenameContactResponse]
+	setBlocked         *connect.Client[SetBlockedRequest, SetBlockedResponse]
+	getSafetyNumber    *connect.Client[GetSafetyNumberRequest, GetSafetyNumberResponse]
+	setVerified        *connect.Client[SetVerifiedRequest, SetVerifiedResponse]
+	send               *connect.Client[SendRequest, SendResponse]
+	listMessages       *connect.Client[ListMessagesRequest, ListMessagesResponse]
+	listConversations  *connect.Client[ListConversationsRequest, ListConversationsResponse]
+	trace              *connect.Client[TraceRequest, TraceResponse]
+	cancel             *connect.Client[CancelRequest, CancelResponse]
+	ping               *connect.Client[PingRequest, PingResponse]
+	listMailboxes      *connect.Client[ListMailboxesRequest, ListMailboxesResponse]
+	addMailbox         *connect.Client[AddMailboxRequest, AddMailboxResponse]
+	removeMailbox      *connect.Client[RemoveMailboxRequest, RemoveMailboxResponse]
+	testMailbox        *connect.Client[TestMailboxRequest, TestMailboxResponse]
+	nodeStatus         *connect.Client[NodeStatusRequest, NodeStatusResponse]
+	setNode            *connect.Client[SetNodeRequest, SetNodeResponse]
+	createBridgeInvite *connect.Client[CreateBridgeInviteRequest, CreateBridgeInviteResponse]
+	listBridgeInvites  *connect.Client[ListBridgeInvitesRequest, ListBridgeInvitesResponse]
+	revokeBridgeInvite *connect.Client[RevokeBridgeInviteRequest, RevokeBridgeInviteResponse]
+	watchEvents        *connect.Client[WatchEventsRequest, Event]
+	listEvents         *connect.Client[ListEventsRequest, ListEventsResponse]
+	ackEvents          *connect.Client[AckEventsRequest, AckEventsResponse]
 }
 
 // Status calls kith.v1.KithService.Status.
@@ -667,6 +701,33 @@ func (c *kithServiceClient) SetNode(ctx context.Context, req *SetNodeRequest) (*
 	return nil, err
 }
 
+// CreateBridgeInvite calls kith.v1.KithService.CreateBridgeInvite.
+func (c *kithServiceClient) CreateBridgeInvite(ctx context.Context, req *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error) {
+	response, err := c.createBridgeInvite.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListBridgeInvites calls kith.v1.KithService.ListBridgeInvites.
+func (c *kithServiceClient) ListBridgeInvites(ctx context.Context, req *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error) {
+	response, err := c.listBridgeInvites.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RevokeBridgeInvite calls kith.v1.KithService.RevokeBridgeInvite.
+func (c *kithServiceClient) RevokeBridgeInvite(ctx context.Context, req *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error) {
+	response, err := c.revokeBridgeInvite.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // WatchEvents calls kith.v1.KithService.WatchEvents.
 func (c *kithServiceClient) WatchEvents(ctx context.Context, req *WatchEventsRequest) (*connect.ServerStreamForClient[Event], error) {
 	return c.watchEvents.CallServerStream(ctx, connect.NewRequest(req))
@@ -728,6 +789,10 @@ type KithServiceHandler interface {
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
+	// The operator of a bridge: who was given which secret path.
+	CreateBridgeInvite(context.Context, *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error)
+	ListBridgeInvites(context.Context, *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error)
+	RevokeBridgeInvite(context.Context, *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error)
 	// The durable event log. WatchEvents streams; ListEvents is the same as a
 	// long poll for clients that only speak plain HTTP.
 	WatchEvents(context.Context, *WatchEventsRequest, *connect.ServerStream[Event]) error
@@ -916,6 +981,24 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(kithServiceMethods.ByName("SetNode")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kithServiceCreateBridgeInviteHandler := connect.NewUnaryHandlerSimple(
+		KithServiceCreateBridgeInviteProcedure,
+		svc.CreateBridgeInvite,
+		connect.WithSchema(kithServiceMethods.ByName("CreateBridgeInvite")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceListBridgeInvitesHandler := connect.NewUnaryHandlerSimple(
+		KithServiceListBridgeInvitesProcedure,
+		svc.ListBridgeInvites,
+		connect.WithSchema(kithServiceMethods.ByName("ListBridgeInvites")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceRevokeBridgeInviteHandler := connect.NewUnaryHandlerSimple(
+		KithServiceRevokeBridgeInviteProcedure,
+		svc.RevokeBridgeInvite,
+		connect.WithSchema(kithServiceMethods.ByName("RevokeBridgeInvite")),
+		connect.WithHandlerOptions(opts...),
+	)
 	kithServiceWatchEventsHandler := connect.NewServerStreamHandlerSimple(
 		KithServiceWatchEventsProcedure,
 		svc.WatchEvents,
@@ -994,6 +1077,12 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceNodeStatusHandler.ServeHTTP(w, r)
 		case KithServiceSetNodeProcedure:
 			kithServiceSetNodeHandler.ServeHTTP(w, r)
+		case KithServiceCreateBridgeInviteProcedure:
+			kithServiceCreateBridgeInviteHandler.ServeHTTP(w, r)
+		case KithServiceListBridgeInvitesProcedure:
+			kithServiceListBridgeInvitesHandler.ServeHTTP(w, r)
+		case KithServiceRevokeBridgeInviteProcedure:
+			kithServiceRevokeBridgeInviteHandler.ServeHTTP(w, r)
 		case KithServiceWatchEventsProcedure:
 			kithServiceWatchEventsHandler.ServeHTTP(w, r)
 		case KithServiceListEventsProcedure:
@@ -1123,6 +1212,18 @@ func (UnimplementedKithServiceHandler) NodeStatus(context.Context, *NodeStatusRe
 
 func (UnimplementedKithServiceHandler) SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.SetNode is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) CreateBridgeInvite(context.Context, *CreateBridgeInviteRequest) (*CreateBridgeInviteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.CreateBridgeInvite is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) ListBridgeInvites(context.Context, *ListBridgeInvitesRequest) (*ListBridgeInvitesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.ListBridgeInvites is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) RevokeBridgeInvite(context.Context, *RevokeBridgeInviteRequest) (*RevokeBridgeInviteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.RevokeBridgeInvite is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) WatchEvents(context.Context, *WatchEventsRequest, *connect.ServerStream[Event]) error {

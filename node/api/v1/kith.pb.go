@@ -4256,6 +4256,323 @@ func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
 	return nil
 }
 
+// BridgeInvite is a secret path of this bridge.
+type BridgeInvite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`       // whom it is for
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"` // multiaddr with /p2p/ID: a secret
+	CreatedMs     int64                  `protobuf:"varint,4,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BridgeInvite) Reset() {
+	*x = BridgeInvite{}
+	mi := &file_v1_kith_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BridgeInvite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BridgeInvite) ProtoMessage() {}
+
+func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
+func (*BridgeInvite) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *BridgeInvite) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BridgeInvite) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BridgeInvite) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *BridgeInvite) GetCreatedMs() int64 {
+	if x != nil {
+		return x.CreatedMs
+	}
+	return 0
+}
+
+type CreateBridgeInviteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateBridgeInviteRequest) Reset() {
+	*x = CreateBridgeInviteRequest{}
+	mi := &file_v1_kith_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateBridgeInviteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateBridgeInviteRequest) ProtoMessage() {}
+
+func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
+func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *CreateBridgeInviteRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateBridgeInviteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Invite        *BridgeInvite          `protobuf:"bytes,1,opt,name=invite,proto3" json:"invite,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateBridgeInviteResponse) Reset() {
+	*x = CreateBridgeInviteResponse{}
+	mi := &file_v1_kith_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateBridgeInviteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateBridgeInviteResponse) ProtoMessage() {}
+
+func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
+func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
+	if x != nil {
+		return x.Invite
+	}
+	return nil
+}
+
+type ListBridgeInvitesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBridgeInvitesRequest) Reset() {
+	*x = ListBridgeInvitesRequest{}
+	mi := &file_v1_kith_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBridgeInvitesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBridgeInvitesRequest) ProtoMessage() {}
+
+func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
+func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+}
+
+type ListBridgeInvitesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Invites       []*BridgeInvite        `protobuf:"bytes,1,rep,name=invites,proto3" json:"invites,omitempty"` // oldest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBridgeInvitesResponse) Reset() {
+	*x = ListBridgeInvitesResponse{}
+	mi := &file_v1_kith_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBridgeInvitesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBridgeInvitesResponse) ProtoMessage() {}
+
+func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
+func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
+	if x != nil {
+		return x.Invites
+	}
+	return nil
+}
+
+type RevokeBridgeInviteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeBridgeInviteRequest) Reset() {
+	*x = RevokeBridgeInviteRequest{}
+	mi := &file_v1_kith_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeBridgeInviteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeBridgeInviteRequest) ProtoMessage() {}
+
+func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
+func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *RevokeBridgeInviteRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RevokeBridgeInviteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeBridgeInviteResponse) Reset() {
+	*x = RevokeBridgeInviteResponse{}
+	mi := &file_v1_kith_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeBridgeInviteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeBridgeInviteResponse) ProtoMessage() {}
+
+func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
+func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+}
+
 type WatchEventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cursor        string                 `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`                   // a name; resumes after the last acknowledged id
@@ -4268,7 +4585,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4597,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4610,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -4347,7 +4664,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4359,7 +4676,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4372,7 +4689,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Event) GetId() uint64 {
@@ -4416,7 +4733,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4428,7 +4745,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4441,7 +4758,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -4488,7 +4805,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4500,7 +4817,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4513,7 +4830,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4533,7 +4850,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4545,7 +4862,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4558,7 +4875,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -4583,7 +4900,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4595,7 +4912,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4608,7 +4925,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{85}
 }
 
 // ErrorDetail goes with every error.
@@ -4623,7 +4940,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4635,7 +4952,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4648,7 +4965,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -4977,7 +5294,23 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x13.kith.v1.NodeLimitsR\x06limitsB\v\n" +
 	"\t_draining\"F\n" +
 	"\x0fSetNodeResponse\x123\n" +
-	"\x06status\x18\x01 \x01(\v2\x1b.kith.v1.NodeStatusResponseR\x06status\"q\n" +
+	"\x06status\x18\x01 \x01(\v2\x1b.kith.v1.NodeStatusResponseR\x06status\"k\n" +
+	"\fBridgeInvite\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1d\n" +
+	"\n" +
+	"created_ms\x18\x04 \x01(\x03R\tcreatedMs\"/\n" +
+	"\x19CreateBridgeInviteRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"K\n" +
+	"\x1aCreateBridgeInviteResponse\x12-\n" +
+	"\x06invite\x18\x01 \x01(\v2\x15.kith.v1.BridgeInviteR\x06invite\"\x1a\n" +
+	"\x18ListBridgeInvitesRequest\"L\n" +
+	"\x19ListBridgeInvitesResponse\x12/\n" +
+	"\ainvites\x18\x01 \x03(\v2\x15.kith.v1.BridgeInviteR\ainvites\"+\n" +
+	"\x19RevokeBridgeInviteRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x1c\n" +
+	"\x1aRevokeBridgeInviteResponse\"q\n" +
 	"\x12WatchEventsRequest\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x19\n" +
@@ -5003,7 +5336,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xe7\x11\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\x81\x14\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
@@ -5036,7 +5369,10 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12E\n" +
 	"\n" +
 	"NodeStatus\x12\x1a.kith.v1.NodeStatusRequest\x1a\x1b.kith.v1.NodeStatusResponse\x12<\n" +
-	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12<\n" +
+	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12]\n" +
+	"\x12CreateBridgeInvite\x12\".kith.v1.CreateBridgeInviteRequest\x1a#.kith.v1.CreateBridgeInviteResponse\x12Z\n" +
+	"\x11ListBridgeInvites\x12!.kith.v1.ListBridgeInvitesRequest\x1a\".kith.v1.ListBridgeInvitesResponse\x12]\n" +
+	"\x12RevokeBridgeInvite\x12\".kith.v1.RevokeBridgeInviteRequest\x1a#.kith.v1.RevokeBridgeInviteResponse\x12<\n" +
 	"\vWatchEvents\x12\x1b.kith.v1.WatchEventsRequest\x1a\x0e.kith.v1.Event0\x01\x12E\n" +
 	"\n" +
 	"ListEvents\x12\x1a.kith.v1.ListEventsRequest\x1a\x1b.kith.v1.ListEventsResponse\x12B\n" +
@@ -5054,94 +5390,101 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
 var file_v1_kith_proto_goTypes = []any{
-	(*StatusRequest)(nil),             // 0: kith.v1.StatusRequest
-	(*StatusResponse)(nil),            // 1: kith.v1.StatusResponse
-	(*Lan)(nil),                       // 2: kith.v1.Lan
-	(*SetLanRequest)(nil),             // 3: kith.v1.SetLanRequest
-	(*SetLanResponse)(nil),            // 4: kith.v1.SetLanResponse
-	(*MailboxCount)(nil),              // 5: kith.v1.MailboxCount
-	(*Dht)(nil),                       // 6: kith.v1.Dht
-	(*DoctorRequest)(nil),             // 7: kith.v1.DoctorRequest
-	(*DoctorResponse)(nil),            // 8: kith.v1.DoctorResponse
-	(*Check)(nil),                     // 9: kith.v1.Check
-	(*StopRequest)(nil),               // 10: kith.v1.StopRequest
-	(*StopResponse)(nil),              // 11: kith.v1.StopResponse
-	(*GetIdentityRequest)(nil),        // 12: kith.v1.GetIdentityRequest
-	(*GetIdentityResponse)(nil),       // 13: kith.v1.GetIdentityResponse
-	(*Device)(nil),                    // 14: kith.v1.Device
-	(*CreateInviteRequest)(nil),       // 15: kith.v1.CreateInviteRequest
-	(*CreateInviteResponse)(nil),      // 16: kith.v1.CreateInviteResponse
-	(*Invite)(nil),                    // 17: kith.v1.Invite
-	(*ListInvitesRequest)(nil),        // 18: kith.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),       // 19: kith.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),       // 20: kith.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),      // 21: kith.v1.RevokeInviteResponse
-	(*AcceptInviteRequest)(nil),       // 22: kith.v1.AcceptInviteRequest
-	(*AcceptInviteResponse)(nil),      // 23: kith.v1.AcceptInviteResponse
-	(*ListRequestsRequest)(nil),       // 24: kith.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),      // 25: kith.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),     // 26: kith.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),    // 27: kith.v1.ApproveRequestResponse
-	(*RejectRequestRequest)(nil),      // 28: kith.v1.RejectRequestRequest
-	(*RejectRequestResponse)(nil),     // 29: kith.v1.RejectRequestResponse
-	(*Contact)(nil),                   // 30: kith.v1.Contact
-	(*ListContactsRequest)(nil),       // 31: kith.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),      // 32: kith.v1.ListContactsResponse
-	(*RenameContactRequest)(nil),      // 33: kith.v1.RenameContactRequest
-	(*RenameContactResponse)(nil),     // 34: kith.v1.RenameContactResponse
-	(*SetBlockedRequest)(nil),         // 35: kith.v1.SetBlockedRequest
-	(*SetBlockedResponse)(nil),        // 36: kith.v1.SetBlockedResponse
-	(*GetSafetyNumberRequest)(nil),    // 37: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),   // 38: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),        // 39: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),       // 40: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),               // 41: kith.v1.SendRequest
-	(*SendResponse)(nil),              // 42: kith.v1.SendResponse
-	(*Message)(nil),                   // 43: kith.v1.Message
-	(*Holding)(nil),                   // 44: kith.v1.Holding
-	(*ListMessagesRequest)(nil),       // 45: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),      // 46: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),  // 47: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil), // 48: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),              // 49: kith.v1.Conversation
-	(*TraceRequest)(nil),              // 50: kith.v1.TraceRequest
-	(*TraceResponse)(nil),             // 51: kith.v1.TraceResponse
-	(*Delivery)(nil),                  // 52: kith.v1.Delivery
-	(*Attempt)(nil),                   // 53: kith.v1.Attempt
-	(*CancelRequest)(nil),             // 54: kith.v1.CancelRequest
-	(*CancelResponse)(nil),            // 55: kith.v1.CancelResponse
-	(*PingRequest)(nil),               // 56: kith.v1.PingRequest
-	(*PingResponse)(nil),              // 57: kith.v1.PingResponse
-	(*Mailbox)(nil),                   // 58: kith.v1.Mailbox
-	(*ListMailboxesRequest)(nil),      // 59: kith.v1.ListMailboxesRequest
-	(*ListMailboxesResponse)(nil),     // 60: kith.v1.ListMailboxesResponse
-	(*AddMailboxRequest)(nil),         // 61: kith.v1.AddMailboxRequest
-	(*AddMailboxResponse)(nil),        // 62: kith.v1.AddMailboxResponse
-	(*RemoveMailboxRequest)(nil),      // 63: kith.v1.RemoveMailboxRequest
-	(*RemoveMailboxResponse)(nil),     // 64: kith.v1.RemoveMailboxResponse
-	(*TestMailboxRequest)(nil),        // 65: kith.v1.TestMailboxRequest
-	(*TestMailboxResponse)(nil),       // 66: kith.v1.TestMailboxResponse
-	(*MailboxTest)(nil),               // 67: kith.v1.MailboxTest
-	(*NodeLimits)(nil),                // 68: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),         // 69: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),        // 70: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),            // 71: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),           // 72: kith.v1.SetNodeResponse
-	(*WatchEventsRequest)(nil),        // 73: kith.v1.WatchEventsRequest
-	(*Event)(nil),                     // 74: kith.v1.Event
-	(*ListEventsRequest)(nil),         // 75: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),        // 76: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),          // 77: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),         // 78: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),               // 79: kith.v1.ErrorDetail
-	nil,                               // 80: kith.v1.StatusResponse.RoadsEntry
-	nil,                               // 81: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
+	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
+	(*Lan)(nil),                        // 2: kith.v1.Lan
+	(*SetLanRequest)(nil),              // 3: kith.v1.SetLanRequest
+	(*SetLanResponse)(nil),             // 4: kith.v1.SetLanResponse
+	(*MailboxCount)(nil),               // 5: kith.v1.MailboxCount
+	(*Dht)(nil),                        // 6: kith.v1.Dht
+	(*DoctorRequest)(nil),              // 7: kith.v1.DoctorRequest
+	(*DoctorResponse)(nil),             // 8: kith.v1.DoctorResponse
+	(*Check)(nil),                      // 9: kith.v1.Check
+	(*StopRequest)(nil),                // 10: kith.v1.StopRequest
+	(*StopResponse)(nil),               // 11: kith.v1.StopResponse
+	(*GetIdentityRequest)(nil),         // 12: kith.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),        // 13: kith.v1.GetIdentityResponse
+	(*Device)(nil),                     // 14: kith.v1.Device
+	(*CreateInviteRequest)(nil),        // 15: kith.v1.CreateInviteRequest
+	(*CreateInviteResponse)(nil),       // 16: kith.v1.CreateInviteResponse
+	(*Invite)(nil),                     // 17: kith.v1.Invite
+	(*ListInvitesRequest)(nil),         // 18: kith.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),        // 19: kith.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),        // 20: kith.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),       // 21: kith.v1.RevokeInviteResponse
+	(*AcceptInviteRequest)(nil),        // 22: kith.v1.AcceptInviteRequest
+	(*AcceptInviteResponse)(nil),       // 23: kith.v1.AcceptInviteResponse
+	(*ListRequestsRequest)(nil),        // 24: kith.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),       // 25: kith.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),      // 26: kith.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),     // 27: kith.v1.ApproveRequestResponse
+	(*RejectRequestRequest)(nil),       // 28: kith.v1.RejectRequestRequest
+	(*RejectRequestResponse)(nil),      // 29: kith.v1.RejectRequestResponse
+	(*Contact)(nil),                    // 30: kith.v1.Contact
+	(*ListContactsRequest)(nil),        // 31: kith.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),       // 32: kith.v1.ListContactsResponse
+	(*RenameContactRequest)(nil),       // 33: kith.v1.RenameContactRequest
+	(*RenameContactResponse)(nil),      // 34: kith.v1.RenameContactResponse
+	(*SetBlockedRequest)(nil),          // 35: kith.v1.SetBlockedRequest
+	(*SetBlockedResponse)(nil),         // 36: kith.v1.SetBlockedResponse
+	(*GetSafetyNumberRequest)(nil),     // 37: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),    // 38: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),         // 39: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),        // 40: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),                // 41: kith.v1.SendRequest
+	(*SendResponse)(nil),               // 42: kith.v1.SendResponse
+	(*Message)(nil),                    // 43: kith.v1.Message
+	(*Holding)(nil),                    // 44: kith.v1.Holding
+	(*ListMessagesRequest)(nil),        // 45: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 46: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),   // 47: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 48: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),               // 49: kith.v1.Conversation
+	(*TraceRequest)(nil),               // 50: kith.v1.TraceRequest
+	(*TraceResponse)(nil),              // 51: kith.v1.TraceResponse
+	(*Delivery)(nil),                   // 52: kith.v1.Delivery
+	(*Attempt)(nil),                    // 53: kith.v1.Attempt
+	(*CancelRequest)(nil),              // 54: kith.v1.CancelRequest
+	(*CancelResponse)(nil),             // 55: kith.v1.CancelResponse
+	(*PingRequest)(nil),                // 56: kith.v1.PingRequest
+	(*PingResponse)(nil),               // 57: kith.v1.PingResponse
+	(*Mailbox)(nil),                    // 58: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),       // 59: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),      // 60: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),          // 61: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),         // 62: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),       // 63: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),      // 64: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),         // 65: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),        // 66: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),                // 67: kith.v1.MailboxTest
+	(*NodeLimits)(nil),                 // 68: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 69: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 70: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 71: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 72: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 73: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 74: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 75: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 76: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 77: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 78: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 79: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 80: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 81: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 82: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 83: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 84: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 85: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 86: kith.v1.ErrorDetail
+	nil,                                // 87: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 88: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
 	6,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	80, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	87, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
 	5,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
 	2,  // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
 	2,  // 4: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
@@ -5173,79 +5516,87 @@ var file_v1_kith_proto_depIdxs = []int32{
 	58, // 30: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
 	67, // 31: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
 	68, // 32: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	81, // 33: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	88, // 33: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
 	68, // 34: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
 	70, // 35: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	74, // 36: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,  // 37: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	7,  // 38: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	10, // 39: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	3,  // 40: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
-	12, // 41: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	15, // 42: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	18, // 43: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	20, // 44: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	22, // 45: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	24, // 46: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	26, // 47: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	28, // 48: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	31, // 49: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	33, // 50: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	35, // 51: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	37, // 52: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	39, // 53: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	41, // 54: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	45, // 55: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	47, // 56: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	50, // 57: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	54, // 58: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	56, // 59: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	59, // 60: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	61, // 61: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	63, // 62: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	65, // 63: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	69, // 64: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	71, // 65: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	73, // 66: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	75, // 67: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	77, // 68: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,  // 69: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	8,  // 70: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	11, // 71: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	4,  // 72: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
-	13, // 73: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	16, // 74: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	19, // 75: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	21, // 76: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	23, // 77: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	25, // 78: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	27, // 79: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	29, // 80: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	32, // 81: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	34, // 82: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	36, // 83: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	38, // 84: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	40, // 85: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	42, // 86: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	46, // 87: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	48, // 88: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	51, // 89: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	55, // 90: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	57, // 91: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	60, // 92: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	62, // 93: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	64, // 94: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	66, // 95: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	70, // 96: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	72, // 97: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	74, // 98: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	76, // 99: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	78, // 100: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	69, // [69:101] is the sub-list for method output_type
-	37, // [37:69] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	73, // 36: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	73, // 37: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	81, // 38: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,  // 39: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	7,  // 40: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	10, // 41: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	3,  // 42: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
+	12, // 43: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	15, // 44: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	18, // 45: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	20, // 46: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	22, // 47: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	24, // 48: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	26, // 49: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	28, // 50: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	31, // 51: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	33, // 52: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	35, // 53: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	37, // 54: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	39, // 55: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	41, // 56: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	45, // 57: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	47, // 58: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	50, // 59: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	54, // 60: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	56, // 61: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	59, // 62: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	61, // 63: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	63, // 64: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	65, // 65: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	69, // 66: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	71, // 67: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	74, // 68: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	76, // 69: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	78, // 70: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	80, // 71: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	82, // 72: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	84, // 73: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,  // 74: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	8,  // 75: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	11, // 76: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	4,  // 77: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	13, // 78: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	16, // 79: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	19, // 80: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	21, // 81: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	23, // 82: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	25, // 83: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	27, // 84: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	29, // 85: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	32, // 86: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	34, // 87: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	36, // 88: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	38, // 89: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	40, // 90: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	42, // 91: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	46, // 92: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	48, // 93: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	51, // 94: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	55, // 95: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	57, // 96: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	60, // 97: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	62, // 98: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	64, // 99: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	66, // 100: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	70, // 101: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	72, // 102: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	75, // 103: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	77, // 104: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	79, // 105: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	81, // 106: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	83, // 107: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	85, // 108: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	74, // [74:109] is the sub-list for method output_type
+	39, // [39:74] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -5260,7 +5611,7 @@ func file_v1_kith_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   82,
+			NumMessages:   89,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,39 @@
+-- Schema 3.
+
+-- Which of our mailboxes handed out which envelope, by the beginning of its
+-- digest, and when (an age).
+CREATE TABLE handed (
+  node     BLOB NOT NULL,
+  envelope BLOB NOT NULL,
+  age      INTEGER NOT NULL,
+  PRIMARY KEY (node, envelope)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX handed_envelope ON handed (envelope);
+CREATE INDEX handed_age ON handed (age);
+
+-- Receipts that contacts say a mailbox of ours gave for what it has not handed
+-- out yet.
+CREATE TABLE claims (
+  node     BLOB NOT NULL,
+  envelope BLOB NOT NULL,
+  contact  INTEGER NOT NULL REFERENCES contacts(id) ON DELETE CASCADE,
+  age      INTEGER NOT NULL,      -- when it was said
+  PRIMARY KEY (node, envelope)
+) STRICT, WITHOUT ROWID;
+
+-- The receipts that a contact is to be told of.
+CREATE TABLE telling (
+  contact  INTEGER NOT NULL REFERENCES contacts(id) ON DELETE CASCADE,
+  envelope BLOB NOT NULL,
+  node     BLOB NOT NULL,
+  age      INTEGER NOT NULL,      -- when its end-to-end receipt came
+  PRIMARY KEY (contact, envelope, node)
+) STRICT, WITHOUT ROWID;
+
+-- The secret paths of a bridge, one for each person they are given to.
+CREATE TABLE bridge_invites (
+  id          INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: the operator names an invite by it
+  name        TEXT NOT NULL,
+  path_sealed BLOB NOT NULL,                     -- under the time it was made
+  created     INTEGER NOT NULL
+) STRICT;

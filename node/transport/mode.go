@@ -1,0 +1,160 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+// Mode is what a host shows to the network it is in. It may change while the
+// host runs (Host.SetMode).
+type Mode uint8
+
+const (
+	// Open listens, and dials whatever Config.Dial holds.
+	Open Mode = iota
+	// Censored has no listening socket and dials bridges alone: everything stock
+	// libp2p says is recognised, and every stock listener confesses to a prober
+	// (threats D06).
+	Censored
+)
+
+// String returns the word that the command line uses.
+func (m Mode) String() string {
+	if m == Censored {
+		return "censored"
+	}
+	return "open"
+}
+
+// modeState is a host's mode, which its gater shares.
+type modeState struct {
+	now      atomic.Uint32 // a Mode
+	changing sync.Mutex
+	listen   []ma.Multiaddr // where an open host listens
+	dead     bool           // the host is closed
+}
+
+func newModeState(cfg Config) *modeState {
+	m := &modeState{listen: cfg.Listen}
+	m.now.Store(uint32(cfg.Mode))
+	return m
+}
+
+func (m *modeState) get() Mode { return Mode(m.now.Load()) }
+
+// permits reports whether the mode alone allows an address. Where a relay is
+// named, the connection to the relay is judged, and that happens when it is made.
+func (m *modeState) permits(a ma.Multiaddr) bool {
+	return m == nil || m.get() == Open || isRelayed(a) || IsVeil(a)
+}
+
+func isRelayed(a ma.Multiaddr) bool {
+	for _, c := range a {
+		if c.Protocol().Code == ma.P_CIRCUIT {
+			return true
+		}
+	}
+	return false
+}
+
+// errMode says that a community node can't hide: others are told to dial it.
+var errMode = errors.New("a community node is always open")
+
+// Mode returns the host's mode.
+func (h *Host) Mode() Mode { return h.mode.get() }
+
+// SetMode changes the mode. When it returns nil after Censored, no socket is
+// listened on, and connections that a censored host may not have are closed;
+// after Open, everything is listened on again, and a *ListenError says which
+// address could not be had, in which case the rest is. QUIC's closed sockets go
+// away within a minute. It is safe for concurrent use.
+func (h *Host) SetMode(mode Mode) error {
+	m := h.mode
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	was := m.get()
+	switch {
+	case mode == was || m.dead:
+		return nil
+	case h.role == Community:
+		return errMode
+	}
+	m.now.Store(uint32(mode)) // from here on nothing new begins
+	sw, ok := h.Network().(*swarm.Swarm)
+	if !ok {
+		panic("transport: the host has another network than New gave it")
+	}
+	if mode == Open {
+		return listen(sw, m.listen)
+	}
+	for _, a := range sw.ListenAddresses() {
+		if !isRelayed(a) {
+			sw.ListenClose(a)
+		}
+	}
+	for _, c := range sw.Conns() {
+		if !m.permits(c.RemoteMultiaddr()) {
+			_ = c.Close() // the other side sees it end either way
+		}
+	}
+	// What is left in the peerstore would be dialled in vain, and names in it be
+	// asked for in the clear.
+	for _, p := range h.Peerstore().PeersWithAddrs() {
+		if p == h.ID() {
+			continue
+		}
+		addrs := h.Peerstore().Addrs(p)
+		kept := m.filter(addrs)
+		if len(kept) == len(addrs) {
+			continue
+		}
+		h.Peerstore().ClearAddrs(p)
+		h.Peerstore().AddAddrs(p, kept, peerstore.TempAddrTTL)
+	}
+	return nil
+}
+
+// listen opens all addresses that can be had, and returns the first error.
+func listen(sw *swarm.Swarm, addrs []ma.Multiaddr) (failed error) {
+	for _, a := range addrs {
+		if err := sw.AddListenAddr(a); err != nil && failed == nil {
+			failed = newListenError(a, err)
+		}
+	}
+	return failed
+}
+
+func (m *modeState) filter(addrs []ma.Multiaddr) (kept []ma.Multiaddr) {
+	for _, a := range addrs {
+		if m.permits(a) {
+			kept = append(kept, a)
+		}
+	}
+	return kept
+}
+
+// Connect is libp2p's, without the addresses that the mode doesn't permit: those
+// with a name in them would be looked up before the gater sees them.
+func (h *Host) Connect(ctx context.Context, info peer.AddrInfo) error {
+	if h.mode.get() == Censored {
+		info.Addrs = h.mode.filter(info.Addrs)
+		if len(info.Addrs) == 0 && h.Network().Connectedness(info.ID) != network.Connected && len(h.Peerstore().Addrs(info.ID)) == 0 {
+			return errNotPermitted
+		}
+	}
+	return h.BasicHost.Connect(ctx, info)
+}
+
+var errNotPermitted = errors.New("no address of this peer may be dialled in censored mode")
+
+// Permits reports whether an address may be dialled in the host's mode. The
+// gater may still refuse it.
+func (h *Host) Permits(a ma.Multiaddr) bool { return h.mode.permits(a) }

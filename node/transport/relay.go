@@ -1,0 +1,222 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/transport"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+// What a community node's relay gives (docs/spec/roads.md, section 2).
+const (
+	// relayData and relayTime bound one relayed connection, each way: a window
+	// of envelopes is 1 MiB, and a conversation that says nothing ends after ten
+	// minutes. libp2p's own 128 KiB and two minutes would cut both. What is cut
+	// off loses nothing: it is offered again on the next connection.
+	relayData = 32 << 20
+	relayTime = time.Hour
+
+	// relayBuffer is what a relayed connection holds each way beside its two
+	// streams, whose windows the memory budget bounds: an envelope of the
+	// smallest size with its frames.
+	relayBuffer = 4 << 10
+
+	// reservedTime is how long a reservation lasts without being renewed. It is long
+	// because its end is told by the relay's clock, which may differ from ours;
+	// a reservation ends with its connection anyway.
+	reservedTime = 24 * time.Hour
+
+	// relayedPerPeer bounds the connections relayed to and from one peer. It is
+	// below streamsPerProtocol, since each is a stream.
+	relayedPerPeer = 24
+
+	// reserveTime bounds the asking for a reservation, and punchTime the dials of one
+	// attempt to go through two NATs, of which there are three.
+	reserveTime = 10 * time.Second
+	punchTime   = dialTimeout
+)
+
+// Relaying is what a relay carries, counted since its start.
+type Relaying struct {
+	Reservations int64 // held now
+	Connections  int64 // relayed now
+	Bytes        int64 // relayed
+	Refused      int64 // reservations and connections that were asked for in vain
+}
+
+// relayCounts counts for the relay service.
+type relayCounts struct {
+	reservations, connections, bytes, refused atomic.Int64
+}
+
+var _ relay.MetricsTracer = (*relayCounts)(nil)
+
+func (c *relayCounts) RelayStatus(bool)               {}
+func (c *relayCounts) ConnectionOpened()              { c.connections.Add(1) }
+func (c *relayCounts) ConnectionClosed(time.Duration) { c.connections.Add(-1) }
+func (c *relayCounts) ReservationClosed(n int)        { c.reservations.Add(-int64(n)) }
+func (c *relayCounts) BytesTransferred(n int)         { c.bytes.Add(int64(n)) }
+
+func (c *relayCounts) ReservationAllowed(renewed bool) {
+	if !renewed {
+		c.reservations.Add(1)
+	}
+}
+
+func (c *relayCounts) ConnectionRequestHandled(s pb.Status) { c.handled(s) }
+
+func (c *relayCounts) ReservationRequestHandled(s pb.Status) { c.handled(s) }
+
+func (c *relayCounts) handled(s pb.Status) {
+	if s != pb.Status_OK {
+		c.refused.Add(1)
+	}
+}
+
+// serveRelay has a community node relay connections between peers that hold a
+// reservation there and those who ask for them.
+func (h *Host) serveRelay(l limits) error {
+	reservations := l.inbound // of connections that stay
+	r, err := relay.New(h.BasicHost,
+		relay.WithResources(relay.Resources{
+			Limit:          &relay.RelayLimit{Data: relayData, Duration: relayTime},
+			ReservationTTL: reservedTime,
+			// They cost a connection each, which the resource manager bounds per
+			// address and network as it does every other.
+			MaxReservations:       reservations,
+			MaxReservationsPerIP:  l.perIP,
+			MaxReservationsPerASN: l.perSubnet,
+			MaxCircuits:           relayedPerPeer,
+			BufferSize:            relayBuffer,
+		}),
+		// Who has a reservation knows how to reach us; nothing has to be told.
+		relay.WithReservationAddressFilter(func(ma.Multiaddr) bool { return false }),
+		relay.WithMetricsTracer(&h.relayed),
+	)
+	if err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
+	h.relay = r
+	return nil
+}
+
+// Relaying says what this host's relay carries; it is zero without one.
+func (h *Host) Relaying() Relaying {
+	return Relaying{
+		Reservations: h.relayed.reservations.Load(), Connections: h.relayed.connections.Load(),
+		Bytes: h.relayed.bytes.Load(), Refused: h.relayed.refused.Load(),
+	}
+}
+
+// useRelays lets the host dial through relays, and be dialled through those
+// where it has a reservation.
+func (h *Host) useRelays(up transport.Upgrader) error {
+	if err := client.AddTransport(h.BasicHost, up); err != nil {
+		return fmt.Errorf("relays: %w", err)
+	}
+	return nil
+}
+
+// errNotReserved means that a community node made us no reservation at its relay.
+var errNotReserved = errors.New("no reservation at this relay")
+
+// Reserve asks a community node for a reservation at its relay, or renews it, and
+// says how long it lasts. The reservation ends with the connection to the node, which is
+// kept from being trimmed until Release. The error is of the network's making.
+func (h *Host) Reserve(ctx context.Context, node peer.AddrInfo) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, reserveTime)
+	defer cancel()
+	if err := h.Connect(ctx, node); err != nil {
+		return 0, fmt.Errorf("%w: %w", errNotReserved, err)
+	}
+	reserved, err := client.Reserve(ctx, h.BasicHost, peer.AddrInfo{ID: node.ID})
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errNotReserved, err)
+	}
+	h.ConnManager().Protect(node.ID, relayTag)
+	return time.Until(reserved.Expiration), nil
+}
+
+// Release gives a reservation up, and with it the connection to its node.
+func (h *Host) Release(node peer.ID) {
+	h.ConnManager().Unprotect(node, relayTag)
+	_ = h.Network().ClosePeer(node) // there is nothing to be done about a connection that does not close
+}
+
+const relayTag = "relay"
+
+// Circuit returns the addresses under which a peer with a reservation at node is
+// dialled, without that peer's name: node's addresses that are not secret, at
+// most two, and if it has no other its name alone.
+func Circuit(node peer.AddrInfo) []ma.Multiaddr {
+	self, err := ma.NewComponent("p2p", node.ID.String())
+	if err != nil {
+		panic("transport: " + err.Error()) // a peer id is always one
+	}
+	through := self.Multiaddr().Encapsulate(ma.StringCast("/p2p-circuit"))
+	var quic, tcp ma.Multiaddr
+	for _, a := range node.Addrs {
+		if IsVeil(a) || ReachOf(a) == 0 {
+			continue
+		}
+		if _, err := a.ValueForProtocol(ma.P_QUIC_V1); err == nil {
+			quic = first(quic, a)
+		} else {
+			tcp = first(tcp, a)
+		}
+	}
+	var out []ma.Multiaddr
+	for _, a := range []ma.Multiaddr{quic, tcp} {
+		if a != nil {
+			out = append(out, a.Encapsulate(through))
+		}
+	}
+	if out == nil {
+		out = []ma.Multiaddr{through}
+	}
+	return out
+}
+
+func first(a, b ma.Multiaddr) ma.Multiaddr {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// RelayOf returns the part of a relayed address that leads to the relay, whose
+// name ends it. ok is false for every other address.
+func RelayOf(a ma.Multiaddr) (relay ma.Multiaddr, ok bool) {
+	relay, rest := ma.SplitFunc(a, func(c ma.Component) bool { return c.Protocol().Code == ma.P_CIRCUIT })
+	return relay, rest != nil && relay != nil
+}
+
+// IsRelayed reports whether a connection goes through a relay.
+func IsRelayed(c network.Conn) bool {
+	_, ok := RelayOf(c.RemoteMultiaddr())
+	return ok
+}
+
+// Roundabout lets NewStream and Connect be content with a relayed connection.
+func Roundabout(ctx context.Context) context.Context {
+	return network.WithAllowLimitedConn(ctx, "envelopes")
+}
+
+// Direct reports whether there is a connection to a peer without a relay.
+func (h *Host) Direct(p peer.ID) bool {
+	for _, c := range h.Network().ConnsToPeer(p) {
+		if !IsRelayed(c) {
+			return true
+		}
+	}
+	return false
+}

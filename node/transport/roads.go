@@ -1,0 +1,51 @@
+package transport
+
+import (
+	"sync"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// Road says which ways of meeting a peer are open to this host.
+type Road uint8
+
+const (
+	// Dialled peers are dialled wherever their addresses allow, and may be
+	// relayed; they are not helped through our NAT. It is the zero value, for
+	// community nodes and for peers of whom nothing was said.
+	Dialled Road = iota
+	// Relayed peers are met through relays alone (threats F11): they are not to
+	// learn our address from us.
+	Relayed
+	// Trusted peers are accepted contacts: what Dialled allows, and a way through
+	// the NATs between us, for which they learn our addresses.
+	Trusted
+)
+
+// roads is what was said of peers. It is safe for concurrent use.
+type roads struct {
+	mu sync.Mutex
+	of map[peer.ID]Road
+}
+
+func newRoads() *roads { return &roads{of: make(map[peer.ID]Road)} }
+
+func (r *roads) get(p peer.ID) Road {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.of[p]
+}
+
+func (r *roads) set(p peer.ID, to Road) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if to == Dialled {
+		delete(r.of, p)
+		return
+	}
+	r.of[p] = to
+}
+
+// Open says which ways of meeting a peer are open from now on. The host remembers
+// it until Dialled is said of the peer. Connections that exist stay.
+func (h *Host) Open(p peer.ID, to Road) { h.roads.set(p, to) }
