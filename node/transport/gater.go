@@ -104,7 +104,7 @@ func (g gater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
 // be known by a name.
 func (g gater) reaches(a ma.Multiaddr) bool {
 	if v, err := ParseVeil(a); err == nil && v.named() {
-		return g.reach&Public != 0
+		return g.reach&Public != 0 // what the name leads to is checked when it is known
 	}
 	return ReachOf(a)&g.reach != 0 && !isNearForm(a) || g.names && named(a) || g.isNear(a)
 }

@@ -1,8 +1,13 @@
 package transport
 
 import (
+	"context"
+	"crypto/subtle"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 
 	utls "github.com/refraction-networking/utls"
 )
@@ -49,6 +54,57 @@ func RecordedHello(name string, record []byte) (Hello, error) {
 	}
 	return h, nil
 }
+
+// handshake speaks TLS on raw, which carries nothing yet. When it returns
+// without an error, the certificate is the bridge's (docs/spec/veil.md,
+// section 5.1). With only set, HTTP/1.1 is offered and nothing else, as
+// browsers do for a WebSocket.
+func (h Hello) handshake(ctx context.Context, raw net.Conn, addr VeilAddr, roots *x509.CertPool, only bool) (*utls.UConn, error) {
+	spec, err := h.spec()
+	if err != nil {
+		return nil, err
+	}
+	if only {
+		spec.Extensions = slices.DeleteFunc(spec.Extensions, func(e utls.TLSExtension) bool {
+			switch e := e.(type) {
+			case *utls.ALPNExtension:
+				e.AlpnProtocols = []string{"http/1.1"}
+			case *utls.ApplicationSettingsExtension, *utls.ApplicationSettingsExtensionNew:
+				return true // settings of HTTP/2
+			}
+			return false
+		})
+	}
+	conn := utls.UClient(raw, &utls.Config{
+		ServerName:                  addr.ServerName(),
+		RootCAs:                     roots,
+		InsecureSkipVerify:          addr.Pin != nil, // the pin is checked instead
+		DynamicRecordSizingDisabled: true,            // fewer packets
+		VerifyConnection: func(state utls.ConnectionState) error {
+			if addr.Pin == nil {
+				return nil // checked by name
+			}
+			if got := PinOf(state.PeerCertificates[0].Raw); subtle.ConstantTimeCompare(got[:], addr.Pin[:]) != 1 {
+				return errWrongCertificate
+			}
+			return nil
+		},
+	}, utls.HelloCustom)
+	if err := conn.ApplyPreset(spec); err != nil {
+		return nil, fmt.Errorf("hello %s: %w", h.Name, err)
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		var invalid *utls.CertificateVerificationError
+		if errors.As(err, &invalid) {
+			return nil, errWrongCertificate
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
+// errWrongCertificate says that someone else answers at a bridge's address.
+var errWrongCertificate = errors.New("the certificate isn't the bridge's")
 
 // spec returns what utls sends; a spec is good for one connection.
 func (h Hello) spec() (*utls.ClientHelloSpec, error) {

@@ -220,6 +220,11 @@ func New(cfg Config) (_ *Host, err error) {
 			return nil, err
 		}
 	}
+	if cfg.Bridge != nil {
+		if err := sw.AddListenAddr(veilListenAddr(cfg.Bridge.Listen)); err != nil {
+			return nil, newListenError(cfg.Bridge.Listen, err)
+		}
+	}
 	cfg.Log.Debug("host is up", "listeners", len(cfg.Listen), "connections", limits.conns)
 	return h, nil
 }
@@ -256,20 +261,20 @@ func (cfg *Config) published(addrs []ma.Multiaddr) []ma.Multiaddr {
 	if cfg.Role != Community {
 		return nil
 	}
-	return addrs
+	return slices.DeleteFunc(slices.Clone(addrs), HasPath)
 }
 
 // ListenAddrs returns the addresses the host listens on, interfaces resolved,
 // and those that routers of the LAN gave it, whatever its role publishes. Those
-// at which relays listen for it are not among them.
+// at which relays listen for it are not among them, nor is a bridge's.
 func (h *Host) ListenAddrs() ([]ma.Multiaddr, error) {
 	addrs, err := h.Network().InterfaceListenAddresses()
 	if err != nil {
 		return nil, err
 	}
-	addrs = slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool {
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool {
 		_, err := a.ValueForProtocol(ma.P_CIRCUIT)
-		return err == nil
+		return err == nil || HasPath(a)
 	})
 	return append(addrs, h.mapped(h.Network().ListenAddresses())...), nil
 }
@@ -278,6 +283,17 @@ func (h *Host) ListenAddrs() ([]ma.Multiaddr, error) {
 // somebody we know was heard there on the local network, whatever Config.Dial
 // says. near is called from many goroutines.
 func (h *Host) AllowNear(near func(ma.Multiaddr) bool) { h.near.Store(&near) }
+
+// BridgeAddr returns the address that the bridge listens on, /ip4 or /ip6 and
+// /tcp, or nil if the host is none.
+func (h *Host) BridgeAddr() ma.Multiaddr {
+	for _, a := range h.Network().ListenAddresses() {
+		if HasPath(a) {
+			return a.Decapsulate(listening)
+		}
+	}
+	return nil
+}
 
 // HandleSecret serves streams whose protocol name secret accepts, without the
 // name or the number of such names showing in identify. They hide behind ping,
@@ -336,6 +352,10 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 		all, err := cfg.Transports(up, resources)
 		return all, up, err
 	}
+	veil, err := newVeil(cfg, window, gate, resources)
+	if err != nil {
+		return nil, nil, err
+	}
 
 	options := []tcp.Option{tcp.WithConnectionTimeout(dialTimeout)}
 	if cfg.Role != Contacts { // who goes through NATs dials from where it listens
@@ -346,7 +366,7 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 		return nil, nil, fmt.Errorf("tcp: %w", err)
 	}
 	if cfg.DialTCP != nil {
-		return []transport.Transport{&proxiedTCP{tcpTransport, up, resources, h.spareNear(cfg.DialTCP)}}, up, nil
+		return []transport.Transport{&proxiedTCP{tcpTransport, up, resources, h.spareNear(cfg.DialTCP)}, veil}, up, nil
 	}
 	h.quic, err = newQUIC(cfg.Key, resources)
 	if err != nil {
@@ -361,7 +381,7 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 	if err != nil {
 		return nil, nil, fmt.Errorf("tcp: %w", err)
 	}
-	return []transport.Transport{nearTransport, quicTransport}, up, nil
+	return []transport.Transport{nearTransport, quicTransport, veil}, up, nil
 }
 
 // newQUIC makes the socket manager of QUIC. The resource manager is wired in

@@ -101,7 +101,7 @@ func (h *Host) SetMode(mode Mode) error {
 		}
 	}
 	for _, c := range sw.Conns() {
-		if !m.permits(c.RemoteMultiaddr()) {
+		if !OverVeil(c) && !m.permits(c.RemoteMultiaddr()) {
 			_ = c.Close() // the other side sees it end either way
 		}
 	}

@@ -1,0 +1,246 @@
+package transport
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+const testPath = "AAECAwQFBgcICQoLDA0ODw"
+
+// selfSigned makes a certificate for a name.
+func selfSigned(t testing.TB, name string) *tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, _ := x509.ParseCertificate(der)
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// testSite is somebody's web site.
+type testSite struct {
+	mu   sync.Mutex
+	seen []string // method and path of every request that reached it
+}
+
+func (s *testSite) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.seen = append(s.seen, r.Method+" "+r.URL.Path)
+	s.mu.Unlock()
+	body, _ := io.ReadAll(r.Body)
+	w.Header().Set("Server", "nginx")
+	w.Header().Set("X-Body", http.StatusText(200+len(body)%2))
+	if r.URL.Path != "/" {
+		http.Error(w, "no such page", http.StatusNotFound)
+		return
+	}
+	io.WriteString(w, "<h1>cats</h1>")
+}
+
+func (s *testSite) requests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.seen...)
+}
+
+// testBridge is a bridge without libp2p in it: its streams come from Accept.
+type testBridge struct {
+	*veilServer
+	site *testSite
+	addr VeilAddr
+}
+
+func newTestBridge(t testing.TB, change ...func(*Bridge)) *testBridge {
+	t.Helper()
+	cert := selfSigned(t, "cats.example")
+	site := new(testSite)
+	cfg := Bridge{
+		Listen:      ma.StringCast("/ip4/127.0.0.1/tcp/0"),
+		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil },
+		Path:        func(path string) bool { return path == testPath },
+		Site:        site,
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s, err := newVeilServer(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	pin := PinOf(cert.Certificate[0])
+	return &testBridge{s, site, VeilAddr{
+		Host: "127.0.0.1", Family: 4, Port: uint16(s.Addr().(*net.TCPAddr).Port), SNI: "cats.example", Pin: &pin, Path: testPath,
+	}}
+}
+
+// echo sends back what it gets, until the end.
+func (b *testBridge) echo() {
+	for {
+		c, err := b.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			io.Copy(c, c)
+		}()
+	}
+}
+
+// dialTest opens a stream through a TCP dialer of the test's; nil is the usual one.
+func dialTest(t testing.TB, b *testBridge, client VeilClient) *veilCaller {
+	t.Helper()
+	d := newVeilDialer(client, Loopback)
+	t.Cleanup(d.close)
+	remote, err := b.addr.endpoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := d.dial(t.Context(), b.addr, remote)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// echoed writes what and wants it back.
+func echoed(t testing.TB, c net.Conn, what []byte) {
+	t.Helper()
+	errs := make(chan error, 1)
+	go func() {
+		_, err := c.Write(what)
+		errs <- err
+	}()
+	got := make([]byte, len(what))
+	if n, err := io.ReadFull(c, got); err != nil {
+		t.Fatalf("after %d of %d bytes: %v", n, len(what), err)
+	}
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, what) {
+		t.Fatal("other bytes came back")
+	}
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
+
+// TestVeilStream carries bytes over real TLS and HTTP/2, each of several sizes.
+func TestVeilStream(t *testing.T) {
+	b := newTestBridge(t)
+	go b.echo()
+	c := dialTest(t, b, VeilClient{})
+	for _, n := range []int{1, 100, 5000, 1 << 20, 5 << 20} {
+		start := time.Now()
+		echoed(t, c, randomBytes(n))
+		t.Logf("%d bytes there and back in %v", n, time.Since(start))
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-c.done
+	if seen := b.site.requests(); len(seen) != 0 {
+		t.Errorf("the site saw %v", seen)
+	}
+}
+
+// TestVeilHosts connects two whole hosts.
+func TestVeilHosts(t *testing.T) {
+	cert := selfSigned(t, "cats.example")
+	key, _ := NewKey(rand.Reader)
+	bridge, err := New(Config{
+		Key: key, Role: Community, Memory: MinMemory, Dial: Loopback,
+		Bridge: &Bridge{
+			Listen:      ma.StringCast("/ip4/127.0.0.1/tcp/0"),
+			Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil },
+			Path:        func(path string) bool { return path == testPath },
+			Site:        new(testSite),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bridge.Close()
+	bridge.SetStreamHandler("/echo", func(s network.Stream) {
+		io.Copy(s, s)
+		s.Close()
+	})
+	port, err := bridge.BridgeAddr().ValueForProtocol(ma.P_TCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := PinOf(cert.Certificate[0])
+	v := VeilAddr{Host: "127.0.0.1", Family: 4, Port: 1, Pin: &pin, Path: testPath}
+	n, _ := new(big.Int).SetString(port, 10)
+	v.Port = uint16(n.Uint64())
+	addr, err := v.Multiaddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	key, _ = NewKey(rand.Reader)
+	client, err := New(Config{Key: key, Role: Errands, Memory: MinMemory, Dial: Loopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	start := time.Now()
+	if err := client.Connect(t.Context(), peer.AddrInfo{ID: bridge.ID(), Addrs: []ma.Multiaddr{addr}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("connected in %v", time.Since(start))
+	s, err := client.NewStream(t.Context(), bridge.ID(), "/echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	what := randomBytes(1 << 20)
+	go func() {
+		s.Write(what)
+		s.CloseWrite()
+	}()
+	got, err := io.ReadAll(s)
+	if err != nil || !bytes.Equal(got, what) {
+		t.Fatalf("%d bytes came back, %v", len(got), err)
+	}
+
+	conn := client.Network().ConnsToPeer(bridge.ID())[0]
+	if !OverVeil(conn) || HasPath(conn.RemoteMultiaddr()) {
+		t.Errorf("the connection goes to %v", conn.RemoteMultiaddr())
+	}
+	if there := bridge.Network().ConnsToPeer(client.ID())[0]; !OverVeil(there) {
+		t.Errorf("the connection comes from %v", there.RemoteMultiaddr())
+	}
+	for _, a := range bridge.Addrs() {
+		t.Errorf("the bridge publishes %v", a)
+	}
+}
