@@ -61,18 +61,19 @@ const (
 
 // Lessons.
 const (
-	lessonLife     = 24 * time.Hour  // then a network is tried again as if new
-	suspicionLife  = 2 * time.Minute // of a lesson that only one connection taught
-	gapLife        = 10 * time.Minute
-	helloBlocked   = time.Minute // a hello that got no answer comes last for so long
-	helloTrusted   = 30 * time.Second
-	firstGap       = 2500 * time.Millisecond
-	maxGap         = 30 * time.Second
-	packetBytes    = 1400
-	handshakeCost  = 10   // packets, about
-	handshakeBytes = 3000 // received, about
-	leastPackets   = 8
-	leastBytes     = 2 << 10
+	lessonLife    = 24 * time.Hour  // then a network is tried again as if new
+	suspicionLife = 2 * time.Minute // of a lesson that only one connection taught
+	gapLife       = 10 * time.Minute
+	helloBlocked  = time.Minute // a hello that got no answer comes last for so long
+	helloTrusted  = 30 * time.Second
+	carriedLife   = time.Minute
+	maxAccidents  = 3
+	firstRaise    = 32 // connections
+	firstGap      = 2500 * time.Millisecond
+	maxGap        = 30 * time.Second
+	packetBytes   = 1400
+	leastPackets  = 8
+	leastBytes    = 6 << 10
 )
 
 // veilDialer makes streams to bridges.
@@ -93,11 +94,19 @@ type veilSite struct {
 
 	mu        sync.Mutex
 	lesson    Lesson
-	gapAt     time.Time            // when a hello was last found to come too often
-	suspected time.Time            // when the first connection died; zero if none, or if it is certain
-	used      map[string]time.Time // when each hello was last sent
-	answered  map[string]time.Time // and when it last got an answer
-	blocked   map[string]time.Time // and when it last got none
+	gapAt     time.Time // when a hello was last found to come too often
+	suspected time.Time // when the first connection died; zero if none, or if it is certain
+	// Of connections that ended well in the last while: the most they carried.
+	carriedPackets, carriedBytes int
+	carriedAt                    time.Time
+	accidents                    int  // deaths in a row that the figures above contradict
+	retired                      int  // connections that ended well since the lesson changed
+	patience                     int  // how many of them it takes to try more
+	raised                       bool // the lesson was changed to try more
+
+	used     map[string]time.Time // when each hello was last sent
+	answered map[string]time.Time // and when it last got an answer
+	blocked  map[string]time.Time // and when it last got none
 }
 
 func newVeilDialer(client VeilClient, reach Reach) *veilDialer {
@@ -127,7 +136,7 @@ func (d *veilDialer) site(v VeilAddr) *veilSite {
 	s := d.servers[key]
 	if s == nil {
 		s = &veilSite{
-			key: key, client: &d.client,
+			key: key, client: &d.client, patience: firstRaise,
 			used: make(map[string]time.Time), answered: make(map[string]time.Time), blocked: make(map[string]time.Time),
 		}
 		if load := d.client.Memory.Load; load != nil {
@@ -171,26 +180,61 @@ func (s *veilSite) learn(change func(*Lesson)) {
 	}
 }
 
-// died takes note of a connection that worked and went dead while others go
-// on. The first may have been an accident; the second makes it certain.
+// died takes note of a connection that worked and fell silent for good while
+// others went on. If others carried much more lately it was an accident, unless
+// accidents are all there is. The first is suspicious and the second certain.
 func (s *veilSite) died(packets, received int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.lesson.Packets == 0:
+	if time.Since(s.carriedAt) > carriedLife {
+		s.carriedPackets, s.carriedBytes = 0, 0
+	}
+	if packets < s.carriedPackets*2/3 && received < s.carriedBytes*2/3 {
+		if s.accidents++; s.accidents < maxAccidents {
+			return
+		}
+		s.carriedPackets, s.carriedBytes = packets, received
+	}
+	s.accidents = 0
+	if s.lesson.Packets == 0 {
 		s.suspected = time.Now()
-	default:
+	} else {
 		s.suspected = time.Time{}
 	}
+	if s.raised {
+		s.raised = false
+		s.patience *= 2
+	}
+	s.retired = 0
 	s.learn(func(l *Lesson) {
 		if l.Packets == 0 || packets < l.Packets {
 			l.Packets = max(packets, leastPackets)
 		}
-		if l.Bytes == 0 || received < l.Bytes {
-			l.Bytes = max(received, leastBytes)
+		if received >= leastBytes && (l.Bytes == 0 || received < l.Bytes) {
+			l.Bytes = received // fewer are nothing to cut for
 		}
-		l.At = time.Now()
 	})
+}
+
+// carried takes note of a connection that ended well. When many did, it is
+// tried whether they may carry more.
+func (s *veilSite) carried(packets, received int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.carriedAt) > carriedLife {
+		s.carriedPackets, s.carriedBytes = 0, 0
+	}
+	s.carriedAt = time.Now()
+	s.carriedPackets = max(s.carriedPackets, packets)
+	s.carriedBytes = max(s.carriedBytes, received)
+	if s.lesson.Packets == 0 {
+		return
+	}
+	if s.retired++; s.retired >= s.patience {
+		s.retired = 0
+		s.raised = true
+		s.learn(func(l *Lesson) { l.Packets, l.Bytes = l.Packets*5/4, l.Bytes*5/4 })
+	}
 }
 
 // order returns the hellos in the order to try, and how long to wait before
@@ -494,7 +538,7 @@ func (l *veilLink) room(lesson Lesson) int {
 	packets, _, received, _ := l.meter.read()
 	// Three quarters of what was once too much; an exchange costs two packets
 	// and their acknowledgements, and its data as much again as its length.
-	left := min((lesson.Packets*3/4-packets-4)*packetBytes*2/3, lesson.Bytes*3/4-received) - 2*maxVeilPad/2
+	left := lesson.room(packets, received)
 	if l.served == 0 {
 		return max(left, minChunk)
 	}
@@ -502,6 +546,15 @@ func (l *veilLink) room(lesson Lesson) int {
 		return 0
 	}
 	return left
+}
+
+// room is how much data fits on a connection that has carried something.
+func (l Lesson) room(packets, received int) int {
+	left := (l.Packets*3/4 - packets - 4) * packetBytes * 2 / 3
+	if l.Bytes > 0 {
+		left = min(left, l.Bytes*3/4-received)
+	}
+	return min(left-maxVeilPad, maxVeilData)
 }
 
 // errNotBridge says that the site answered as it does to everybody.
@@ -570,19 +623,20 @@ type veilCaller struct {
 	pollAt    time.Time
 	finished  bool // our end is on its way
 
-	links    []*veilLink
-	dialling int
-	parallel bool // links carry one exchange at a time
-	failures int
-	retryAt  time.Time
-	lastGood time.Time
-	closeBy  time.Time
-	patience time.Duration
-	hold     time.Duration
-	chunk    int
-	rate     int // bytes per second, the best seen lately
-	rtt      time.Duration
-	flying   int // bytes in all exchanges
+	handshake struct{ packets, received int } // what it took of the last link
+	links     []*veilLink
+	dialling  int
+	parallel  bool // links carry one exchange at a time
+	failures  int
+	retryAt   time.Time
+	lastGood  time.Time
+	closeBy   time.Time
+	patience  time.Duration
+	hold      time.Duration
+	chunk     int
+	rate      int // bytes per second, the best seen lately
+	rtt       time.Duration
+	flying    int // bytes in all exchanges
 }
 
 // dial begins a stream. It returns when a TLS connection is there and the
@@ -601,6 +655,7 @@ func (d *veilDialer) dial(ctx context.Context, v VeilAddr, remote ma.Multiaddr) 
 		links: []*veilLink{l}, parallel: !l.many, lastGood: time.Now(),
 		peerLimit: veilBuffer, patience: answerPatience, hold: minHoldTime, chunk: firstChunk, rtt: l.rtt,
 	}
+	c.handshake.packets, _, c.handshake.received, _ = l.meter.read()
 	if at, ok := l.meter.LocalAddr().(*net.TCPAddr); ok {
 		if a, err := veilEndpoint(at.AddrPort().Addr().Unmap().WithZone(""), at.AddrPort().Port()); err == nil {
 			c.localMA = a
@@ -734,7 +789,7 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 	lesson := c.site.now()
 	chunk := c.chunk
 	if lesson.Packets > 0 {
-		chunk = min(chunk, max(minChunk, min((lesson.Packets*3/4-handshakeCost)*packetBytes*2/3, lesson.Bytes*3/4-handshakeBytes)-maxVeilPad))
+		chunk = min(chunk, max(minChunk, lesson.room(c.handshake.packets, c.handshake.received)))
 	}
 	start := func(x *exchange) {
 		x.req.session = c.id
@@ -746,6 +801,10 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 		c.flying += x.size
 		exchanges.Go(func() { c.exchange(ctx, x) })
 	}
+	// What an answer that came late brought isn't sent, or asked for, again.
+	c.sent = max(c.sent, c.base)
+	c.asked = max(c.asked, c.got)
+
 	// Until the server knows the session there is one request, the first.
 	alone := func() bool { return !c.opened && c.pushes+c.pulls+c.polls > 0 }
 
@@ -812,7 +871,7 @@ func (c *veilCaller) exchange(ctx context.Context, x *exchange) {
 	if x.req.from < c.got {
 		x.req.from = c.got
 	}
-	x.req.sent = c.end()
+	x.req.written = c.end()
 	x.req.padding = padTo(requestHead + len(x.req.data))
 	x.started = time.Now()
 	patience := c.patience + 4*c.rtt + time.Duration(float64(c.flying+requestHead)/float64(max(c.rate/4, slowestLine))*float64(time.Second))
@@ -884,8 +943,7 @@ func (c *veilCaller) bury(l *veilLink, since time.Time) {
 	if l.dead {
 		return
 	}
-	l.dead = true
-	c.links = slices.DeleteFunc(c.links, func(other *veilLink) bool { return other == l })
+	c.remove(l)
 	if c.lastGood.After(since) {
 		packets, _, received, _ := l.meter.read()
 		c.site.died(packets, received)
@@ -893,6 +951,12 @@ func (c *veilCaller) bury(l *veilLink, since time.Time) {
 	if c.hold > minHoldTime {
 		c.hold = max(c.hold/2, minHoldTime)
 	}
+}
+
+// remove gives no more exchanges to a link. The caller holds mu.
+func (c *veilCaller) remove(l *veilLink) {
+	l.dead = true
+	c.links = slices.DeleteFunc(c.links, func(other *veilLink) bool { return other == l })
 }
 
 // settle takes in what came of an exchange.
@@ -913,16 +977,15 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 		case errors.Is(err, errBridgeBusy):
 			c.failed(err)
 		default:
-			cut := l.served > 0 && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF))
-			if cut && !l.dead {
-				c.bury(l, c.lastGood.Add(-1))
+			// Cut off loudly: nothing to find out, and the next carries less.
+			if !l.dead && x.size > 0 {
+				c.chunk = max(c.chunk/2, minChunk)
 			}
-			l.dead = true
-			c.links = slices.DeleteFunc(c.links, func(other *veilLink) bool { return other == l })
-			l.close()
-			if !late {
+			if !l.dead && l.served == 0 && !late {
 				c.failed(err)
 			}
+			c.remove(l)
+			l.close()
 		}
 		return
 	}
@@ -1089,9 +1152,12 @@ func (c *veilCaller) take(ctx context.Context, x *exchange) (*veilLink, error) {
 			}
 		}
 		for _, l := range idle { // has carried enough
-			c.links = slices.DeleteFunc(c.links, func(other *veilLink) bool { return other == l })
-			l.dead = true
+			c.remove(l)
 			defer l.close()
+			if l.served > 0 && !isClosed(l.doubt) {
+				packets, _, received, _ := l.meter.read()
+				c.site.carried(packets, received)
+			}
 		}
 		most := 1
 		if c.parallel || lesson.Packets > 0 {
@@ -1118,6 +1184,7 @@ func (c *veilCaller) take(ctx context.Context, x *exchange) (*veilLink, error) {
 			return nil, err
 		}
 		c.parallel = !l.many
+		c.handshake.packets, _, c.handshake.received, _ = l.meter.read()
 		l.inFlight++
 		c.links = append(c.links, l)
 		return l, nil

@@ -33,7 +33,7 @@ type veilRequest struct {
 	offset   uint64 // of data in the stream from the client
 	received uint64 // bytes of the stream from the server that the client has, from its beginning
 	from     uint64 // first byte wanted of the stream from the server
-	sent     uint64 // bytes the client has written so far
+	written  uint64 // bytes the client has written so far
 	most     uint32 // bytes wanted at most; 0: none
 	hold     uint32 // milliseconds for which the server may wait for something to answer
 	flags    byte
@@ -59,7 +59,7 @@ func (r *veilRequest) marshal() []byte {
 	b.AddUint64(r.offset)
 	b.AddUint64(r.received)
 	b.AddUint64(r.from)
-	b.AddUint64(r.sent)
+	b.AddUint64(r.written)
 	b.AddUint32(r.most)
 	b.AddUint32(r.hold)
 	b.AddUint8(r.flags)
@@ -76,7 +76,7 @@ func (r *veilRequest) unmarshal(body []byte) error {
 		!s.ReadUint64(&r.offset) ||
 		!s.ReadUint64(&r.received) ||
 		!s.ReadUint64(&r.from) ||
-		!s.ReadUint64(&r.sent) ||
+		!s.ReadUint64(&r.written) ||
 		!s.ReadUint32(&r.most) ||
 		!s.ReadUint32(&r.hold) ||
 		!s.ReadUint8(&r.flags) ||

@@ -212,7 +212,7 @@ func (v *veilServer) exchange(r *http.Request, path string, req *veilRequest) *v
 		hold := time.NewTimer(min(time.Duration(req.hold)*time.Millisecond, maxHold))
 		defer hold.Stop()
 		for waiting := true; waiting && req.from >= s.end() && !s.closed && s.broken == nil && s.parked == req.number &&
-			(req.sent <= limit || s.limit() < limit+veilBuffer/4); {
+			(req.written <= limit || s.limit() < limit+veilBuffer/4); {
 			waiting = s.await(ctx, hold.C)
 		}
 	}
