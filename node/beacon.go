@@ -289,7 +289,7 @@ func (w *work) audiences() ([]audience, error) {
 	if err != nil {
 		return nil, err
 	}
-	epoch, err := counter(w.tx, metaEpoch, 1)
+	epoch, err := counter(w.tx, metaEpoch)
 	if err != nil {
 		return nil, err
 	}

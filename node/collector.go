@@ -19,7 +19,6 @@ import (
 	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/envelope"
-	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/mailbox"
 )
 
@@ -567,14 +566,14 @@ func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, f
 	if len(batch) == 0 {
 		return done, false, nil
 	}
-	if from, err := c.n.lobby.receiveAll(ctx, batch, c.info.ID); err == nil {
-		return append(done, ids...), from != (identity.DeviceHash{}), nil
+	if got, err := c.n.lobby.receiveAll(ctx, batch, c.info.ID); err == nil {
+		return append(done, ids...), got.opened > 0, nil
 	}
 	// One that cannot be taken now must not keep the others away.
 	for i, raw := range batch {
-		switch from, err := c.n.lobby.receiveAll(ctx, [][]byte{raw}, c.info.ID); {
+		switch got, err := c.n.lobby.receiveAll(ctx, [][]byte{raw}, c.info.ID); {
 		case err == nil:
-			done, fruitful = append(done, ids[i]), fruitful || from != (identity.DeviceHash{})
+			done, fruitful = append(done, ids[i]), fruitful || got.opened > 0
 		case !errors.Is(err, errBusy) && !errors.Is(err, errTooMuch):
 			return nil, false, err
 		}

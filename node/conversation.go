@@ -76,6 +76,7 @@ const (
 	roadDirect  road = "direct"
 	roadLAN     road = "lan"
 	roadMailbox road = "mailbox"
+	roadBundle  road = "bundle"
 )
 
 func newConversation(s network.Stream, key protocol.StreamKey, device identity.DeviceHash, opened bool, by road) *conversation {

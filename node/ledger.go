@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,7 +116,7 @@ func timesTaken(encoded []byte) (n int, err error) {
 }
 
 // maxAttempts bounds what the ledger keeps of a message that is hard to
-// deliver: the newest.
+// deliver: the newest, and the newest of every road.
 const maxAttempts = 16
 
 // addAttempt appends to a delivery's encoded attempts.
@@ -125,8 +126,12 @@ func addAttempt(encoded []byte, a attempt) ([]byte, error) {
 		return nil, err
 	}
 	all = append(all, a)
-	if len(all) > maxAttempts {
-		all = all[len(all)-maxAttempts:]
+	for i := 0; len(all) > maxAttempts && i < len(all); {
+		if !slices.ContainsFunc(all[i+1:], func(later attempt) bool { return later.Road == all[i].Road }) {
+			i++
+			continue
+		}
+		all = slices.Delete(all, i, i+1)
 	}
 	return json.Marshal(all)
 }
@@ -416,7 +421,11 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			if err != nil {
 				return err
 			}
-			if d.State != store.DeliveryQueued || held > 0 || n.outbox.withhold(d.Device, d.ID) {
+			left, err := carried(d.Attempts)
+			if err != nil {
+				return err
+			}
+			if d.State != store.DeliveryQueued || held > 0 || left || n.outbox.withhold(d.Device, d.ID) {
 				return refuse(CodeRefused, "see: kith trace "+messageText(row.ID)[:12], "the message has already left and cannot be cancelled")
 			}
 		}
@@ -587,6 +596,9 @@ func (w *work) tidy() (next time.Duration, err error) {
 		return 0, err
 	}
 	if err := w.tx.EraseInvites(w.age); err != nil {
+		return 0, err
+	}
+	if err := w.tx.EraseCarried(w.age); err != nil {
 		return 0, err
 	}
 	if err := w.tx.ForgetIdempotent(w.age - messageLife.Milliseconds()); err != nil {

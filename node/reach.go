@@ -16,6 +16,7 @@ import (
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/handshake"
+	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/invite"
 	"github.com/kith-im/kith/protocol/rendezvous"
 	"github.com/kith-im/kith/protocol/stream"
@@ -175,29 +176,31 @@ func (c *courier) learn(ctx context.Context, f discovery.Found, at protocol.Shar
 	if err != nil {
 		return fmt.Errorf("the contact's keys cannot be used: %w", err)
 	}
-	return c.n.update(ctx, func(w *work) error {
-		d, err := w.tx.Device(c.device[:])
-		if err != nil {
+	return c.n.update(ctx, func(w *work) error { return w.learn(c.device, bundle) })
+}
+
+func (w *work) learn(device identity.DeviceHash, bundle *handshake.Bundle) error {
+	d, err := w.tx.Device(device[:])
+	if err != nil {
+		return err
+	}
+	if d.Link == nil {
+		return nil // answered in the meantime
+	}
+	link, err := invite.Parse(string(d.Link))
+	if err != nil {
+		return errors.Join(store.ErrDamaged, err)
+	}
+	contact, err := w.tx.Contact(d.Contact)
+	if err != nil {
+		return err
+	}
+	if d.Public != nil {
+		if stale, err := w.stale(device, bundle); !stale {
 			return err
 		}
-		if d.Link == nil {
-			return nil // answered in the meantime
-		}
-		link, err := invite.Parse(string(d.Link))
-		if err != nil {
-			return errors.Join(store.ErrDamaged, err)
-		}
-		contact, err := w.tx.Contact(d.Contact)
-		if err != nil {
-			return err
-		}
-		if d.Public != nil {
-			if stale, err := w.stale(c.device, bundle); !stale {
-				return err
-			}
-		}
-		return w.begin(contact, d, link, bundle)
-	})
+	}
+	return w.begin(contact, d, link, bundle)
 }
 
 // connect makes sure that there is a connection to a peer.

@@ -60,17 +60,17 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 				break gather
 			}
 		}
-		device, err := l.receiveAll(ctx, batch, "")
+		got, err := l.receiveAll(ctx, batch, "")
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, errBusy) {
 				n.log.Warn("receiving failed; the sender will offer it again", "full", errors.Is(err, errTooMuch))
 			}
 			return
 		}
-		if !c.known() && device != (identity.DeviceHash{}) {
-			c.name(device)
+		if !c.known() && got.opened > 0 {
+			c.name(got.from)
 			n.lobby.named(c)
-			n.outbox.attach(device, c)
+			n.outbox.attach(got.from, c)
 		}
 		if c.acknowledge(batch) != nil {
 			return
@@ -78,14 +78,20 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 	}
 }
 
-// receiveAll receives envelopes in one transaction and returns the device of
-// the last one that opened. from is the mailbox that handed them out; "": none
-// did. An envelope that makes the program panic is taken
-// out of the way alone: it must neither stop its neighbours nor come back.
-func (l *lobby) receiveAll(ctx context.Context, batch [][]byte, from peer.ID) (device identity.DeviceHash, err error) {
+// received is what came of some envelopes.
+type received struct {
+	from     identity.DeviceHash // of the last one that opened
+	opened   int                 // were new, and from somebody we talk to
+	messages int                 // of the history, shown for the first time
+}
+
+// receiveAll receives envelopes in one transaction. from is the mailbox that
+// handed them out; "": none did. An envelope that makes the program panic is
+// taken out of the way alone: it must neither stop its neighbours nor come back.
+func (l *lobby) receiveAll(ctx context.Context, batch [][]byte, from peer.ID) (got received, err error) {
 	n := l.n
 	err = n.update(ctx, func(w *work) error {
-		device = identity.DeviceHash{}
+		got = received{}
 		for _, raw := range batch {
 			if from != "" {
 				if err := w.handed(from, raw); err != nil {
@@ -97,25 +103,30 @@ func (l *lobby) receiveAll(ctx context.Context, batch [][]byte, from peer.ID) (d
 				return err
 			}
 			if d != (identity.DeviceHash{}) {
-				device = d
+				got.from = d
+				got.opened++
 			}
 		}
+		got.messages = w.shown
 		return nil
 	})
 	if !isPoison(err) {
-		return device, err
+		return got, err
 	}
+	got = received{}
 	if len(batch) > 1 {
 		for _, raw := range batch {
-			d, err := l.receiveAll(ctx, [][]byte{raw}, from)
+			one, err := l.receiveAll(ctx, [][]byte{raw}, from)
 			if err != nil {
-				return device, err
+				return got, err
 			}
-			if d != (identity.DeviceHash{}) {
-				device = d
+			if one.opened > 0 {
+				got.from = one.from
 			}
+			got.opened += one.opened
+			got.messages += one.messages
 		}
-		return device, nil
+		return got, nil
 	}
 	var crash *store.PanicError
 	if errors.As(err, &crash) {
@@ -123,7 +134,7 @@ func (l *lobby) receiveAll(ctx context.Context, batch [][]byte, from peer.ID) (d
 	} else {
 		n.log.Error("an envelope was set aside because it could not be processed")
 	}
-	return device, n.update(ctx, func(w *work) error {
+	return got, n.update(ctx, func(w *work) error {
 		if !n.gate.once("set aside", w.now) {
 			return nil
 		}
@@ -313,6 +324,7 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 	if !row.Owed {
 		w.receipts[c.ID] = append(w.receipts[c.ID], id)
 	}
+	w.shown++
 	shown := showMessage(row, m, c, w.n.self.name)
 	if m.Seq <= end.Seq {
 		if err := w.askForMissing(c, end); err != nil { // is there more to ask for?

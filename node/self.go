@@ -54,7 +54,7 @@ func loadSelf(ctx context.Context, cfg Config) (*self, error) {
 		default:
 			copy(hedge[:], secret)
 		}
-		if boots, err = counter(tx, metaBoots, 1); err != nil {
+		if boots, err = counter(tx, metaBoots); err != nil {
 			return err
 		}
 		row, err = tx.Account()
@@ -62,7 +62,7 @@ func loadSelf(ctx context.Context, cfg Config) (*self, error) {
 			row, err = createSelf(tx, cfg, protocol.NewHedge(rand.Reader, hedge, boots))
 			// The generator that made the keys is spent; the next one counts on.
 			if err == nil {
-				boots, err = counter(tx, metaBoots, 1)
+				boots, err = counter(tx, metaBoots)
 			}
 		}
 		return err
@@ -184,9 +184,8 @@ func decodeSelf(secret []byte) (*identity.Account, *identity.DeviceKey, error) {
 	return account, device, nil
 }
 
-// counter raises a number kept in meta to at least atLeast and above its old
-// value, and returns it.
-func counter(tx *store.Tx, key string, atLeast uint64) (uint64, error) {
+// counter raises a number kept in meta, and returns it.
+func counter(tx *store.Tx, key string) (uint64, error) {
 	var n uint64
 	b, err := tx.Meta(key)
 	switch {
@@ -198,7 +197,7 @@ func counter(tx *store.Tx, key string, atLeast uint64) (uint64, error) {
 	default:
 		n = binary.BigEndian.Uint64(b)
 	}
-	n = max(n+1, atLeast)
+	n++
 	return n, tx.SetMeta(key, binary.BigEndian.AppendUint64(nil, n))
 }
 

@@ -32,6 +32,7 @@ type work struct {
 	names    bool                             // who may open a stream has changed
 	tags     bool                             // what we accept envelopes under has changed
 	mail     bool                             // our boxes, or what we know of their nodes, have changed
+	shown    int                              // messages added to a history
 	moved    bool                             // what our records say has changed
 	publish  bool                             // what we publish has changed
 	event    bool                             // the event log has grown

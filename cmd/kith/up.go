@@ -466,7 +466,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err := d.linkSocket(); err != nil {
 		return errors.Join(err, ln.Close())
 	}
-	serving := api.ServerConfig{Backend: n, Stop: stop, Log: d.log}
+	serving := api.ServerConfig{Backend: n, Bundles: n.Bundles(), Stop: stop, Log: d.log}
 	if mail != nil {
 		serving.Operator = operator{mail}
 		if front != nil {

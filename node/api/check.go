@@ -22,6 +22,10 @@ const (
 	MaxCursor = 64      // bytes of a cursor's name
 	MaxKey    = 128     // bytes of an idempotency key
 
+	MaxBundleData    = 1 << 20 // bytes of a file in one piece
+	MaxBundleEntries = 4096    // in one NoteBundle
+	maxBundleNames   = 256     // contacts, and invites, in one ExportBundle
+
 	// What an operator may set: less serves nobody, and more is a slip of the
 	// hand. The wire tells the retention in hours.
 	MinQuota     = 16 << 20 // bytes
@@ -40,8 +44,9 @@ const (
 
 	// Largest encoded requests: a full Send with room for its framing (a text
 	// in JSON may be longer than its bytes), and anything else.
-	maxSendRequest = MaxTexts*protocol.MaxText + 2<<20
-	maxRequest     = 64 << 10
+	maxSendRequest   = MaxTexts*protocol.MaxText + 2<<20
+	maxImportRequest = MaxBundleData + 1<<10
+	maxRequest       = 64 << 10
 	// Largest encoded answer: a page of the longest messages, and some room.
 	maxResponse = MaxPage*protocol.MaxText + 16<<20
 )
@@ -96,6 +101,10 @@ func check(req any) *Error {
 		return checkRef("the mailbox", r.Id)
 	case *apiv1.TestMailboxRequest:
 		return checkOptionalRef("the mailbox", r.Id)
+	case *apiv1.ExportBundleRequest:
+		return checkExport(r)
+	case *apiv1.NoteBundleRequest:
+		return checkRange("the number of entries", int64(len(r.Entries)), MaxBundleEntries)
 	case *apiv1.SetNodeRequest:
 		return checkSetNode(r)
 	case *apiv1.WatchEventsRequest:
@@ -159,6 +168,26 @@ func CheckText(t string) *Error {
 		}
 	}
 	return nil
+}
+
+func checkExport(r *apiv1.ExportBundleRequest) *Error {
+	if len(r.Contacts) > maxBundleNames || len(r.Invites) > maxBundleNames {
+		return usage("leave the names out to carry for all", "at most %d contacts or invites can be named", maxBundleNames)
+	}
+	if r.Text && len(r.Invites) > 0 {
+		return usage("put them into a file", "the keys of an invite do not fit on paper")
+	}
+	for _, c := range r.Contacts {
+		if err := checkRef("the contact", c); err != nil {
+			return err
+		}
+	}
+	for _, i := range r.Invites {
+		if err := checkRef("the invite", i); err != nil {
+			return err
+		}
+	}
+	return checkRange("size", r.Size, protocol.MaxBundle)
 }
 
 func checkName(what, s string, emptyOK bool) *Error {

@@ -44,6 +44,7 @@ type Server struct {
 // which a bridge has.
 type ServerConfig struct {
 	Backend   Backend
+	Bundles   Bundles
 	Mailboxes Mailboxes
 	Operator  Operator
 	Bridge    BridgeOperator
@@ -57,7 +58,7 @@ type ServerConfig struct {
 func NewServer(cfg ServerConfig) *Server {
 	s := &Server{closing: make(chan struct{})}
 	s.service = service{
-		Backend: cfg.Backend, Mailboxes: cfg.Mailboxes, Operator: cfg.Operator, BridgeOperator: cfg.Bridge,
+		Backend: cfg.Backend, Bundles: cfg.Bundles, Mailboxes: cfg.Mailboxes, Operator: cfg.Operator, BridgeOperator: cfg.Bridge,
 		stop: cfg.Stop, log: cfg.Log, closing: s.closing,
 	}
 	if cfg.Mailboxes == nil {
@@ -74,10 +75,14 @@ func NewServer(cfg ServerConfig) *Server {
 		// unpacked can not explode.
 		connect.WithCompression("gzip", nil, nil),
 		connect.WithConditionalHandlerOptions(func(spec connect.Spec) []connect.HandlerOption {
-			if spec.Procedure == apiv1.KithServiceSendProcedure {
-				return []connect.HandlerOption{connect.WithReadMaxBytes(maxSendRequest)}
+			most := maxRequest
+			switch spec.Procedure {
+			case apiv1.KithServiceSendProcedure:
+				most = maxSendRequest
+			case apiv1.KithServiceImportBundleProcedure:
+				most = maxImportRequest
 			}
-			return []connect.HandlerOption{connect.WithReadMaxBytes(maxRequest)}
+			return []connect.HandlerOption{connect.WithReadMaxBytes(most)}
 		}),
 		connect.WithInterceptors(connect.UnaryInterceptorFunc(s.service.unary)),
 		connect.WithRecover(s.service.recovered),
@@ -116,9 +121,10 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 }
 
 // service is a Backend and its companions as the generated handler wants them:
-// their own methods for every plain call, and the two that need more.
+// their own methods for every plain call, and those that need more.
 type service struct {
 	Backend
+	Bundles
 	Mailboxes
 	Operator
 	BridgeOperator

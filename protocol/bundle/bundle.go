@@ -21,6 +21,7 @@ import (
 	"io"
 	"math/bits"
 
+	"golang.org/x/crypto/chacha20"
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/kith-im/kith/protocol"
@@ -152,6 +153,9 @@ func (p *Packer) Needs(items []Item) (parts int) {
 	return parts
 }
 
+// Open returns how many parts are being filled: 1 or, if nothing was added, 0.
+func (p *Packer) Open() int { return min(len(p.items), 1) }
+
 // Add puts an item into the part that is being filled, and returns the part
 // before it if that had no room left.
 func (p *Packer) Add(it Item) (full []byte, err error) {
@@ -199,4 +203,19 @@ func MaxParts(size int64) int {
 // IsSize says whether a whole file can have size bytes.
 func IsSize(size int64) bool {
 	return size > 0 && size <= protocol.MaxBundle && int64(MaxParts(size))*protocol.BundlePart == size
+}
+
+// Noise makes what fills a file up: as long as a part, and like one to everybody.
+func Noise(rand io.Reader) ([]byte, error) {
+	var k [chacha20.KeySize]byte
+	if _, err := io.ReadFull(rand, k[:]); err != nil {
+		return nil, fmt.Errorf("make noise: %w", err)
+	}
+	c, err := chacha20.NewUnauthenticatedCipher(k[:], make([]byte, chacha20.NonceSize))
+	if err != nil {
+		return nil, fmt.Errorf("make noise: %w", err)
+	}
+	part := make([]byte, protocol.BundlePart)
+	c.XORKeyStream(part, part)
+	return part, nil
 }

@@ -107,6 +107,14 @@ const (
 	KithServiceRemoveMailboxProcedure = "/kith.v1.KithService/RemoveMailbox"
 	// KithServiceTestMailboxProcedure is the fully-qualified name of the KithService's TestMailbox RPC.
 	KithServiceTestMailboxProcedure = "/kith.v1.KithService/TestMailbox"
+	// KithServiceExportBundleProcedure is the fully-qualified name of the KithService's ExportBundle
+	// RPC.
+	KithServiceExportBundleProcedure = "/kith.v1.KithService/ExportBundle"
+	// KithServiceNoteBundleProcedure is the fully-qualified name of the KithService's NoteBundle RPC.
+	KithServiceNoteBundleProcedure = "/kith.v1.KithService/NoteBundle"
+	// KithServiceImportBundleProcedure is the fully-qualified name of the KithService's ImportBundle
+	// RPC.
+	KithServiceImportBundleProcedure = "/kith.v1.KithService/ImportBundle"
 	// KithServiceNodeStatusProcedure is the fully-qualified name of the KithService's NodeStatus RPC.
 	KithServiceNodeStatusProcedure = "/kith.v1.KithService/NodeStatus"
 	// KithServiceSetNodeProcedure is the fully-qualified name of the KithService's SetNode RPC.
@@ -163,6 +171,10 @@ type KithServiceClient interface {
 	AddMailbox(context.Context, *AddMailboxRequest) (*AddMailboxResponse, error)
 	RemoveMailbox(context.Context, *RemoveMailboxRequest) (*RemoveMailboxResponse, error)
 	TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error)
+	// Bundles: what waits to leave, in files that people carry.
+	ExportBundle(context.Context, *ExportBundleRequest) (*connect.ServerStreamForClient[ExportBundleResponse], error)
+	NoteBundle(context.Context, *NoteBundleRequest) (*NoteBundleResponse, error)
+	ImportBundle(context.Context) (*connect.ClientStreamForClientSimple[ImportBundleRequest, ImportBundleResponse], error)
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
@@ -350,6 +362,24 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(kithServiceMethods.ByName("TestMailbox")),
 			connect.WithClientOptions(opts...),
 		),
+		exportBundle: connect.NewClient[ExportBundleRequest, ExportBundleResponse](
+			httpClient,
+			baseURL+KithServiceExportBundleProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("ExportBundle")),
+			connect.WithClientOptions(opts...),
+		),
+		noteBundle: connect.NewClient[NoteBundleRequest, NoteBundleResponse](
+			httpClient,
+			baseURL+KithServiceNoteBundleProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("NoteBundle")),
+			connect.WithClientOptions(opts...),
+		),
+		importBundle: connect.NewClient[ImportBundleRequest, ImportBundleResponse](
+			httpClient,
+			baseURL+KithServiceImportBundleProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("ImportBundle")),
+			connect.WithClientOptions(opts...),
+		),
 		nodeStatus: connect.NewClient[NodeStatusRequest, NodeStatusResponse](
 			httpClient,
 			baseURL+KithServiceNodeStatusProcedure,
@@ -430,6 +460,9 @@ type kithServiceClient struct {
 	addMailbox         *connect.Client[AddMailboxRequest, AddMailboxResponse]
 	removeMailbox      *connect.Client[RemoveMailboxRequest, RemoveMailboxResponse]
 	testMailbox        *connect.Client[TestMailboxRequest, TestMailboxResponse]
+	exportBundle       *connect.Client[ExportBundleRequest, ExportBundleResponse]
+	noteBundle         *connect.Client[NoteBundleRequest, NoteBundleResponse]
+	importBundle       *connect.Client[ImportBundleRequest, ImportBundleResponse]
 	nodeStatus         *connect.Client[NodeStatusRequest, NodeStatusResponse]
 	setNode            *connect.Client[SetNodeRequest, SetNodeResponse]
 	createBridgeInvite *connect.Client[CreateBridgeInviteRequest, CreateBridgeInviteResponse]
@@ -683,6 +716,25 @@ func (c *kithServiceClient) TestMailbox(ctx context.Context, req *TestMailboxReq
 	return nil, err
 }
 
+// ExportBundle calls kith.v1.KithService.ExportBundle.
+func (c *kithServiceClient) ExportBundle(ctx context.Context, req *ExportBundleRequest) (*connect.ServerStreamForClient[ExportBundleResponse], error) {
+	return c.exportBundle.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// NoteBundle calls kith.v1.KithService.NoteBundle.
+func (c *kithServiceClient) NoteBundle(ctx context.Context, req *NoteBundleRequest) (*NoteBundleResponse, error) {
+	response, err := c.noteBundle.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ImportBundle calls kith.v1.KithService.ImportBundle.
+func (c *kithServiceClient) ImportBundle(ctx context.Context) (*connect.ClientStreamForClientSimple[ImportBundleRequest, ImportBundleResponse], error) {
+	return c.importBundle.CallClientStreamSimple(ctx)
+}
+
 // NodeStatus calls kith.v1.KithService.NodeStatus.
 func (c *kithServiceClient) NodeStatus(ctx context.Context, req *NodeStatusRequest) (*NodeStatusResponse, error) {
 	response, err := c.nodeStatus.CallUnary(ctx, connect.NewRequest(req))
@@ -786,6 +838,10 @@ type KithServiceHandler interface {
 	AddMailbox(context.Context, *AddMailboxRequest) (*AddMailboxResponse, error)
 	RemoveMailbox(context.Context, *RemoveMailboxRequest) (*RemoveMailboxResponse, error)
 	TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error)
+	// Bundles: what waits to leave, in files that people carry.
+	ExportBundle(context.Context, *ExportBundleRequest, *connect.ServerStream[ExportBundleResponse]) error
+	NoteBundle(context.Context, *NoteBundleRequest) (*NoteBundleResponse, error)
+	ImportBundle(context.Context, *connect.ClientStream[ImportBundleRequest]) (*ImportBundleResponse, error)
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
@@ -969,6 +1025,24 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(kithServiceMethods.ByName("TestMailbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kithServiceExportBundleHandler := connect.NewServerStreamHandlerSimple(
+		KithServiceExportBundleProcedure,
+		svc.ExportBundle,
+		connect.WithSchema(kithServiceMethods.ByName("ExportBundle")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceNoteBundleHandler := connect.NewUnaryHandlerSimple(
+		KithServiceNoteBundleProcedure,
+		svc.NoteBundle,
+		connect.WithSchema(kithServiceMethods.ByName("NoteBundle")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceImportBundleHandler := connect.NewClientStreamHandlerSimple(
+		KithServiceImportBundleProcedure,
+		svc.ImportBundle,
+		connect.WithSchema(kithServiceMethods.ByName("ImportBundle")),
+		connect.WithHandlerOptions(opts...),
+	)
 	kithServiceNodeStatusHandler := connect.NewUnaryHandlerSimple(
 		KithServiceNodeStatusProcedure,
 		svc.NodeStatus,
@@ -1073,6 +1147,12 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceRemoveMailboxHandler.ServeHTTP(w, r)
 		case KithServiceTestMailboxProcedure:
 			kithServiceTestMailboxHandler.ServeHTTP(w, r)
+		case KithServiceExportBundleProcedure:
+			kithServiceExportBundleHandler.ServeHTTP(w, r)
+		case KithServiceNoteBundleProcedure:
+			kithServiceNoteBundleHandler.ServeHTTP(w, r)
+		case KithServiceImportBundleProcedure:
+			kithServiceImportBundleHandler.ServeHTTP(w, r)
 		case KithServiceNodeStatusProcedure:
 			kithServiceNodeStatusHandler.ServeHTTP(w, r)
 		case KithServiceSetNodeProcedure:
@@ -1204,6 +1284,18 @@ func (UnimplementedKithServiceHandler) RemoveMailbox(context.Context, *RemoveMai
 
 func (UnimplementedKithServiceHandler) TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.TestMailbox is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) ExportBundle(context.Context, *ExportBundleRequest, *connect.ServerStream[ExportBundleResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.ExportBundle is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) NoteBundle(context.Context, *NoteBundleRequest) (*NoteBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.NoteBundle is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) ImportBundle(context.Context, *connect.ClientStream[ImportBundleRequest]) (*ImportBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.ImportBundle is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error) {

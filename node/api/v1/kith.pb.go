@@ -3863,6 +3863,594 @@ func (x *MailboxTest) GetMs() float64 {
 	return 0
 }
 
+type ExportBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Contacts      []string               `protobuf:"bytes,1,rep,name=contacts,proto3" json:"contacts,omitempty"` // whose envelopes; none: those of all
+	Invites       []string               `protobuf:"bytes,2,rep,name=invites,proto3" json:"invites,omitempty"`   // ids of open invites whose keys it is to hold; neither: of all
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`        // the largest file, in bytes; 0: 64 MiB
+	Fresh         bool                   `protobuf:"varint,4,opt,name=fresh,proto3" json:"fresh,omitempty"`      // leave out what an earlier bundle took
+	Text          bool                   `protobuf:"varint,5,opt,name=text,proto3" json:"text,omitempty"`        // texts for paper, one for each envelope that is small enough
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportBundleRequest) Reset() {
+	*x = ExportBundleRequest{}
+	mi := &file_v1_kith_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportBundleRequest) ProtoMessage() {}
+
+func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportBundleRequest.ProtoReflect.Descriptor instead.
+func (*ExportBundleRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ExportBundleRequest) GetContacts() []string {
+	if x != nil {
+		return x.Contacts
+	}
+	return nil
+}
+
+func (x *ExportBundleRequest) GetInvites() []string {
+	if x != nil {
+		return x.Invites
+	}
+	return nil
+}
+
+func (x *ExportBundleRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ExportBundleRequest) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
+}
+
+func (x *ExportBundleRequest) GetText() bool {
+	if x != nil {
+		return x.Text
+	}
+	return false
+}
+
+// One file after the other, in pieces. A file is whole once its `file` has come.
+type ExportBundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Entries       []int64                `protobuf:"varint,2,rep,packed,name=entries,proto3" json:"entries,omitempty"`         // what the file holds, for NoteBundle
+	File          *BundleFile            `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`                       // this ends the file
+	LeftOut       int32                  `protobuf:"varint,4,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"` // at the end: envelopes that are too large for paper
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportBundleResponse) Reset() {
+	*x = ExportBundleResponse{}
+	mi := &file_v1_kith_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportBundleResponse) ProtoMessage() {}
+
+func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportBundleResponse.ProtoReflect.Descriptor instead.
+func (*ExportBundleResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ExportBundleResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ExportBundleResponse) GetEntries() []int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ExportBundleResponse) GetFile() *BundleFile {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *ExportBundleResponse) GetLeftOut() int32 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
+}
+
+type BundleFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Envelopes     int32                  `protobuf:"varint,2,opt,name=envelopes,proto3" json:"envelopes,omitempty"`
+	Messages      int32                  `protobuf:"varint,3,opt,name=messages,proto3" json:"messages,omitempty"` // of those
+	Contacts      int32                  `protobuf:"varint,4,opt,name=contacts,proto3" json:"contacts,omitempty"` // for how many
+	Invites       int32                  `protobuf:"varint,5,opt,name=invites,proto3" json:"invites,omitempty"`   // keys of our invites
+	Carried       int32                  `protobuf:"varint,6,opt,name=carried,proto3" json:"carried,omitempty"`   // parts for others, or what looks like it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleFile) Reset() {
+	*x = BundleFile{}
+	mi := &file_v1_kith_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleFile) ProtoMessage() {}
+
+func (x *BundleFile) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleFile.ProtoReflect.Descriptor instead.
+func (*BundleFile) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *BundleFile) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *BundleFile) GetEnvelopes() int32 {
+	if x != nil {
+		return x.Envelopes
+	}
+	return 0
+}
+
+func (x *BundleFile) GetMessages() int32 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *BundleFile) GetContacts() int32 {
+	if x != nil {
+		return x.Contacts
+	}
+	return 0
+}
+
+func (x *BundleFile) GetInvites() int32 {
+	if x != nil {
+		return x.Invites
+	}
+	return 0
+}
+
+func (x *BundleFile) GetCarried() int32 {
+	if x != nil {
+		return x.Carried
+	}
+	return 0
+}
+
+// NoteBundle says that files are where they are to be: the ledger shows what
+// they hold as carried.
+type NoteBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []int64                `protobuf:"varint,1,rep,packed,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteBundleRequest) Reset() {
+	*x = NoteBundleRequest{}
+	mi := &file_v1_kith_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteBundleRequest) ProtoMessage() {}
+
+func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteBundleRequest.ProtoReflect.Descriptor instead.
+func (*NoteBundleRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *NoteBundleRequest) GetEntries() []int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type NoteBundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteBundleResponse) Reset() {
+	*x = NoteBundleResponse{}
+	mi := &file_v1_kith_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteBundleResponse) ProtoMessage() {}
+
+func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteBundleResponse.ProtoReflect.Descriptor instead.
+func (*NoteBundleResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+}
+
+// A file, or the texts of slips, in pieces of at most 1 MiB.
+type ImportBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Inspect       bool                   `protobuf:"varint,2,opt,name=inspect,proto3" json:"inspect,omitempty"` // in the first one: only look
+	Carry         bool                   `protobuf:"varint,3,opt,name=carry,proto3" json:"carry,omitempty"`     // in the first one: keep what is for others
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportBundleRequest) Reset() {
+	*x = ImportBundleRequest{}
+	mi := &file_v1_kith_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportBundleRequest) ProtoMessage() {}
+
+func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportBundleRequest.ProtoReflect.Descriptor instead.
+func (*ImportBundleRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *ImportBundleRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ImportBundleRequest) GetInspect() bool {
+	if x != nil {
+		return x.Inspect
+	}
+	return false
+}
+
+func (x *ImportBundleRequest) GetCarry() bool {
+	if x != nil {
+		return x.Carry
+	}
+	return false
+}
+
+type ImportBundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Parts         int32                  `protobuf:"varint,2,opt,name=parts,proto3" json:"parts,omitempty"`         // whole ones, or slips
+	Ours          int32                  `protobuf:"varint,3,opt,name=ours,proto3" json:"ours,omitempty"`           // for us
+	Own           int32                  `protobuf:"varint,4,opt,name=own,proto3" json:"own,omitempty"`             // made here, for others
+	Damaged       int32                  `protobuf:"varint,5,opt,name=damaged,proto3" json:"damaged,omitempty"`     // for us or made here, and not whole
+	Foreign       int32                  `protobuf:"varint,6,opt,name=foreign,proto3" json:"foreign,omitempty"`     // for others, or padding: nobody here can tell
+	Kept          int32                  `protobuf:"varint,7,opt,name=kept,proto3" json:"kept,omitempty"`           // of those, kept to be carried
+	Full          bool                   `protobuf:"varint,8,opt,name=full,proto3" json:"full,omitempty"`           // there was no room for all
+	Envelopes     int32                  `protobuf:"varint,9,opt,name=envelopes,proto3" json:"envelopes,omitempty"` // in what is for us
+	Fresh         int32                  `protobuf:"varint,10,opt,name=fresh,proto3" json:"fresh,omitempty"`        // of those, not here before
+	Messages      int32                  `protobuf:"varint,11,opt,name=messages,proto3" json:"messages,omitempty"`  // shown for the first time
+	Waiting       int32                  `protobuf:"varint,12,opt,name=waiting,proto3" json:"waiting,omitempty"`    // envelopes that could not be taken now
+	Invites       int32                  `protobuf:"varint,13,opt,name=invites,proto3" json:"invites,omitempty"`    // keys of invites that we have accepted
+	From          []*BundleSender        `protobuf:"bytes,14,rep,name=from,proto3" json:"from,omitempty"`
+	Text          bool                   `protobuf:"varint,15,opt,name=text,proto3" json:"text,omitempty"` // it is slips
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportBundleResponse) Reset() {
+	*x = ImportBundleResponse{}
+	mi := &file_v1_kith_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportBundleResponse) ProtoMessage() {}
+
+func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportBundleResponse.ProtoReflect.Descriptor instead.
+func (*ImportBundleResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ImportBundleResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetParts() int32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetOurs() int32 {
+	if x != nil {
+		return x.Ours
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetOwn() int32 {
+	if x != nil {
+		return x.Own
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetDamaged() int32 {
+	if x != nil {
+		return x.Damaged
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetForeign() int32 {
+	if x != nil {
+		return x.Foreign
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetKept() int32 {
+	if x != nil {
+		return x.Kept
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *ImportBundleResponse) GetEnvelopes() int32 {
+	if x != nil {
+		return x.Envelopes
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetFresh() int32 {
+	if x != nil {
+		return x.Fresh
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetMessages() int32 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetWaiting() int32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetInvites() int32 {
+	if x != nil {
+		return x.Invites
+	}
+	return 0
+}
+
+func (x *ImportBundleResponse) GetFrom() []*BundleSender {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ImportBundleResponse) GetText() bool {
+	if x != nil {
+		return x.Text
+	}
+	return false
+}
+
+type BundleSender struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Contact       string                 `protobuf:"bytes,1,opt,name=contact,proto3" json:"contact,omitempty"` // id; empty: whoever answers an invite of ours
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Envelopes     int32                  `protobuf:"varint,3,opt,name=envelopes,proto3" json:"envelopes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleSender) Reset() {
+	*x = BundleSender{}
+	mi := &file_v1_kith_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleSender) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleSender) ProtoMessage() {}
+
+func (x *BundleSender) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleSender.ProtoReflect.Descriptor instead.
+func (*BundleSender) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *BundleSender) GetContact() string {
+	if x != nil {
+		return x.Contact
+	}
+	return ""
+}
+
+func (x *BundleSender) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BundleSender) GetEnvelopes() int32 {
+	if x != nil {
+		return x.Envelopes
+	}
+	return 0
+}
+
 // NodeLimits are what the operator of a community node can set. Sizes are in
 // bytes.
 type NodeLimits struct {
@@ -3882,7 +4470,7 @@ type NodeLimits struct {
 
 func (x *NodeLimits) Reset() {
 	*x = NodeLimits{}
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +4482,7 @@ func (x *NodeLimits) String() string {
 func (*NodeLimits) ProtoMessage() {}
 
 func (x *NodeLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +4495,7 @@ func (x *NodeLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
 func (*NodeLimits) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *NodeLimits) GetQuota() int64 {
@@ -3981,7 +4569,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3993,7 +4581,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4006,7 +4594,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 type NodeStatusResponse struct {
@@ -4032,7 +4620,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4044,7 +4632,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4057,7 +4645,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *NodeStatusResponse) GetState() string {
@@ -4170,7 +4758,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4182,7 +4770,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4195,7 +4783,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SetNodeRequest) GetDraining() bool {
@@ -4221,7 +4809,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4233,7 +4821,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4246,7 +4834,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
@@ -4269,7 +4857,7 @@ type BridgeInvite struct {
 
 func (x *BridgeInvite) Reset() {
 	*x = BridgeInvite{}
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4281,7 +4869,7 @@ func (x *BridgeInvite) String() string {
 func (*BridgeInvite) ProtoMessage() {}
 
 func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4294,7 +4882,7 @@ func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
 func (*BridgeInvite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *BridgeInvite) GetId() string {
@@ -4334,7 +4922,7 @@ type CreateBridgeInviteRequest struct {
 
 func (x *CreateBridgeInviteRequest) Reset() {
 	*x = CreateBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +4934,7 @@ func (x *CreateBridgeInviteRequest) String() string {
 func (*CreateBridgeInviteRequest) ProtoMessage() {}
 
 func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +4947,7 @@ func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *CreateBridgeInviteRequest) GetName() string {
@@ -4378,7 +4966,7 @@ type CreateBridgeInviteResponse struct {
 
 func (x *CreateBridgeInviteResponse) Reset() {
 	*x = CreateBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4390,7 +4978,7 @@ func (x *CreateBridgeInviteResponse) String() string {
 func (*CreateBridgeInviteResponse) ProtoMessage() {}
 
 func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4403,7 +4991,7 @@ func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
@@ -4421,7 +5009,7 @@ type ListBridgeInvitesRequest struct {
 
 func (x *ListBridgeInvitesRequest) Reset() {
 	*x = ListBridgeInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4433,7 +5021,7 @@ func (x *ListBridgeInvitesRequest) String() string {
 func (*ListBridgeInvitesRequest) ProtoMessage() {}
 
 func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4446,7 +5034,7 @@ func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{84}
 }
 
 type ListBridgeInvitesResponse struct {
@@ -4458,7 +5046,7 @@ type ListBridgeInvitesResponse struct {
 
 func (x *ListBridgeInvitesResponse) Reset() {
 	*x = ListBridgeInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4470,7 +5058,7 @@ func (x *ListBridgeInvitesResponse) String() string {
 func (*ListBridgeInvitesResponse) ProtoMessage() {}
 
 func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4483,7 +5071,7 @@ func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
@@ -4502,7 +5090,7 @@ type RevokeBridgeInviteRequest struct {
 
 func (x *RevokeBridgeInviteRequest) Reset() {
 	*x = RevokeBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4514,7 +5102,7 @@ func (x *RevokeBridgeInviteRequest) String() string {
 func (*RevokeBridgeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4527,7 +5115,7 @@ func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RevokeBridgeInviteRequest) GetId() string {
@@ -4545,7 +5133,7 @@ type RevokeBridgeInviteResponse struct {
 
 func (x *RevokeBridgeInviteResponse) Reset() {
 	*x = RevokeBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +5145,7 @@ func (x *RevokeBridgeInviteResponse) String() string {
 func (*RevokeBridgeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +5158,7 @@ func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{87}
 }
 
 type WatchEventsRequest struct {
@@ -4585,7 +5173,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4597,7 +5185,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4610,7 +5198,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{80}
+	return file_v1_kith_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -4664,7 +5252,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4676,7 +5264,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4689,7 +5277,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{81}
+	return file_v1_kith_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Event) GetId() uint64 {
@@ -4733,7 +5321,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4745,7 +5333,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4758,7 +5346,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{82}
+	return file_v1_kith_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -4805,7 +5393,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +5405,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +5418,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{83}
+	return file_v1_kith_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4850,7 +5438,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4862,7 +5450,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4875,7 +5463,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{84}
+	return file_v1_kith_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -4900,7 +5488,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4912,7 +5500,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4925,7 +5513,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{85}
+	return file_v1_kith_proto_rawDescGZIP(), []int{93}
 }
 
 // ErrorDetail goes with every error.
@@ -4940,7 +5528,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4952,7 +5540,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4965,7 +5553,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{86}
+	return file_v1_kith_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -5254,7 +5842,54 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x1a\n" +
 	"\bsentence\x18\x03 \x01(\tR\bsentence\x12\x0e\n" +
-	"\x02ms\x18\x04 \x01(\x01R\x02ms\"\x92\x02\n" +
+	"\x02ms\x18\x04 \x01(\x01R\x02ms\"\x89\x01\n" +
+	"\x13ExportBundleRequest\x12\x1a\n" +
+	"\bcontacts\x18\x01 \x03(\tR\bcontacts\x12\x18\n" +
+	"\ainvites\x18\x02 \x03(\tR\ainvites\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x14\n" +
+	"\x05fresh\x18\x04 \x01(\bR\x05fresh\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\bR\x04text\"\x88\x01\n" +
+	"\x14ExportBundleResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x18\n" +
+	"\aentries\x18\x02 \x03(\x03R\aentries\x12'\n" +
+	"\x04file\x18\x03 \x01(\v2\x13.kith.v1.BundleFileR\x04file\x12\x19\n" +
+	"\bleft_out\x18\x04 \x01(\x05R\aleftOut\"\xac\x01\n" +
+	"\n" +
+	"BundleFile\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x1c\n" +
+	"\tenvelopes\x18\x02 \x01(\x05R\tenvelopes\x12\x1a\n" +
+	"\bmessages\x18\x03 \x01(\x05R\bmessages\x12\x1a\n" +
+	"\bcontacts\x18\x04 \x01(\x05R\bcontacts\x12\x18\n" +
+	"\ainvites\x18\x05 \x01(\x05R\ainvites\x12\x18\n" +
+	"\acarried\x18\x06 \x01(\x05R\acarried\"-\n" +
+	"\x11NoteBundleRequest\x12\x18\n" +
+	"\aentries\x18\x01 \x03(\x03R\aentries\"\x14\n" +
+	"\x12NoteBundleResponse\"Y\n" +
+	"\x13ImportBundleRequest\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x18\n" +
+	"\ainspect\x18\x02 \x01(\bR\ainspect\x12\x14\n" +
+	"\x05carry\x18\x03 \x01(\bR\x05carry\"\x87\x03\n" +
+	"\x14ImportBundleResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x14\n" +
+	"\x05parts\x18\x02 \x01(\x05R\x05parts\x12\x12\n" +
+	"\x04ours\x18\x03 \x01(\x05R\x04ours\x12\x10\n" +
+	"\x03own\x18\x04 \x01(\x05R\x03own\x12\x18\n" +
+	"\adamaged\x18\x05 \x01(\x05R\adamaged\x12\x18\n" +
+	"\aforeign\x18\x06 \x01(\x05R\aforeign\x12\x12\n" +
+	"\x04kept\x18\a \x01(\x05R\x04kept\x12\x12\n" +
+	"\x04full\x18\b \x01(\bR\x04full\x12\x1c\n" +
+	"\tenvelopes\x18\t \x01(\x05R\tenvelopes\x12\x14\n" +
+	"\x05fresh\x18\n" +
+	" \x01(\x05R\x05fresh\x12\x1a\n" +
+	"\bmessages\x18\v \x01(\x05R\bmessages\x12\x18\n" +
+	"\awaiting\x18\f \x01(\x05R\awaiting\x12\x18\n" +
+	"\ainvites\x18\r \x01(\x05R\ainvites\x12)\n" +
+	"\x04from\x18\x0e \x03(\v2\x15.kith.v1.BundleSenderR\x04from\x12\x12\n" +
+	"\x04text\x18\x0f \x01(\bR\x04text\"Z\n" +
+	"\fBundleSender\x12\x18\n" +
+	"\acontact\x18\x01 \x01(\tR\acontact\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
+	"\tenvelopes\x18\x03 \x01(\x05R\tenvelopes\"\x92\x02\n" +
 	"\n" +
 	"NodeLimits\x12\x14\n" +
 	"\x05quota\x18\x01 \x01(\x03R\x05quota\x12\x1b\n" +
@@ -5336,7 +5971,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\x81\x14\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\xe6\x15\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
@@ -5366,7 +6001,11 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"AddMailbox\x12\x1a.kith.v1.AddMailboxRequest\x1a\x1b.kith.v1.AddMailboxResponse\x12N\n" +
 	"\rRemoveMailbox\x12\x1d.kith.v1.RemoveMailboxRequest\x1a\x1e.kith.v1.RemoveMailboxResponse\x12H\n" +
-	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12E\n" +
+	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12M\n" +
+	"\fExportBundle\x12\x1c.kith.v1.ExportBundleRequest\x1a\x1d.kith.v1.ExportBundleResponse0\x01\x12E\n" +
+	"\n" +
+	"NoteBundle\x12\x1a.kith.v1.NoteBundleRequest\x1a\x1b.kith.v1.NoteBundleResponse\x12M\n" +
+	"\fImportBundle\x12\x1c.kith.v1.ImportBundleRequest\x1a\x1d.kith.v1.ImportBundleResponse(\x01\x12E\n" +
 	"\n" +
 	"NodeStatus\x12\x1a.kith.v1.NodeStatusRequest\x1a\x1b.kith.v1.NodeStatusResponse\x12<\n" +
 	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12]\n" +
@@ -5390,7 +6029,7 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
 var file_v1_kith_proto_goTypes = []any{
 	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
 	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
@@ -5460,31 +6099,39 @@ var file_v1_kith_proto_goTypes = []any{
 	(*TestMailboxRequest)(nil),         // 65: kith.v1.TestMailboxRequest
 	(*TestMailboxResponse)(nil),        // 66: kith.v1.TestMailboxResponse
 	(*MailboxTest)(nil),                // 67: kith.v1.MailboxTest
-	(*NodeLimits)(nil),                 // 68: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),          // 69: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),         // 70: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),             // 71: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),            // 72: kith.v1.SetNodeResponse
-	(*BridgeInvite)(nil),               // 73: kith.v1.BridgeInvite
-	(*CreateBridgeInviteRequest)(nil),  // 74: kith.v1.CreateBridgeInviteRequest
-	(*CreateBridgeInviteResponse)(nil), // 75: kith.v1.CreateBridgeInviteResponse
-	(*ListBridgeInvitesRequest)(nil),   // 76: kith.v1.ListBridgeInvitesRequest
-	(*ListBridgeInvitesResponse)(nil),  // 77: kith.v1.ListBridgeInvitesResponse
-	(*RevokeBridgeInviteRequest)(nil),  // 78: kith.v1.RevokeBridgeInviteRequest
-	(*RevokeBridgeInviteResponse)(nil), // 79: kith.v1.RevokeBridgeInviteResponse
-	(*WatchEventsRequest)(nil),         // 80: kith.v1.WatchEventsRequest
-	(*Event)(nil),                      // 81: kith.v1.Event
-	(*ListEventsRequest)(nil),          // 82: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 83: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),           // 84: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),          // 85: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),                // 86: kith.v1.ErrorDetail
-	nil,                                // 87: kith.v1.StatusResponse.RoadsEntry
-	nil,                                // 88: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*ExportBundleRequest)(nil),        // 68: kith.v1.ExportBundleRequest
+	(*ExportBundleResponse)(nil),       // 69: kith.v1.ExportBundleResponse
+	(*BundleFile)(nil),                 // 70: kith.v1.BundleFile
+	(*NoteBundleRequest)(nil),          // 71: kith.v1.NoteBundleRequest
+	(*NoteBundleResponse)(nil),         // 72: kith.v1.NoteBundleResponse
+	(*ImportBundleRequest)(nil),        // 73: kith.v1.ImportBundleRequest
+	(*ImportBundleResponse)(nil),       // 74: kith.v1.ImportBundleResponse
+	(*BundleSender)(nil),               // 75: kith.v1.BundleSender
+	(*NodeLimits)(nil),                 // 76: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 77: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 78: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 79: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 80: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 81: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 82: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 83: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 84: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 85: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 86: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 87: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 88: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 89: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 90: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 91: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 92: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 93: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 94: kith.v1.ErrorDetail
+	nil,                                // 95: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 96: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
 	6,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	87, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	95, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
 	5,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
 	2,  // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
 	2,  // 4: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
@@ -5515,88 +6162,96 @@ var file_v1_kith_proto_depIdxs = []int32{
 	58, // 29: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
 	58, // 30: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
 	67, // 31: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
-	68, // 32: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	88, // 33: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
-	68, // 34: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
-	70, // 35: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	73, // 36: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
-	73, // 37: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
-	81, // 38: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,  // 39: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	7,  // 40: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	10, // 41: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	3,  // 42: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
-	12, // 43: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	15, // 44: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	18, // 45: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	20, // 46: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	22, // 47: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	24, // 48: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	26, // 49: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	28, // 50: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	31, // 51: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	33, // 52: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	35, // 53: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	37, // 54: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	39, // 55: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	41, // 56: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	45, // 57: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	47, // 58: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	50, // 59: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	54, // 60: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	56, // 61: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	59, // 62: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	61, // 63: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	63, // 64: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	65, // 65: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	69, // 66: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	71, // 67: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	74, // 68: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
-	76, // 69: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
-	78, // 70: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
-	80, // 71: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	82, // 72: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	84, // 73: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,  // 74: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	8,  // 75: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	11, // 76: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	4,  // 77: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
-	13, // 78: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	16, // 79: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	19, // 80: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	21, // 81: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	23, // 82: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	25, // 83: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	27, // 84: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	29, // 85: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	32, // 86: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	34, // 87: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	36, // 88: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	38, // 89: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	40, // 90: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	42, // 91: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	46, // 92: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	48, // 93: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	51, // 94: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	55, // 95: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	57, // 96: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	60, // 97: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	62, // 98: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	64, // 99: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	66, // 100: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	70, // 101: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	72, // 102: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	75, // 103: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
-	77, // 104: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
-	79, // 105: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
-	81, // 106: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	83, // 107: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	85, // 108: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	74, // [74:109] is the sub-list for method output_type
-	39, // [39:74] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	70, // 32: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
+	75, // 33: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
+	76, // 34: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	96, // 35: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	76, // 36: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	78, // 37: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	81, // 38: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	81, // 39: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	89, // 40: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,  // 41: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	7,  // 42: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	10, // 43: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	3,  // 44: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
+	12, // 45: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	15, // 46: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	18, // 47: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	20, // 48: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	22, // 49: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	24, // 50: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	26, // 51: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	28, // 52: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	31, // 53: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	33, // 54: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	35, // 55: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	37, // 56: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	39, // 57: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	41, // 58: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	45, // 59: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	47, // 60: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	50, // 61: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	54, // 62: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	56, // 63: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	59, // 64: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	61, // 65: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	63, // 66: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	65, // 67: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	68, // 68: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
+	71, // 69: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
+	73, // 70: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
+	77, // 71: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	79, // 72: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	82, // 73: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	84, // 74: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	86, // 75: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	88, // 76: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	90, // 77: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	92, // 78: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,  // 79: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	8,  // 80: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	11, // 81: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	4,  // 82: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	13, // 83: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	16, // 84: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	19, // 85: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	21, // 86: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	23, // 87: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	25, // 88: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	27, // 89: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	29, // 90: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	32, // 91: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	34, // 92: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	36, // 93: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	38, // 94: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	40, // 95: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	42, // 96: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	46, // 97: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	48, // 98: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	51, // 99: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	55, // 100: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	57, // 101: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	60, // 102: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	62, // 103: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	64, // 104: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	66, // 105: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	69, // 106: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
+	72, // 107: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
+	74, // 108: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
+	78, // 109: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	80, // 110: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	83, // 111: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	85, // 112: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	87, // 113: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	89, // 114: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	91, // 115: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	93, // 116: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	79, // [79:117] is the sub-list for method output_type
+	41, // [41:79] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -5604,14 +6259,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
-	file_v1_kith_proto_msgTypes[71].OneofWrappers = []any{}
+	file_v1_kith_proto_msgTypes[79].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   89,
+			NumMessages:   97,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,3 +37,12 @@ CREATE TABLE bridge_invites (
   path_sealed BLOB NOT NULL,                     -- under the time it was made
   created     INTEGER NOT NULL
 ) STRICT;
+
+-- Parts of bundles that are carried for others, as they came: nobody here can
+-- tell for whom, or from noise.
+CREATE TABLE carried (
+  id    INTEGER PRIMARY KEY AUTOINCREMENT, -- in the order of arrival, which keeps pieces together
+  hash  BLOB NOT NULL UNIQUE,              -- SHA-256 of the part
+  part  BLOB NOT NULL,
+  erase INTEGER NOT NULL                   -- age
+) STRICT;
