@@ -77,6 +77,8 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 			continue
 		case conv := <-c.calls:
 			return conv, nil
+		case <-ctx.Done(): // then a way may end without a word
+			return nil, ctx.Err()
 		}
 		if err = r.err; err != nil {
 			continue
