@@ -392,6 +392,7 @@ func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) erro
 	var skipped time.Time // since when something waits there that we could not take
 	next := &mailbox.Collect{}
 	asked, interrupted := time.Now(), false // whether something was asked after next
+	owed := 0                               // answers to that
 	bring := func() error {
 		frames, err := c.changes(ctx)
 		renew.Reset(time.Until(c.renew))
@@ -399,6 +400,7 @@ func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) erro
 			return err
 		}
 		interrupted = true
+		owed += len(frames)
 		return m.write(frames...) // the node answers the Collect first
 	}
 	if err := m.write(next); err != nil {
@@ -440,6 +442,9 @@ func (c *collector) collect(ctx context.Context, m *mailStream, h *harvest) erro
 					return err
 				}
 			case *mailbox.Registered:
+				if owed--; owed < 0 {
+					return errOddAnswer
+				}
 			case *mailbox.Refused:
 				return &refusal{*f}
 			default:

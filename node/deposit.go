@@ -213,7 +213,8 @@ func (c *courier) mailboxes(ctx context.Context) (nodes []peer.AddrInfo, err err
 }
 
 // mailboxesOf are the mailboxes that a device has told us of and that we may
-// dial, at most maxHolders.
+// dial, at most maxHolders: in the order of the set, but those whose receipts do
+// not count come last.
 func (n *Node) mailboxesOf(tx *store.Tx, device []byte) (nodes []peer.AddrInfo, err error) {
 	b, err := tx.DeviceBoxes(device)
 	if ok, err := found(err); !ok {
@@ -223,16 +224,24 @@ func (n *Node) mailboxesOf(tx *store.Tx, device []byte) (nodes []peer.AddrInfo, 
 	if err != nil {
 		return nil, errors.Join(store.ErrDamaged, err)
 	}
+	var doubtful []peer.AddrInfo
 	for _, address := range set.Nodes { // each another node
 		info, err := mailInfo(address)
 		if err != nil || n.cfg.Reachable != nil && !n.cfg.Reachable(info.Addrs[0]) {
 			continue
 		}
-		if len(nodes) < maxHolders {
+		k, err := tx.Keeper([]byte(info.ID))
+		if err != nil {
+			return nil, err
+		}
+		if trusted(k, n.age.now()) {
 			nodes = append(nodes, info)
+		} else {
+			doubtful = append(doubtful, info)
 		}
 	}
-	return nodes, nil
+	nodes = append(nodes, doubtful...)
+	return nodes[:min(len(nodes), maxHolders)], nil
 }
 
 // depositRound is one round at all of a device's mailboxes.
@@ -414,6 +423,10 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 			case *mailbox.Stored:
 				if d.Held || !a.Verify(m.node, d.Envelope) {
 					return w.strike(node, strikeLie, "it gave a false receipt")
+				}
+				if a.Hours == 0 {
+					refused[d.ID] = "the mailbox keeps nothing for an hour"
+					continue
 				}
 				if !trusted {
 					continue
@@ -602,6 +615,17 @@ func (w *work) learnBoxes(device identity.DeviceHash, value []byte, open bool) e
 		}
 	}
 	w.wake[device] = true
+	// What nodes hold that are not among them any more counts no longer, and what
+	// too few of the others have is due.
+	var nodes [][]byte
+	for _, address := range set.Nodes {
+		if info, err := mailInfo(address); err == nil {
+			nodes = append(nodes, []byte(info.ID))
+		}
+	}
+	if err := w.tx.KeepHoldings(device[:], nodes, min(holdersWanted, len(nodes)), w.age); err != nil {
+		return err
+	}
 	return w.tx.SaveDeviceBoxes(device[:], value)
 }
 

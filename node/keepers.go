@@ -179,8 +179,12 @@ func (w *work) silent(node peer.ID) error {
 // trusted says whether a node's receipts count.
 func (w *work) trusted(node peer.ID) (bool, error) {
 	k, err := w.tx.Keeper([]byte(node))
-	strikes, doubts := forgiven(k, w.age)
-	return strikes+doubts < lyingAt, err
+	return trusted(k, w.age), err
+}
+
+func trusted(k store.KeeperRow, age int64) bool {
+	strikes, doubts := forgiven(k, age)
+	return strikes+doubts < lyingAt
 }
 
 // probed notes how a test of a node ended.

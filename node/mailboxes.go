@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -75,24 +76,37 @@ func newMailboxes(n *Node) *Mailboxes {
 // lane lets deposits to one node pass one after another, and those for
 // different contacts with a pause between.
 type lane struct {
-	free chan struct{} // holds a token: whoever takes it deposits
-	last identity.DeviceHash
-	next time.Time // for others than last
+	users int           // guarded by Mailboxes.mu
+	free  chan struct{} // holds a token: whoever takes it deposits
+	last  identity.DeviceHash
+	next  time.Time // for others than last
 }
 
 // enter waits for a node's lane. leave gives it back.
 func (m *Mailboxes) enter(ctx context.Context, node peer.ID, device identity.DeviceHash) (leave func(), err error) {
 	m.mu.Lock()
+	for id, l := range m.lanes {
+		if l.users == 0 && !time.Now().Before(l.next) {
+			delete(m.lanes, id) // as good as none
+		}
+	}
 	l := m.lanes[node]
 	if l == nil {
 		l = &lane{free: make(chan struct{}, 1)}
 		l.free <- struct{}{}
 		m.lanes[node] = l
 	}
+	l.users++
 	m.mu.Unlock()
+	left := func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		l.users--
+	}
 	select {
 	case <-l.free:
 	case <-ctx.Done():
+		left()
 		return nil, ctx.Err()
 	}
 	if wait := time.Until(l.next); l.last != device && wait > 0 {
@@ -102,12 +116,14 @@ func (m *Mailboxes) enter(ctx context.Context, node peer.ID, device identity.Dev
 		case <-timer.C:
 		case <-ctx.Done():
 			l.free <- struct{}{}
+			left()
 			return nil, ctx.Err()
 		}
 	}
 	return func() {
 		l.last, l.next = device, time.Now().Add(laneMin+rand.N(laneMax-laneMin))
 		l.free <- struct{}{}
+		left()
 	}, nil
 }
 
@@ -181,7 +197,7 @@ func (m *Mailboxes) review(ctx context.Context, collecting *sync.WaitGroup) (lac
 		}
 	}
 	if lacking = m.n.cfg.MailboxMode == MailboxAuto && fit < boxesWanted; lacking {
-		added, err := m.choose(ctx, boxes, boxesWanted-fit)
+		added, err := m.choose(ctx, boxes, boxesWanted-fit, func(now []box) { m.sync(ctx, now, collecting) })
 		if err != nil {
 			return true, err
 		}
@@ -263,11 +279,18 @@ type box struct {
 	node  peer.ID
 	kept  store.KeeperRow
 	unfit bool // should be replaced
+	away  bool // because it has not answered for long
+}
+
+// waits says whether a box that should be replaced is kept until it has been: one
+// that contacts know and that was only away may come back.
+func (b *box) waits() bool {
+	return b.away && b.State == store.BoxActive
 }
 
 // retire gives up boxes that are not wanted: all, if mailboxes are switched off;
 // one whose node retires, and, unless the user has chosen it, one whose node
-// lies or was away for long, if others are left. What the user has chosen is
+// lies, if others are left, or was away for long, if others have taken its place. What the user has chosen is
 // taken again as soon as its node takes mail again.
 func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 	off := m.n.cfg.MailboxMode == MailboxNone
@@ -286,8 +309,9 @@ func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 			if b.State == store.BoxNew { // nobody was told of it
 				patience = unreachableAfter
 			}
-			away := b.kept.Failing != 0 && w.age-b.kept.Failing >= patience.Milliseconds()
-			b.unfit = away || standingOf(b.kept, w.age) == standingLying || m.draining(b.node)
+			lies := standingOf(b.kept, w.age) == standingLying
+			b.away = !lies && b.kept.Failing != 0 && w.age-b.kept.Failing >= patience.Milliseconds()
+			b.unfit = lies || b.away || m.draining(b.node)
 			boxes = append(boxes, b)
 		}
 		healthy := 0
@@ -296,6 +320,7 @@ func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 				healthy++
 			}
 		}
+		replaced := healthy >= boxesWanted
 		for i := range boxes {
 			b := &boxes[i]
 			retires := m.draining(b.node)
@@ -304,7 +329,7 @@ func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 				b.State, b.Left = store.BoxNew, 0
 			case b.State.Leaving():
 				continue
-			case off, b.unfit && healthy > 0 && (retires || !b.Chosen):
+			case off, b.unfit && healthy > 0 && (retires || !b.Chosen && (replaced || !b.waits())):
 				b.State, b.Left = store.BoxLeaving, w.age
 			default:
 				continue
@@ -404,8 +429,10 @@ func addressOf(info peer.AddrInfo) (string, error) {
 
 // choose opens boxes at up to want further nodes: those that invites and the
 // user have named, in random order, but first such that lie elsewhere than the
-// ones we have. A box that we gave up there is taken again.
-func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added int, err error) {
+// ones we have. As many are asked at one time as are wanted, and every box is
+// handed to opened, with those we have, as soon as there is one. A box that we
+// gave up there is taken again.
+func (m *Mailboxes) choose(ctx context.Context, have []box, want int, opened func([]box)) (added int, err error) {
 	candidates, err := m.candidates(ctx)
 	if err != nil {
 		return 0, err
@@ -425,36 +452,61 @@ func (m *Mailboxes) choose(ctx context.Context, have []box, want int) (added int
 	}
 	delete(near, netip.Prefix{})
 	for _, spread := range []bool{true, false} {
-		for _, info := range candidates {
-			if added == want || ctx.Err() != nil {
-				return added, ctx.Err()
+		for added < want && ctx.Err() == nil {
+			var asked []peer.AddrInfo
+			beside := maps.Clone(near)
+			for _, info := range candidates {
+				p := neighbourhood(info)
+				if len(asked) == want-added || taken[info.ID] || spread && beside[p] {
+					continue
+				}
+				taken[info.ID], beside[p] = true, p.IsValid()
+				asked = append(asked, info)
 			}
-			if taken[info.ID] || spread && near[neighbourhood(info)] {
-				continue
+			if len(asked) == 0 {
+				break
 			}
-			taken[info.ID] = true
-			if m.serves(ctx, info) != nil {
-				continue
-			}
-			if left[info.ID] {
-				_, err = m.change(ctx, info.ID, func(row *store.BoxRow) {
-					if row.State == store.BoxLeaving {
-						row.State, row.Left = store.BoxNew, 0
+			serve := make(chan peer.AddrInfo, len(asked))
+			var asking sync.WaitGroup
+			for _, info := range asked {
+				asking.Go(func() {
+					if m.serves(ctx, info) == nil {
+						serve <- info
 					}
 				})
-			} else {
-				_, err = m.add(ctx, info, false)
 			}
-			if err != nil {
-				return added, err
+			go func() {
+				asking.Wait()
+				close(serve)
+			}()
+			for info := range serve {
+				b, err := m.settle(ctx, info, left[info.ID])
+				if err != nil {
+					return added, err
+				}
+				have = append(slices.DeleteFunc(have, func(o box) bool { return o.node == b.node }), b)
+				if p := neighbourhood(info); p.IsValid() {
+					near[p] = true
+				}
+				added++
+				opened(have)
 			}
-			if p := neighbourhood(info); p.IsValid() {
-				near[p] = true
-			}
-			added++
 		}
 	}
-	return added, nil
+	return added, ctx.Err()
+}
+
+// settle makes a box at a node, or takes one again that was given up.
+func (m *Mailboxes) settle(ctx context.Context, info peer.AddrInfo, again bool) (box, error) {
+	if !again {
+		return m.add(ctx, info, false)
+	}
+	row, err := m.change(ctx, info.ID, func(row *store.BoxRow) {
+		if row.State == store.BoxLeaving {
+			row.State, row.Left = store.BoxNew, 0
+		}
+	})
+	return box{BoxRow: row, node: info.ID}, err
 }
 
 // candidates are the nodes that may get a box.

@@ -1,5 +1,10 @@
 package store
 
+import (
+	"bytes"
+	"slices"
+)
+
 // BoxState is where a box of ours stands.
 type BoxState int
 
@@ -338,6 +343,40 @@ func (tx *Tx) ForgetHanded(before int64, newest int) error {
 	for _, node := range crowded {
 		if _, err := tx.exec(`DELETE FROM handed WHERE node = ?1 AND envelope NOT IN (
 			SELECT envelope FROM handed WHERE node = ?1 ORDER BY age DESC LIMIT ?2)`, node, newest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// KeepHoldings forgets the receipts of all nodes but these for the open
+// deliveries to a device, and makes those due at an age of which fewer than
+// enough are left.
+func (tx *Tx) KeepHoldings(device []byte, nodes [][]byte, enough int, age int64) error {
+	type receipt struct {
+		delivery int64
+		node     []byte
+	}
+	var gone []receipt
+	for r, err := range tx.query(`SELECT h.delivery, h.node FROM holdings h JOIN deliveries d ON d.id = h.delivery
+		WHERE d.device = ? AND d.open = 1`, device) {
+		if err != nil {
+			return err
+		}
+		var h receipt
+		if err := r.scan(&h.delivery, &h.node); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(nodes, func(n []byte) bool { return bytes.Equal(n, h.node) }) {
+			gone = append(gone, h)
+		}
+	}
+	for _, h := range gone {
+		if err := tx.DropHolding(h.delivery, h.node); err != nil {
+			return err
+		}
+		if _, err := tx.exec(`UPDATE deposits SET due = min(due, ?2) WHERE delivery = ?1
+			AND (SELECT count(*) FROM holdings WHERE delivery = ?1) < ?3`, h.delivery, age, enough); err != nil {
 			return err
 		}
 	}
