@@ -1,7 +1,9 @@
 package node_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"runtime"
 	"slices"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
+	wire "github.com/kith-im/kith/protocol/mailbox"
 )
 
 // visited makes two contacts, alice and bob, who have heard each other, and of
@@ -281,6 +284,7 @@ func TestG10_PoisonedPages(t *testing.T) {
 		"small":   {Flood: 1, FloodSize: 1 << 10},
 		"large":   {Flood: 1, FloodSize: 128 << 10},
 		"nothing": {Empty: 1},
+		"unasked": {Unasked: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "small" && soak(0, 1) == 0 {
@@ -318,6 +322,162 @@ func TestG10_PoisonedPages(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestHeldForAnHour: the receipt of a node that keeps mail for no hour is none.
+func TestHeldForAnHour(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		bob.Stop()
+		behave(nodetest.Behaviour{Hours: new(uint16)}, w.ways[:2]...)
+		ids := alice.Say("bob", "for how long?")
+		time.Sleep(time.Hour)
+		if s := alice.State(ids[0]); s != "queued" {
+			t.Errorf("with one node that keeps it, it is %s", s)
+		}
+		behave(nodetest.Behaviour{}, w.ways...)
+		slowly(t, 2*time.Hour, "two keep it", func() bool { return alice.State(ids[0]) == "held" })
+	})
+}
+
+// TestLiarsComeLast: of five mailboxes a message is left at those whose receipts
+// count, wherever they stand in the set. When the set changes, receipts of those
+// that are not in it count no longer, and others get what they held.
+func TestLiarsComeLast(t *testing.T) {
+	ctx := context.Background()
+	simulateMail(t, 5, func(t *testing.T, w *world) {
+		w.honest()
+		alice, bob := w.user("alice"), w.userWith("bob", nodetest.Options{Ways: w.ways})
+		for _, c := range w.ways {
+			if _, err := bob.Mailboxes().AddMailbox(ctx, &apiv1.AddMailboxRequest{Address: address(c)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		housed(bob, 5)
+		nodetest.Befriend(alice, bob)
+		alice.UntilDelivered(alice.Say("bob", "hello")...)
+		bob.UntilDelivered(bob.Say("alice", "hello")...)
+		sent(bob)
+		bob.Stop()
+		var set []*nodetest.Community // in its order
+		boxes := func(tx *store.Tx) ([]byte, *wire.Set, error) {
+			devices, err := tx.Devices(0)
+			if err != nil {
+				return nil, nil, err
+			}
+			b, err := tx.DeviceBoxes(devices[0].Hash)
+			if err != nil {
+				return nil, nil, err
+			}
+			s, err := wire.ParseSet(b)
+			return devices[0].Hash, s, err
+		}
+		if err := alice.Store.Update(ctx, func(tx *store.Tx) error {
+			_, s, err := boxes(tx)
+			if err != nil {
+				return err
+			}
+			for _, a := range s.Nodes {
+				for _, c := range w.ways {
+					if bytes.HasSuffix(a, []byte(c.Info.ID)) {
+						set = append(set, c)
+					}
+				}
+			}
+			for _, c := range set[:3] {
+				if err := tx.SaveKeeper(store.KeeperRow{Node: []byte(c.Info.ID), Strikes: 1 << 40}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil || len(set) != 5 {
+			t.Fatal(len(set), err)
+		}
+		ids := alice.Say("bob", "who has it?")
+		alice.UntilState("held", ids...)
+		holding := func() (held []bool) {
+			if err := alice.Store.View(ctx, func(tx *store.Tx) error {
+				device, _, err := boxes(tx)
+				if err != nil {
+					return err
+				}
+				open, err := tx.OpenDeliveries(device)
+				if err != nil {
+					return err
+				}
+				nodes, err := tx.Holders(open[len(open)-1].ID, 0)
+				held = make([]bool, len(set))
+				for i, c := range set {
+					held[i] = slices.ContainsFunc(nodes, func(n []byte) bool { return string(n) == string(c.Info.ID) })
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return held
+		}
+		if got := holding(); !slices.Equal(got, []bool{false, false, false, true, true}) {
+			t.Errorf("receipts count of %v", got)
+		}
+
+		// The set is now the first three, who are forgiven.
+		if err := alice.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, c := range set[:3] {
+				if err := tx.SaveKeeper(store.KeeperRow{Node: []byte(c.Info.ID)}); err != nil {
+					return err
+				}
+			}
+			device, s, err := boxes(tx)
+			if err != nil {
+				return err
+			}
+			s.Nodes = s.Nodes[:3]
+			b, err := s.Marshal()
+			if err != nil {
+				return err
+			}
+			var left [][]byte
+			for _, c := range set[:3] {
+				left = append(left, []byte(c.Info.ID))
+			}
+			return errors.Join(tx.SaveDeviceBoxes(device, b), tx.KeepHoldings(device, left, 2, 0))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		alice.Restart() // nothing woke the depositor
+		time.Sleep(time.Minute)
+		if got := holding(); !slices.Equal(got, []bool{true, true, true, false, false}) {
+			t.Errorf("after the change receipts count of %v", got)
+		}
+	})
+}
+
+// TestAwayKeptUntilReplaced: a mailbox that is away for days is not given up as
+// long as nothing takes its place. Two that do not answer hold up no third.
+func TestAwayKeptUntilReplaced(t *testing.T) {
+	simulateMail(t, 6, func(t *testing.T, w *world) {
+		w.honest()
+		began := time.Now()
+		for _, c := range w.ways[3:] {
+			w.Blackhole(c.IP)
+		}
+		bob := w.userWith("bob", nodetest.Options{Ways: w.ways})
+		housed(bob, 3)
+		if took := time.Since(began); took > 40*time.Second {
+			t.Errorf("it took %v to find three mailboxes", took)
+		}
+		gone := w.ways[0]
+		gone.Kill()
+		time.Sleep(72 * time.Hour)
+		if b := box(bob, gone); b == nil || b.State != "unreachable" {
+			t.Errorf("a mailbox that is away and has no replacement is %v", b)
+		}
+		w.Heal()
+		slowly(t, 2*time.Hour, "it is replaced", func() bool {
+			b := box(bob, gone)
+			return b != nil && b.State == "leaving" && mailboxes(bob).Healthy == 3
+		})
+	})
 }
 
 // heap is what of the heap is reachable.

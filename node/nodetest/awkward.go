@@ -42,6 +42,7 @@ type Behaviour struct {
 	Replay      float64 // batches: something handed out before is among them
 	Stranger    float64 // batches: something out of another box is among them
 	Empty       float64 // collections: answered at once, with nothing
+	Unasked     float64 // collections: answered at once with a confirmation of tags that nobody registered
 	Flood       float64 // collections: answered at once with a page of junk of envelopes of FloodSize
 	Garbage     float64 // answers: something that is not a frame, then the end
 	Cut         float64 // answers: half of it, then the end
@@ -458,6 +459,9 @@ func (t *talk) decide(f wire.Frame) (pass wire.Frame, answer func(wire.Frame) wi
 		}
 		if a.happens(a.Empty) {
 			return say(&wire.Page{})
+		}
+		if a.happens(a.Unasked) {
+			return say(&wire.Registered{Generation: 1})
 		}
 		if a.happens(a.Flood) {
 			return say(a.junk(b, a.FloodSize))
