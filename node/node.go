@@ -71,6 +71,8 @@ type Config struct {
 	// for one mailbox, or for what is left at mailboxes for one contact. Its
 	// caller closes it.
 	Errand func() (*transport.Host, error)
+	// Prober is how the network is probed.
+	Prober transport.Prober
 	// LANLink opens the way to the local networks; nil opens sockets.
 	LANLink func() (discovery.Link, error)
 	// MailboxMode says whether mailboxes are used, ours and those of contacts.
@@ -95,6 +97,7 @@ type Node struct {
 	lobby   *lobby
 	beacon  *beacon
 	locals  *locals
+	checker *checker
 	mail    *Mailboxes
 	gate    *gate
 	loaded  loaded
@@ -114,6 +117,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, store: cfg.Store, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
 	n.feed = newFeed(n)
 	n.locals = newLocals(n)
+	n.checker = newChecker(n)
 	err := n.view(ctx, func(tx *store.Tx) (err error) {
 		n.locals.on, err = lanSetting(tx)
 		return err
@@ -159,6 +163,7 @@ func (n *Node) Run(ctx context.Context) error {
 		parts.Wait()
 		return err
 	}
+	parts.Go(func() { n.checker.run(run) })
 	n.lobby.open(run)
 	parts.Go(func() { n.beacon.run(run) })
 	parts.Go(func() { n.mail.run(run) })

@@ -244,7 +244,7 @@ func (c *courier) open(ctx context.Context, keys []protocol.Shared, id peer.ID) 
 // addresses reads the addresses of a record: all of one peer, at most
 // maxRemembered, and none that we may not dial.
 func (c *courier) addresses(encoded [][]byte) peer.AddrInfo {
-	var info peer.AddrInfo
+	var info, spared peer.AddrInfo // spared: does not pass here, as far as we know
 	for _, b := range encoded {
 		a, err := ma.NewMultiaddrBytes(b)
 		if err != nil {
@@ -257,10 +257,18 @@ func (c *courier) addresses(encoded [][]byte) peer.AddrInfo {
 		if c.n.cfg.Reachable != nil && !c.n.cfg.Reachable(one.Addrs[0]) {
 			continue
 		}
+		if c.n.checker.spared(one.Addrs[0]) {
+			spared.ID = one.ID
+			spared.Addrs = append(spared.Addrs, one.Addrs...)
+			continue
+		}
 		if len(info.Addrs) < maxRemembered {
 			info.ID = one.ID
 			info.Addrs = append(info.Addrs, one.Addrs...)
 		}
+	}
+	if len(info.Addrs) == 0 {
+		return spared
 	}
 	return info
 }

@@ -149,6 +149,7 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	add("directory", s.Dht.Table > 0 || n.self == nil, // the first community node of a network knows no other
 		fmt.Sprintf("Community nodes known: %d; connected: %d.", s.Dht.Table, n.cfg.Discovery.Status().Peers),
 		"no community node answers: check the network, or name one with --bootstrap")
+	out.Checks = append(out.Checks, n.networkChecks()...)
 	if n.self != nil {
 		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
 			"contacts may not find you yet; this is tried again by itself")

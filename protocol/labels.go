@@ -77,7 +77,8 @@ const (
 	LabelBundleChecksum = "kith bundle checksum"
 
 	// Local state, never on a wire (docs/decisions).
-	LabelStorePages = "kith store pages"
-	LabelStoreRows  = "kith store rows"
-	LabelQUICKeys   = "kith quic keys"
+	LabelStorePages  = "kith store pages"
+	LabelStoreRows   = "kith store rows"
+	LabelQUICKeys    = "kith quic keys"
+	LabelNetworkName = "kith network name"
 )

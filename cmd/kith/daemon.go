@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -240,10 +239,18 @@ func (k *kith) waitCmd() *cobra.Command {
 }
 
 func (k *kith) doctorCmd() *cobra.Command {
-	return k.command(&cobra.Command{
+	var report bool
+	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out what does not work, and what to do about it",
-	}, 0, 0, func(ctx context.Context, _ []string) error {
+		Long: `Look at everything that messages depend on, and say for each what was found and
+what to do. What the network blocks is as kith netcheck found it last.
+
+With --report it prints a report that can be shown to others: no names, keys, ids
+or addresses, of nobody.`,
+	}
+	c.Flags().BoolVar(&report, "report", false, "print a report without names, keys and addresses, to share")
+	return k.command(c, 0, 0, func(ctx context.Context, _ []string) error {
 		client, err := k.dial()
 		if err != nil {
 			return err
@@ -252,33 +259,19 @@ func (k *kith) doctorCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		type check struct {
-			Name string `json:"name"`
-			OK   bool   `json:"ok"`
-			Text string `json:"text"`
-			Hint string `json:"hint,omitempty"`
-		}
-		checks, bad := []check{}, 0
-		for _, c := range res.Checks {
-			checks = append(checks, check{c.Name, c.Ok, c.Text, c.Hint})
-			if !c.Ok {
-				bad++
+		if report {
+			s, err := client.Status(ctx, &apiv1.StatusRequest{})
+			if err != nil {
+				return err
 			}
+			k.printReport(s, res.Checks)
+			return nil
 		}
+		checks, bad := toChecks(res.Checks)
 		k.print(struct {
-			OK     bool    `json:"ok"`
-			Checks []check `json:"checks"`
-		}{bad == 0, checks}, func(w io.Writer) {
-			rows := [][]string{}
-			for _, c := range checks {
-				state := "ok"
-				if !c.OK {
-					state = "WRONG"
-				}
-				rows = append(rows, []string{state, c.Name, strings.TrimSuffix(c.Text, ".") + prefixed("; ", c.Hint)})
-			}
-			table(w, rows...)
-		})
+			OK     bool        `json:"ok"`
+			Checks []checkJSON `json:"checks"`
+		}{bad == 0, checks}, func(w io.Writer) { writeChecks(w, checks) })
 		if bad > 0 {
 			return &api.Error{Code: api.CodeRefused, Message: plural(bad, "check") + " found something wrong", Hint: "follow the hints above"}
 		}

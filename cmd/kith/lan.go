@@ -71,7 +71,7 @@ func (k *kith) printLAN(l *apiv1.Lan) {
 		case !l.GetOn():
 			fmt.Fprintf(w, "Off: contacts on the same network do not find you that way. Switch it on with: %s\n", k.at("kith lan on"))
 		case l.GetProblem() != "":
-			fmt.Fprintf(w, "On, but %s.\n", l.GetProblem())
+			fmt.Fprintf(w, "On, but %s.\n", clean(l.GetProblem()))
 		case l.GetNetworks() == 0:
 			fmt.Fprintln(w, "On.")
 		default:

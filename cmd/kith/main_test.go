@@ -88,6 +88,12 @@ func (b *teller) SetLan(_ context.Context, req *apiv1.SetLanRequest) (*apiv1.Set
 	return &apiv1.SetLanResponse{Lan: &apiv1.Lan{On: req.On, Networks: 1, Devices: 2, Nodes: 3, Problem: b.text}}, b.fail
 }
 
+func (b *teller) Netcheck(context.Context, *apiv1.NetcheckRequest) (*apiv1.NetcheckResponse, error) {
+	return &apiv1.NetcheckResponse{
+		Checks: []*apiv1.Check{{Name: b.name, Ok: false, Text: b.text, Hint: b.text}}, Blocked: []string{b.text}, Network: b.text, TimeMs: 1,
+	}, b.fail
+}
+
 func (b *teller) Doctor(context.Context, *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error) {
 	return &apiv1.DoctorResponse{Checks: []*apiv1.Check{{Name: b.name, Ok: false, Text: b.text, Hint: b.text}}}, b.fail
 }
@@ -288,7 +294,7 @@ func serve(t testing.TB, b api.Backend) (home string) {
 
 // verbs is every command that asks the daemon something.
 var verbs = [][]string{
-	{"lan"}, {"lan", "on"}, {"lan", "off"},
+	{"netcheck"}, {"doctor", "--report"}, {"lan"}, {"lan", "on"}, {"lan", "off"},
 	{"status"},
 	{"doctor"},
 	{"id"},
@@ -540,6 +546,7 @@ func TestContract(t *testing.T) {
 		fields string
 	}{
 		{"status", false, "ready role version account uptime_s listen peers dht roads outbox rss_bytes mailboxes lan"},
+		{"netcheck", false, "blocked nodes bridges network time checks"},
 		{"lan", false, "on networks devices nodes"},
 		{"lan on", false, "on networks devices nodes problem"},
 		{"lan off", false, "on networks devices nodes"},

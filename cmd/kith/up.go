@@ -414,6 +414,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Version:   version,
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
 		Hints:     d.hints(ways),
+		Prober: transport.Prober{DialTCP: d.dialTCP(), Hellos: d.hellos()},
 		Errand: func() (*transport.Host, error) {
 			h, err := d.errand(reach, transport.MinMemory)
 			if err == nil {

@@ -23,6 +23,7 @@ type Backend interface {
 	Status(context.Context, *apiv1.StatusRequest) (*apiv1.StatusResponse, error)
 	Doctor(context.Context, *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error)
 
+	Netcheck(context.Context, *apiv1.NetcheckRequest) (*apiv1.NetcheckResponse, error)
 	SetLan(context.Context, *apiv1.SetLanRequest) (*apiv1.SetLanResponse, error)
 
 	GetIdentity(context.Context, *apiv1.GetIdentityRequest) (*apiv1.GetIdentityResponse, error)

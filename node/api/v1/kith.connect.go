@@ -46,6 +46,8 @@ const (
 	KithServiceDoctorProcedure = "/kith.v1.KithService/Doctor"
 	// KithServiceStopProcedure is the fully-qualified name of the KithService's Stop RPC.
 	KithServiceStopProcedure = "/kith.v1.KithService/Stop"
+	// KithServiceNetcheckProcedure is the fully-qualified name of the KithService's Netcheck RPC.
+	KithServiceNetcheckProcedure = "/kith.v1.KithService/Netcheck"
 	// KithServiceSetLanProcedure is the fully-qualified name of the KithService's SetLan RPC.
 	KithServiceSetLanProcedure = "/kith.v1.KithService/SetLan"
 	// KithServiceGetIdentityProcedure is the fully-qualified name of the KithService's GetIdentity RPC.
@@ -142,6 +144,8 @@ type KithServiceClient interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	Doctor(context.Context, *DoctorRequest) (*DoctorResponse, error)
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
+	// Netcheck tries what the network lets through, which takes up to a minute.
+	Netcheck(context.Context, *NetcheckRequest) (*NetcheckResponse, error)
 	// Whether we show ourselves to contacts on local networks, and look for them.
 	SetLan(context.Context, *SetLanRequest) (*SetLanResponse, error)
 	// The account and those who may talk to it.
@@ -216,6 +220,12 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+KithServiceStopProcedure,
 			connect.WithSchema(kithServiceMethods.ByName("Stop")),
+			connect.WithClientOptions(opts...),
+		),
+		netcheck: connect.NewClient[NetcheckRequest, NetcheckResponse](
+			httpClient,
+			baseURL+KithServiceNetcheckProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("Netcheck")),
 			connect.WithClientOptions(opts...),
 		),
 		setLan: connect.NewClient[SetLanRequest, SetLanResponse](
@@ -436,6 +446,7 @@ type kithServiceClient struct {
 	status             *connect.Client[StatusRequest, StatusResponse]
 	doctor             *connect.Client[DoctorRequest, DoctorResponse]
 	stop               *connect.Client[StopRequest, StopResponse]
+	netcheck           *connect.Client[NetcheckRequest, NetcheckResponse]
 	setLan             *connect.Client[SetLanRequest, SetLanResponse]
 	getIdentity        *connect.Client[GetIdentityRequest, GetIdentityResponse]
 	createInvite       *connect.Client[CreateInviteRequest, CreateInviteResponse]
@@ -494,6 +505,15 @@ func (c *kithServiceClient) Doctor(ctx context.Context, req *DoctorRequest) (*Do
 // Stop calls kith.v1.KithService.Stop.
 func (c *kithServiceClient) Stop(ctx context.Context, req *StopRequest) (*StopResponse, error) {
 	response, err := c.stop.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Netcheck calls kith.v1.KithService.Netcheck.
+func (c *kithServiceClient) Netcheck(ctx context.Context, req *NetcheckRequest) (*NetcheckResponse, error) {
+	response, err := c.netcheck.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -809,6 +829,8 @@ type KithServiceHandler interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	Doctor(context.Context, *DoctorRequest) (*DoctorResponse, error)
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
+	// Netcheck tries what the network lets through, which takes up to a minute.
+	Netcheck(context.Context, *NetcheckRequest) (*NetcheckResponse, error)
 	// Whether we show ourselves to contacts on local networks, and look for them.
 	SetLan(context.Context, *SetLanRequest) (*SetLanResponse, error)
 	// The account and those who may talk to it.
@@ -879,6 +901,12 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		KithServiceStopProcedure,
 		svc.Stop,
 		connect.WithSchema(kithServiceMethods.ByName("Stop")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceNetcheckHandler := connect.NewUnaryHandlerSimple(
+		KithServiceNetcheckProcedure,
+		svc.Netcheck,
+		connect.WithSchema(kithServiceMethods.ByName("Netcheck")),
 		connect.WithHandlerOptions(opts...),
 	)
 	kithServiceSetLanHandler := connect.NewUnaryHandlerSimple(
@@ -1099,6 +1127,8 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceDoctorHandler.ServeHTTP(w, r)
 		case KithServiceStopProcedure:
 			kithServiceStopHandler.ServeHTTP(w, r)
+		case KithServiceNetcheckProcedure:
+			kithServiceNetcheckHandler.ServeHTTP(w, r)
 		case KithServiceSetLanProcedure:
 			kithServiceSetLanHandler.ServeHTTP(w, r)
 		case KithServiceGetIdentityProcedure:
@@ -1188,6 +1218,10 @@ func (UnimplementedKithServiceHandler) Doctor(context.Context, *DoctorRequest) (
 
 func (UnimplementedKithServiceHandler) Stop(context.Context, *StopRequest) (*StopResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.Stop is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) Netcheck(context.Context, *NetcheckRequest) (*NetcheckResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.Netcheck is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) SetLan(context.Context, *SetLanRequest) (*SetLanResponse, error) {

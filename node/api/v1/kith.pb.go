@@ -321,6 +321,135 @@ func (x *Lan) GetProblem() string {
 	return ""
 }
 
+type NetcheckRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also in censored mode, and with what an observer may find strange.
+	ProbePlain    bool `protobuf:"varint,1,opt,name=probe_plain,json=probePlain,proto3" json:"probe_plain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetcheckRequest) Reset() {
+	*x = NetcheckRequest{}
+	mi := &file_v1_kith_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetcheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetcheckRequest) ProtoMessage() {}
+
+func (x *NetcheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetcheckRequest.ProtoReflect.Descriptor instead.
+func (*NetcheckRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NetcheckRequest) GetProbePlain() bool {
+	if x != nil {
+		return x.ProbePlain
+	}
+	return false
+}
+
+type NetcheckResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checks        []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
+	Blocked       []string               `protobuf:"bytes,2,rep,name=blocked,proto3" json:"blocked,omitempty"` // everything, addresses, dns, udp, quic, alpn, libp2p, freeze, random, sni, fingerprint, tls, altered
+	Nodes         bool                   `protobuf:"varint,3,opt,name=nodes,proto3" json:"nodes,omitempty"`    // community nodes can be reached
+	Bridges       bool                   `protobuf:"varint,4,opt,name=bridges,proto3" json:"bridges,omitempty"`
+	Network       string                 `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"` // names the network we are on, for this daemon alone
+	TimeMs        int64                  `protobuf:"varint,6,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetcheckResponse) Reset() {
+	*x = NetcheckResponse{}
+	mi := &file_v1_kith_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetcheckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetcheckResponse) ProtoMessage() {}
+
+func (x *NetcheckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetcheckResponse.ProtoReflect.Descriptor instead.
+func (*NetcheckResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *NetcheckResponse) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *NetcheckResponse) GetBlocked() []string {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+func (x *NetcheckResponse) GetNodes() bool {
+	if x != nil {
+		return x.Nodes
+	}
+	return false
+}
+
+func (x *NetcheckResponse) GetBridges() bool {
+	if x != nil {
+		return x.Bridges
+	}
+	return false
+}
+
+func (x *NetcheckResponse) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *NetcheckResponse) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
 type SetLanRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	On            bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
@@ -330,7 +459,7 @@ type SetLanRequest struct {
 
 func (x *SetLanRequest) Reset() {
 	*x = SetLanRequest{}
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +471,7 @@ func (x *SetLanRequest) String() string {
 func (*SetLanRequest) ProtoMessage() {}
 
 func (x *SetLanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +484,7 @@ func (x *SetLanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLanRequest.ProtoReflect.Descriptor instead.
 func (*SetLanRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{3}
+	return file_v1_kith_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SetLanRequest) GetOn() bool {
@@ -374,7 +503,7 @@ type SetLanResponse struct {
 
 func (x *SetLanResponse) Reset() {
 	*x = SetLanResponse{}
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +515,7 @@ func (x *SetLanResponse) String() string {
 func (*SetLanResponse) ProtoMessage() {}
 
 func (x *SetLanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +528,7 @@ func (x *SetLanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLanResponse.ProtoReflect.Descriptor instead.
 func (*SetLanResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{4}
+	return file_v1_kith_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SetLanResponse) GetLan() *Lan {
@@ -421,7 +550,7 @@ type MailboxCount struct {
 
 func (x *MailboxCount) Reset() {
 	*x = MailboxCount{}
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +562,7 @@ func (x *MailboxCount) String() string {
 func (*MailboxCount) ProtoMessage() {}
 
 func (x *MailboxCount) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +575,7 @@ func (x *MailboxCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxCount.ProtoReflect.Descriptor instead.
 func (*MailboxCount) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{5}
+	return file_v1_kith_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MailboxCount) GetMode() string {
@@ -487,7 +616,7 @@ type Dht struct {
 
 func (x *Dht) Reset() {
 	*x = Dht{}
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +628,7 @@ func (x *Dht) String() string {
 func (*Dht) ProtoMessage() {}
 
 func (x *Dht) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +641,7 @@ func (x *Dht) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dht.ProtoReflect.Descriptor instead.
 func (*Dht) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{6}
+	return file_v1_kith_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Dht) GetMode() string {
@@ -537,7 +666,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +678,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +691,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{7}
+	return file_v1_kith_proto_rawDescGZIP(), []int{9}
 }
 
 type DoctorResponse struct {
@@ -574,7 +703,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +715,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +728,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{8}
+	return file_v1_kith_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -621,7 +750,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +762,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +775,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{9}
+	return file_v1_kith_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Check) GetName() string {
@@ -685,7 +814,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +826,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +839,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{10}
+	return file_v1_kith_proto_rawDescGZIP(), []int{12}
 }
 
 type StopResponse struct {
@@ -721,7 +850,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +862,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +875,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{11}
+	return file_v1_kith_proto_rawDescGZIP(), []int{13}
 }
 
 type GetIdentityRequest struct {
@@ -757,7 +886,7 @@ type GetIdentityRequest struct {
 
 func (x *GetIdentityRequest) Reset() {
 	*x = GetIdentityRequest{}
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +898,7 @@ func (x *GetIdentityRequest) String() string {
 func (*GetIdentityRequest) ProtoMessage() {}
 
 func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +911,7 @@ func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityRequest.ProtoReflect.Descriptor instead.
 func (*GetIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{12}
+	return file_v1_kith_proto_rawDescGZIP(), []int{14}
 }
 
 type GetIdentityResponse struct {
@@ -796,7 +925,7 @@ type GetIdentityResponse struct {
 
 func (x *GetIdentityResponse) Reset() {
 	*x = GetIdentityResponse{}
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +937,7 @@ func (x *GetIdentityResponse) String() string {
 func (*GetIdentityResponse) ProtoMessage() {}
 
 func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +950,7 @@ func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityResponse.ProtoReflect.Descriptor instead.
 func (*GetIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{13}
+	return file_v1_kith_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetIdentityResponse) GetName() string {
@@ -857,7 +986,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +998,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +1011,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{14}
+	return file_v1_kith_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Device) GetId() string {
@@ -924,7 +1053,7 @@ type CreateInviteRequest struct {
 
 func (x *CreateInviteRequest) Reset() {
 	*x = CreateInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1065,7 @@ func (x *CreateInviteRequest) String() string {
 func (*CreateInviteRequest) ProtoMessage() {}
 
 func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1078,7 @@ func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{15}
+	return file_v1_kith_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateInviteRequest) GetReusable() bool {
@@ -982,7 +1111,7 @@ type CreateInviteResponse struct {
 
 func (x *CreateInviteResponse) Reset() {
 	*x = CreateInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1123,7 @@ func (x *CreateInviteResponse) String() string {
 func (*CreateInviteResponse) ProtoMessage() {}
 
 func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1136,7 @@ func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{16}
+	return file_v1_kith_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateInviteResponse) GetInvite() *Invite {
@@ -1033,7 +1162,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1174,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1187,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{17}
+	return file_v1_kith_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Invite) GetId() string {
@@ -1125,7 +1254,7 @@ type ListInvitesRequest struct {
 
 func (x *ListInvitesRequest) Reset() {
 	*x = ListInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1266,7 @@ func (x *ListInvitesRequest) String() string {
 func (*ListInvitesRequest) ProtoMessage() {}
 
 func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1279,7 @@ func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{18}
+	return file_v1_kith_proto_rawDescGZIP(), []int{20}
 }
 
 type ListInvitesResponse struct {
@@ -1162,7 +1291,7 @@ type ListInvitesResponse struct {
 
 func (x *ListInvitesResponse) Reset() {
 	*x = ListInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1303,7 @@ func (x *ListInvitesResponse) String() string {
 func (*ListInvitesResponse) ProtoMessage() {}
 
 func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1316,7 @@ func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{19}
+	return file_v1_kith_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListInvitesResponse) GetInvites() []*Invite {
@@ -1206,7 +1335,7 @@ type RevokeInviteRequest struct {
 
 func (x *RevokeInviteRequest) Reset() {
 	*x = RevokeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1347,7 @@ func (x *RevokeInviteRequest) String() string {
 func (*RevokeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1360,7 @@ func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{20}
+	return file_v1_kith_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokeInviteRequest) GetId() string {
@@ -1249,7 +1378,7 @@ type RevokeInviteResponse struct {
 
 func (x *RevokeInviteResponse) Reset() {
 	*x = RevokeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1390,7 @@ func (x *RevokeInviteResponse) String() string {
 func (*RevokeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1403,7 @@ func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{21}
+	return file_v1_kith_proto_rawDescGZIP(), []int{23}
 }
 
 type AcceptInviteRequest struct {
@@ -1287,7 +1416,7 @@ type AcceptInviteRequest struct {
 
 func (x *AcceptInviteRequest) Reset() {
 	*x = AcceptInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1428,7 @@ func (x *AcceptInviteRequest) String() string {
 func (*AcceptInviteRequest) ProtoMessage() {}
 
 func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1441,7 @@ func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteRequest.ProtoReflect.Descriptor instead.
 func (*AcceptInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{22}
+	return file_v1_kith_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AcceptInviteRequest) GetLink() string {
@@ -1338,7 +1467,7 @@ type AcceptInviteResponse struct {
 
 func (x *AcceptInviteResponse) Reset() {
 	*x = AcceptInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1479,7 @@ func (x *AcceptInviteResponse) String() string {
 func (*AcceptInviteResponse) ProtoMessage() {}
 
 func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1492,7 @@ func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteResponse.ProtoReflect.Descriptor instead.
 func (*AcceptInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{23}
+	return file_v1_kith_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AcceptInviteResponse) GetContact() *Contact {
@@ -1381,7 +1510,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1522,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1535,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{24}
+	return file_v1_kith_proto_rawDescGZIP(), []int{26}
 }
 
 type ListRequestsResponse struct {
@@ -1418,7 +1547,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1559,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1572,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{25}
+	return file_v1_kith_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Contact {
@@ -1462,7 +1591,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1603,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1616,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{26}
+	return file_v1_kith_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1506,7 +1635,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1647,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1660,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{27}
+	return file_v1_kith_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApproveRequestResponse) GetContact() *Contact {
@@ -1550,7 +1679,7 @@ type RejectRequestRequest struct {
 
 func (x *RejectRequestRequest) Reset() {
 	*x = RejectRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1691,7 @@ func (x *RejectRequestRequest) String() string {
 func (*RejectRequestRequest) ProtoMessage() {}
 
 func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1704,7 @@ func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{28}
+	return file_v1_kith_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RejectRequestRequest) GetId() string {
@@ -1593,7 +1722,7 @@ type RejectRequestResponse struct {
 
 func (x *RejectRequestResponse) Reset() {
 	*x = RejectRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1734,7 @@ func (x *RejectRequestResponse) String() string {
 func (*RejectRequestResponse) ProtoMessage() {}
 
 func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1747,7 @@ func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestResponse.ProtoReflect.Descriptor instead.
 func (*RejectRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{29}
+	return file_v1_kith_proto_rawDescGZIP(), []int{31}
 }
 
 type Contact struct {
@@ -1642,7 +1771,7 @@ type Contact struct {
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1783,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1796,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{30}
+	return file_v1_kith_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Contact) GetId() string {
@@ -1769,7 +1898,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1910,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1923,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{31}
+	return file_v1_kith_proto_rawDescGZIP(), []int{33}
 }
 
 type ListContactsResponse struct {
@@ -1806,7 +1935,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1947,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1960,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{32}
+	return file_v1_kith_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListContactsResponse) GetContacts() []*Contact {
@@ -1851,7 +1980,7 @@ type RenameContactRequest struct {
 
 func (x *RenameContactRequest) Reset() {
 	*x = RenameContactRequest{}
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1992,7 @@ func (x *RenameContactRequest) String() string {
 func (*RenameContactRequest) ProtoMessage() {}
 
 func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2005,7 @@ func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactRequest.ProtoReflect.Descriptor instead.
 func (*RenameContactRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{33}
+	return file_v1_kith_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RenameContactRequest) GetContact() string {
@@ -1902,7 +2031,7 @@ type RenameContactResponse struct {
 
 func (x *RenameContactResponse) Reset() {
 	*x = RenameContactResponse{}
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2043,7 @@ func (x *RenameContactResponse) String() string {
 func (*RenameContactResponse) ProtoMessage() {}
 
 func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2056,7 @@ func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactResponse.ProtoReflect.Descriptor instead.
 func (*RenameContactResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{34}
+	return file_v1_kith_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenameContactResponse) GetContact() *Contact {
@@ -1947,7 +2076,7 @@ type SetBlockedRequest struct {
 
 func (x *SetBlockedRequest) Reset() {
 	*x = SetBlockedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2088,7 @@ func (x *SetBlockedRequest) String() string {
 func (*SetBlockedRequest) ProtoMessage() {}
 
 func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2101,7 @@ func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedRequest.ProtoReflect.Descriptor instead.
 func (*SetBlockedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{35}
+	return file_v1_kith_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetBlockedRequest) GetContact() string {
@@ -1998,7 +2127,7 @@ type SetBlockedResponse struct {
 
 func (x *SetBlockedResponse) Reset() {
 	*x = SetBlockedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2139,7 @@ func (x *SetBlockedResponse) String() string {
 func (*SetBlockedResponse) ProtoMessage() {}
 
 func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2152,7 @@ func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedResponse.ProtoReflect.Descriptor instead.
 func (*SetBlockedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{36}
+	return file_v1_kith_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetBlockedResponse) GetContact() *Contact {
@@ -2042,7 +2171,7 @@ type GetSafetyNumberRequest struct {
 
 func (x *GetSafetyNumberRequest) Reset() {
 	*x = GetSafetyNumberRequest{}
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2183,7 @@ func (x *GetSafetyNumberRequest) String() string {
 func (*GetSafetyNumberRequest) ProtoMessage() {}
 
 func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2196,7 @@ func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberRequest.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{37}
+	return file_v1_kith_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetSafetyNumberRequest) GetContact() string {
@@ -2088,7 +2217,7 @@ type GetSafetyNumberResponse struct {
 
 func (x *GetSafetyNumberResponse) Reset() {
 	*x = GetSafetyNumberResponse{}
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2229,7 @@ func (x *GetSafetyNumberResponse) String() string {
 func (*GetSafetyNumberResponse) ProtoMessage() {}
 
 func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2242,7 @@ func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberResponse.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{38}
+	return file_v1_kith_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetSafetyNumberResponse) GetContact() *Contact {
@@ -2147,7 +2276,7 @@ type SetVerifiedRequest struct {
 
 func (x *SetVerifiedRequest) Reset() {
 	*x = SetVerifiedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2288,7 @@ func (x *SetVerifiedRequest) String() string {
 func (*SetVerifiedRequest) ProtoMessage() {}
 
 func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2301,7 @@ func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedRequest.ProtoReflect.Descriptor instead.
 func (*SetVerifiedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{39}
+	return file_v1_kith_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetVerifiedRequest) GetContact() string {
@@ -2198,7 +2327,7 @@ type SetVerifiedResponse struct {
 
 func (x *SetVerifiedResponse) Reset() {
 	*x = SetVerifiedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2339,7 @@ func (x *SetVerifiedResponse) String() string {
 func (*SetVerifiedResponse) ProtoMessage() {}
 
 func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2352,7 @@ func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedResponse.ProtoReflect.Descriptor instead.
 func (*SetVerifiedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{40}
+	return file_v1_kith_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SetVerifiedResponse) GetContact() *Contact {
@@ -2247,7 +2376,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2388,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2272,7 +2401,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+	return file_v1_kith_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SendRequest) GetConversation() string {
@@ -2320,7 +2449,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2461,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2474,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{42}
+	return file_v1_kith_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SendResponse) GetMessages() []*Message {
@@ -2385,7 +2514,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2526,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2410,7 +2539,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{43}
+	return file_v1_kith_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Message) GetId() string {
@@ -2530,7 +2659,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2671,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2684,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{44}
+	return file_v1_kith_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Holding) GetHeld() int32 {
@@ -2591,7 +2720,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2732,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2745,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{45}
+	return file_v1_kith_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListMessagesRequest) GetConversation() string {
@@ -2657,7 +2786,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2798,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2811,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{46}
+	return file_v1_kith_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -2707,7 +2836,7 @@ type ListConversationsRequest struct {
 
 func (x *ListConversationsRequest) Reset() {
 	*x = ListConversationsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2848,7 @@ func (x *ListConversationsRequest) String() string {
 func (*ListConversationsRequest) ProtoMessage() {}
 
 func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2861,7 @@ func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
 func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{47}
+	return file_v1_kith_proto_rawDescGZIP(), []int{49}
 }
 
 type ListConversationsResponse struct {
@@ -2744,7 +2873,7 @@ type ListConversationsResponse struct {
 
 func (x *ListConversationsResponse) Reset() {
 	*x = ListConversationsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +2885,7 @@ func (x *ListConversationsResponse) String() string {
 func (*ListConversationsResponse) ProtoMessage() {}
 
 func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +2898,7 @@ func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
 func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{48}
+	return file_v1_kith_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListConversationsResponse) GetConversations() []*Conversation {
@@ -2793,7 +2922,7 @@ type Conversation struct {
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2934,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2947,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{49}
+	return file_v1_kith_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Conversation) GetId() string {
@@ -2872,7 +3001,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +3013,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +3026,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{50}
+	return file_v1_kith_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TraceRequest) GetId() string {
@@ -2917,7 +3046,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3058,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3071,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{51}
+	return file_v1_kith_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TraceResponse) GetMessage() *Message {
@@ -2973,7 +3102,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3114,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3127,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{52}
+	return file_v1_kith_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Delivery) GetDevice() string {
@@ -3054,7 +3183,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3066,7 +3195,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3208,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{53}
+	return file_v1_kith_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Attempt) GetTimeMs() int64 {
@@ -3112,7 +3241,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +3253,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +3266,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{54}
+	return file_v1_kith_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -3156,7 +3285,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3168,7 +3297,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3181,7 +3310,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{55}
+	return file_v1_kith_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CancelResponse) GetMessage() *Message {
@@ -3200,7 +3329,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3341,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3354,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{56}
+	return file_v1_kith_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PingRequest) GetContact() string {
@@ -3246,7 +3375,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3258,7 +3387,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3271,7 +3400,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{57}
+	return file_v1_kith_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PingResponse) GetMs() float64 {
@@ -3315,7 +3444,7 @@ type Mailbox struct {
 
 func (x *Mailbox) Reset() {
 	*x = Mailbox{}
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3456,7 @@ func (x *Mailbox) String() string {
 func (*Mailbox) ProtoMessage() {}
 
 func (x *Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3469,7 @@ func (x *Mailbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
 func (*Mailbox) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{58}
+	return file_v1_kith_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Mailbox) GetId() string {
@@ -3435,7 +3564,7 @@ type ListMailboxesRequest struct {
 
 func (x *ListMailboxesRequest) Reset() {
 	*x = ListMailboxesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3447,7 +3576,7 @@ func (x *ListMailboxesRequest) String() string {
 func (*ListMailboxesRequest) ProtoMessage() {}
 
 func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3460,7 +3589,7 @@ func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListMailboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{59}
+	return file_v1_kith_proto_rawDescGZIP(), []int{61}
 }
 
 type ListMailboxesResponse struct {
@@ -3475,7 +3604,7 @@ type ListMailboxesResponse struct {
 
 func (x *ListMailboxesResponse) Reset() {
 	*x = ListMailboxesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3616,7 @@ func (x *ListMailboxesResponse) String() string {
 func (*ListMailboxesResponse) ProtoMessage() {}
 
 func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3629,7 @@ func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListMailboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{60}
+	return file_v1_kith_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListMailboxesResponse) GetMailboxes() []*Mailbox {
@@ -3540,7 +3669,7 @@ type AddMailboxRequest struct {
 
 func (x *AddMailboxRequest) Reset() {
 	*x = AddMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3681,7 @@ func (x *AddMailboxRequest) String() string {
 func (*AddMailboxRequest) ProtoMessage() {}
 
 func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3694,7 @@ func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxRequest.ProtoReflect.Descriptor instead.
 func (*AddMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{61}
+	return file_v1_kith_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AddMailboxRequest) GetAddress() string {
@@ -3584,7 +3713,7 @@ type AddMailboxResponse struct {
 
 func (x *AddMailboxResponse) Reset() {
 	*x = AddMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3725,7 @@ func (x *AddMailboxResponse) String() string {
 func (*AddMailboxResponse) ProtoMessage() {}
 
 func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3738,7 @@ func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxResponse.ProtoReflect.Descriptor instead.
 func (*AddMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{62}
+	return file_v1_kith_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AddMailboxResponse) GetMailbox() *Mailbox {
@@ -3628,7 +3757,7 @@ type RemoveMailboxRequest struct {
 
 func (x *RemoveMailboxRequest) Reset() {
 	*x = RemoveMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3769,7 @@ func (x *RemoveMailboxRequest) String() string {
 func (*RemoveMailboxRequest) ProtoMessage() {}
 
 func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3782,7 @@ func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{63}
+	return file_v1_kith_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RemoveMailboxRequest) GetId() string {
@@ -3672,7 +3801,7 @@ type RemoveMailboxResponse struct {
 
 func (x *RemoveMailboxResponse) Reset() {
 	*x = RemoveMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3813,7 @@ func (x *RemoveMailboxResponse) String() string {
 func (*RemoveMailboxResponse) ProtoMessage() {}
 
 func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3826,7 @@ func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{64}
+	return file_v1_kith_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RemoveMailboxResponse) GetMailbox() *Mailbox {
@@ -3716,7 +3845,7 @@ type TestMailboxRequest struct {
 
 func (x *TestMailboxRequest) Reset() {
 	*x = TestMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3728,7 +3857,7 @@ func (x *TestMailboxRequest) String() string {
 func (*TestMailboxRequest) ProtoMessage() {}
 
 func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3741,7 +3870,7 @@ func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxRequest.ProtoReflect.Descriptor instead.
 func (*TestMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{65}
+	return file_v1_kith_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *TestMailboxRequest) GetId() string {
@@ -3760,7 +3889,7 @@ type TestMailboxResponse struct {
 
 func (x *TestMailboxResponse) Reset() {
 	*x = TestMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3772,7 +3901,7 @@ func (x *TestMailboxResponse) String() string {
 func (*TestMailboxResponse) ProtoMessage() {}
 
 func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3785,7 +3914,7 @@ func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxResponse.ProtoReflect.Descriptor instead.
 func (*TestMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{66}
+	return file_v1_kith_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *TestMailboxResponse) GetResults() []*MailboxTest {
@@ -3807,7 +3936,7 @@ type MailboxTest struct {
 
 func (x *MailboxTest) Reset() {
 	*x = MailboxTest{}
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +3948,7 @@ func (x *MailboxTest) String() string {
 func (*MailboxTest) ProtoMessage() {}
 
 func (x *MailboxTest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +3961,7 @@ func (x *MailboxTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxTest.ProtoReflect.Descriptor instead.
 func (*MailboxTest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{67}
+	return file_v1_kith_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *MailboxTest) GetId() string {
@@ -3876,7 +4005,7 @@ type ExportBundleRequest struct {
 
 func (x *ExportBundleRequest) Reset() {
 	*x = ExportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3888,7 +4017,7 @@ func (x *ExportBundleRequest) String() string {
 func (*ExportBundleRequest) ProtoMessage() {}
 
 func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3901,7 +4030,7 @@ func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ExportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExportBundleRequest) GetContacts() []string {
@@ -3952,7 +4081,7 @@ type ExportBundleResponse struct {
 
 func (x *ExportBundleResponse) Reset() {
 	*x = ExportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3964,7 +4093,7 @@ func (x *ExportBundleResponse) String() string {
 func (*ExportBundleResponse) ProtoMessage() {}
 
 func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3977,7 +4106,7 @@ func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ExportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExportBundleResponse) GetData() []byte {
@@ -4022,7 +4151,7 @@ type BundleFile struct {
 
 func (x *BundleFile) Reset() {
 	*x = BundleFile{}
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4034,7 +4163,7 @@ func (x *BundleFile) String() string {
 func (*BundleFile) ProtoMessage() {}
 
 func (x *BundleFile) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4047,7 +4176,7 @@ func (x *BundleFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleFile.ProtoReflect.Descriptor instead.
 func (*BundleFile) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *BundleFile) GetBytes() int64 {
@@ -4103,7 +4232,7 @@ type NoteBundleRequest struct {
 
 func (x *NoteBundleRequest) Reset() {
 	*x = NoteBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4115,7 +4244,7 @@ func (x *NoteBundleRequest) String() string {
 func (*NoteBundleRequest) ProtoMessage() {}
 
 func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4128,7 +4257,7 @@ func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleRequest.ProtoReflect.Descriptor instead.
 func (*NoteBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *NoteBundleRequest) GetEntries() []int64 {
@@ -4146,7 +4275,7 @@ type NoteBundleResponse struct {
 
 func (x *NoteBundleResponse) Reset() {
 	*x = NoteBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +4287,7 @@ func (x *NoteBundleResponse) String() string {
 func (*NoteBundleResponse) ProtoMessage() {}
 
 func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +4300,7 @@ func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleResponse.ProtoReflect.Descriptor instead.
 func (*NoteBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
 }
 
 // A file, or the texts of slips, in pieces of at most 1 MiB.
@@ -4186,7 +4315,7 @@ type ImportBundleRequest struct {
 
 func (x *ImportBundleRequest) Reset() {
 	*x = ImportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4198,7 +4327,7 @@ func (x *ImportBundleRequest) String() string {
 func (*ImportBundleRequest) ProtoMessage() {}
 
 func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4211,7 +4340,7 @@ func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ImportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ImportBundleRequest) GetData() []byte {
@@ -4258,7 +4387,7 @@ type ImportBundleResponse struct {
 
 func (x *ImportBundleResponse) Reset() {
 	*x = ImportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4270,7 +4399,7 @@ func (x *ImportBundleResponse) String() string {
 func (*ImportBundleResponse) ProtoMessage() {}
 
 func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4283,7 +4412,7 @@ func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ImportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ImportBundleResponse) GetBytes() int64 {
@@ -4402,7 +4531,7 @@ type BundleSender struct {
 
 func (x *BundleSender) Reset() {
 	*x = BundleSender{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4414,7 +4543,7 @@ func (x *BundleSender) String() string {
 func (*BundleSender) ProtoMessage() {}
 
 func (x *BundleSender) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4427,7 +4556,7 @@ func (x *BundleSender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleSender.ProtoReflect.Descriptor instead.
 func (*BundleSender) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *BundleSender) GetContact() string {
@@ -4470,7 +4599,7 @@ type NodeLimits struct {
 
 func (x *NodeLimits) Reset() {
 	*x = NodeLimits{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4482,7 +4611,7 @@ func (x *NodeLimits) String() string {
 func (*NodeLimits) ProtoMessage() {}
 
 func (x *NodeLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4495,7 +4624,7 @@ func (x *NodeLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
 func (*NodeLimits) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *NodeLimits) GetQuota() int64 {
@@ -4569,7 +4698,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4581,7 +4710,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4594,7 +4723,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 type NodeStatusResponse struct {
@@ -4620,7 +4749,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4632,7 +4761,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4645,7 +4774,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *NodeStatusResponse) GetState() string {
@@ -4758,7 +4887,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4770,7 +4899,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4783,7 +4912,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SetNodeRequest) GetDraining() bool {
@@ -4809,7 +4938,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4821,7 +4950,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4834,7 +4963,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{80}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
@@ -4857,7 +4986,7 @@ type BridgeInvite struct {
 
 func (x *BridgeInvite) Reset() {
 	*x = BridgeInvite{}
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4869,7 +4998,7 @@ func (x *BridgeInvite) String() string {
 func (*BridgeInvite) ProtoMessage() {}
 
 func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4882,7 +5011,7 @@ func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
 func (*BridgeInvite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{81}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *BridgeInvite) GetId() string {
@@ -4922,7 +5051,7 @@ type CreateBridgeInviteRequest struct {
 
 func (x *CreateBridgeInviteRequest) Reset() {
 	*x = CreateBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4934,7 +5063,7 @@ func (x *CreateBridgeInviteRequest) String() string {
 func (*CreateBridgeInviteRequest) ProtoMessage() {}
 
 func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4947,7 +5076,7 @@ func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{82}
+	return file_v1_kith_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *CreateBridgeInviteRequest) GetName() string {
@@ -4966,7 +5095,7 @@ type CreateBridgeInviteResponse struct {
 
 func (x *CreateBridgeInviteResponse) Reset() {
 	*x = CreateBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4978,7 +5107,7 @@ func (x *CreateBridgeInviteResponse) String() string {
 func (*CreateBridgeInviteResponse) ProtoMessage() {}
 
 func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4991,7 +5120,7 @@ func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{83}
+	return file_v1_kith_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
@@ -5009,7 +5138,7 @@ type ListBridgeInvitesRequest struct {
 
 func (x *ListBridgeInvitesRequest) Reset() {
 	*x = ListBridgeInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5021,7 +5150,7 @@ func (x *ListBridgeInvitesRequest) String() string {
 func (*ListBridgeInvitesRequest) ProtoMessage() {}
 
 func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5034,7 +5163,7 @@ func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{84}
+	return file_v1_kith_proto_rawDescGZIP(), []int{86}
 }
 
 type ListBridgeInvitesResponse struct {
@@ -5046,7 +5175,7 @@ type ListBridgeInvitesResponse struct {
 
 func (x *ListBridgeInvitesResponse) Reset() {
 	*x = ListBridgeInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5058,7 +5187,7 @@ func (x *ListBridgeInvitesResponse) String() string {
 func (*ListBridgeInvitesResponse) ProtoMessage() {}
 
 func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5071,7 +5200,7 @@ func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{85}
+	return file_v1_kith_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
@@ -5090,7 +5219,7 @@ type RevokeBridgeInviteRequest struct {
 
 func (x *RevokeBridgeInviteRequest) Reset() {
 	*x = RevokeBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5102,7 +5231,7 @@ func (x *RevokeBridgeInviteRequest) String() string {
 func (*RevokeBridgeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5115,7 +5244,7 @@ func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{86}
+	return file_v1_kith_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RevokeBridgeInviteRequest) GetId() string {
@@ -5133,7 +5262,7 @@ type RevokeBridgeInviteResponse struct {
 
 func (x *RevokeBridgeInviteResponse) Reset() {
 	*x = RevokeBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5145,7 +5274,7 @@ func (x *RevokeBridgeInviteResponse) String() string {
 func (*RevokeBridgeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5158,7 +5287,7 @@ func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{87}
+	return file_v1_kith_proto_rawDescGZIP(), []int{89}
 }
 
 type WatchEventsRequest struct {
@@ -5173,7 +5302,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5185,7 +5314,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5198,7 +5327,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{88}
+	return file_v1_kith_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -5252,7 +5381,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5264,7 +5393,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5277,7 +5406,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{89}
+	return file_v1_kith_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Event) GetId() uint64 {
@@ -5321,7 +5450,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5333,7 +5462,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5346,7 +5475,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{90}
+	return file_v1_kith_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -5393,7 +5522,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5405,7 +5534,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5418,7 +5547,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{91}
+	return file_v1_kith_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5438,7 +5567,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5450,7 +5579,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5463,7 +5592,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{92}
+	return file_v1_kith_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -5488,7 +5617,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5500,7 +5629,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5513,7 +5642,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{93}
+	return file_v1_kith_proto_rawDescGZIP(), []int{95}
 }
 
 // ErrorDetail goes with every error.
@@ -5528,7 +5657,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5540,7 +5669,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5553,7 +5682,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{94}
+	return file_v1_kith_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -5614,7 +5743,17 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\bnetworks\x18\x02 \x01(\x05R\bnetworks\x12\x18\n" +
 	"\adevices\x18\x03 \x01(\x05R\adevices\x12\x14\n" +
 	"\x05nodes\x18\x04 \x01(\x05R\x05nodes\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x1f\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"2\n" +
+	"\x0fNetcheckRequest\x12\x1f\n" +
+	"\vprobe_plain\x18\x01 \x01(\bR\n" +
+	"probePlain\"\xb7\x01\n" +
+	"\x10NetcheckResponse\x12&\n" +
+	"\x06checks\x18\x01 \x03(\v2\x0e.kith.v1.CheckR\x06checks\x12\x18\n" +
+	"\ablocked\x18\x02 \x03(\tR\ablocked\x12\x14\n" +
+	"\x05nodes\x18\x03 \x01(\bR\x05nodes\x12\x18\n" +
+	"\abridges\x18\x04 \x01(\bR\abridges\x12\x18\n" +
+	"\anetwork\x18\x05 \x01(\tR\anetwork\x12\x17\n" +
+	"\atime_ms\x18\x06 \x01(\x03R\x06timeMs\"\x1f\n" +
 	"\rSetLanRequest\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\bR\x02on\"0\n" +
 	"\x0eSetLanResponse\x12\x1e\n" +
@@ -5971,11 +6110,12 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xe6\x15\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\xa7\x16\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
-	"\x04Stop\x12\x14.kith.v1.StopRequest\x1a\x15.kith.v1.StopResponse\x129\n" +
+	"\x04Stop\x12\x14.kith.v1.StopRequest\x1a\x15.kith.v1.StopResponse\x12?\n" +
+	"\bNetcheck\x12\x18.kith.v1.NetcheckRequest\x1a\x19.kith.v1.NetcheckResponse\x129\n" +
 	"\x06SetLan\x12\x16.kith.v1.SetLanRequest\x1a\x17.kith.v1.SetLanResponse\x12H\n" +
 	"\vGetIdentity\x12\x1b.kith.v1.GetIdentityRequest\x1a\x1c.kith.v1.GetIdentityResponse\x12K\n" +
 	"\fCreateInvite\x12\x1c.kith.v1.CreateInviteRequest\x1a\x1d.kith.v1.CreateInviteResponse\x12H\n" +
@@ -6029,229 +6169,234 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
 var file_v1_kith_proto_goTypes = []any{
 	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
 	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
 	(*Lan)(nil),                        // 2: kith.v1.Lan
-	(*SetLanRequest)(nil),              // 3: kith.v1.SetLanRequest
-	(*SetLanResponse)(nil),             // 4: kith.v1.SetLanResponse
-	(*MailboxCount)(nil),               // 5: kith.v1.MailboxCount
-	(*Dht)(nil),                        // 6: kith.v1.Dht
-	(*DoctorRequest)(nil),              // 7: kith.v1.DoctorRequest
-	(*DoctorResponse)(nil),             // 8: kith.v1.DoctorResponse
-	(*Check)(nil),                      // 9: kith.v1.Check
-	(*StopRequest)(nil),                // 10: kith.v1.StopRequest
-	(*StopResponse)(nil),               // 11: kith.v1.StopResponse
-	(*GetIdentityRequest)(nil),         // 12: kith.v1.GetIdentityRequest
-	(*GetIdentityResponse)(nil),        // 13: kith.v1.GetIdentityResponse
-	(*Device)(nil),                     // 14: kith.v1.Device
-	(*CreateInviteRequest)(nil),        // 15: kith.v1.CreateInviteRequest
-	(*CreateInviteResponse)(nil),       // 16: kith.v1.CreateInviteResponse
-	(*Invite)(nil),                     // 17: kith.v1.Invite
-	(*ListInvitesRequest)(nil),         // 18: kith.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),        // 19: kith.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),        // 20: kith.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),       // 21: kith.v1.RevokeInviteResponse
-	(*AcceptInviteRequest)(nil),        // 22: kith.v1.AcceptInviteRequest
-	(*AcceptInviteResponse)(nil),       // 23: kith.v1.AcceptInviteResponse
-	(*ListRequestsRequest)(nil),        // 24: kith.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),       // 25: kith.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),      // 26: kith.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),     // 27: kith.v1.ApproveRequestResponse
-	(*RejectRequestRequest)(nil),       // 28: kith.v1.RejectRequestRequest
-	(*RejectRequestResponse)(nil),      // 29: kith.v1.RejectRequestResponse
-	(*Contact)(nil),                    // 30: kith.v1.Contact
-	(*ListContactsRequest)(nil),        // 31: kith.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),       // 32: kith.v1.ListContactsResponse
-	(*RenameContactRequest)(nil),       // 33: kith.v1.RenameContactRequest
-	(*RenameContactResponse)(nil),      // 34: kith.v1.RenameContactResponse
-	(*SetBlockedRequest)(nil),          // 35: kith.v1.SetBlockedRequest
-	(*SetBlockedResponse)(nil),         // 36: kith.v1.SetBlockedResponse
-	(*GetSafetyNumberRequest)(nil),     // 37: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),    // 38: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),         // 39: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),        // 40: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),                // 41: kith.v1.SendRequest
-	(*SendResponse)(nil),               // 42: kith.v1.SendResponse
-	(*Message)(nil),                    // 43: kith.v1.Message
-	(*Holding)(nil),                    // 44: kith.v1.Holding
-	(*ListMessagesRequest)(nil),        // 45: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 46: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),   // 47: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil),  // 48: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),               // 49: kith.v1.Conversation
-	(*TraceRequest)(nil),               // 50: kith.v1.TraceRequest
-	(*TraceResponse)(nil),              // 51: kith.v1.TraceResponse
-	(*Delivery)(nil),                   // 52: kith.v1.Delivery
-	(*Attempt)(nil),                    // 53: kith.v1.Attempt
-	(*CancelRequest)(nil),              // 54: kith.v1.CancelRequest
-	(*CancelResponse)(nil),             // 55: kith.v1.CancelResponse
-	(*PingRequest)(nil),                // 56: kith.v1.PingRequest
-	(*PingResponse)(nil),               // 57: kith.v1.PingResponse
-	(*Mailbox)(nil),                    // 58: kith.v1.Mailbox
-	(*ListMailboxesRequest)(nil),       // 59: kith.v1.ListMailboxesRequest
-	(*ListMailboxesResponse)(nil),      // 60: kith.v1.ListMailboxesResponse
-	(*AddMailboxRequest)(nil),          // 61: kith.v1.AddMailboxRequest
-	(*AddMailboxResponse)(nil),         // 62: kith.v1.AddMailboxResponse
-	(*RemoveMailboxRequest)(nil),       // 63: kith.v1.RemoveMailboxRequest
-	(*RemoveMailboxResponse)(nil),      // 64: kith.v1.RemoveMailboxResponse
-	(*TestMailboxRequest)(nil),         // 65: kith.v1.TestMailboxRequest
-	(*TestMailboxResponse)(nil),        // 66: kith.v1.TestMailboxResponse
-	(*MailboxTest)(nil),                // 67: kith.v1.MailboxTest
-	(*ExportBundleRequest)(nil),        // 68: kith.v1.ExportBundleRequest
-	(*ExportBundleResponse)(nil),       // 69: kith.v1.ExportBundleResponse
-	(*BundleFile)(nil),                 // 70: kith.v1.BundleFile
-	(*NoteBundleRequest)(nil),          // 71: kith.v1.NoteBundleRequest
-	(*NoteBundleResponse)(nil),         // 72: kith.v1.NoteBundleResponse
-	(*ImportBundleRequest)(nil),        // 73: kith.v1.ImportBundleRequest
-	(*ImportBundleResponse)(nil),       // 74: kith.v1.ImportBundleResponse
-	(*BundleSender)(nil),               // 75: kith.v1.BundleSender
-	(*NodeLimits)(nil),                 // 76: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),          // 77: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),         // 78: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),             // 79: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),            // 80: kith.v1.SetNodeResponse
-	(*BridgeInvite)(nil),               // 81: kith.v1.BridgeInvite
-	(*CreateBridgeInviteRequest)(nil),  // 82: kith.v1.CreateBridgeInviteRequest
-	(*CreateBridgeInviteResponse)(nil), // 83: kith.v1.CreateBridgeInviteResponse
-	(*ListBridgeInvitesRequest)(nil),   // 84: kith.v1.ListBridgeInvitesRequest
-	(*ListBridgeInvitesResponse)(nil),  // 85: kith.v1.ListBridgeInvitesResponse
-	(*RevokeBridgeInviteRequest)(nil),  // 86: kith.v1.RevokeBridgeInviteRequest
-	(*RevokeBridgeInviteResponse)(nil), // 87: kith.v1.RevokeBridgeInviteResponse
-	(*WatchEventsRequest)(nil),         // 88: kith.v1.WatchEventsRequest
-	(*Event)(nil),                      // 89: kith.v1.Event
-	(*ListEventsRequest)(nil),          // 90: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 91: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),           // 92: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),          // 93: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),                // 94: kith.v1.ErrorDetail
-	nil,                                // 95: kith.v1.StatusResponse.RoadsEntry
-	nil,                                // 96: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*NetcheckRequest)(nil),            // 3: kith.v1.NetcheckRequest
+	(*NetcheckResponse)(nil),           // 4: kith.v1.NetcheckResponse
+	(*SetLanRequest)(nil),              // 5: kith.v1.SetLanRequest
+	(*SetLanResponse)(nil),             // 6: kith.v1.SetLanResponse
+	(*MailboxCount)(nil),               // 7: kith.v1.MailboxCount
+	(*Dht)(nil),                        // 8: kith.v1.Dht
+	(*DoctorRequest)(nil),              // 9: kith.v1.DoctorRequest
+	(*DoctorResponse)(nil),             // 10: kith.v1.DoctorResponse
+	(*Check)(nil),                      // 11: kith.v1.Check
+	(*StopRequest)(nil),                // 12: kith.v1.StopRequest
+	(*StopResponse)(nil),               // 13: kith.v1.StopResponse
+	(*GetIdentityRequest)(nil),         // 14: kith.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),        // 15: kith.v1.GetIdentityResponse
+	(*Device)(nil),                     // 16: kith.v1.Device
+	(*CreateInviteRequest)(nil),        // 17: kith.v1.CreateInviteRequest
+	(*CreateInviteResponse)(nil),       // 18: kith.v1.CreateInviteResponse
+	(*Invite)(nil),                     // 19: kith.v1.Invite
+	(*ListInvitesRequest)(nil),         // 20: kith.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),        // 21: kith.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),        // 22: kith.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),       // 23: kith.v1.RevokeInviteResponse
+	(*AcceptInviteRequest)(nil),        // 24: kith.v1.AcceptInviteRequest
+	(*AcceptInviteResponse)(nil),       // 25: kith.v1.AcceptInviteResponse
+	(*ListRequestsRequest)(nil),        // 26: kith.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),       // 27: kith.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),      // 28: kith.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),     // 29: kith.v1.ApproveRequestResponse
+	(*RejectRequestRequest)(nil),       // 30: kith.v1.RejectRequestRequest
+	(*RejectRequestResponse)(nil),      // 31: kith.v1.RejectRequestResponse
+	(*Contact)(nil),                    // 32: kith.v1.Contact
+	(*ListContactsRequest)(nil),        // 33: kith.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),       // 34: kith.v1.ListContactsResponse
+	(*RenameContactRequest)(nil),       // 35: kith.v1.RenameContactRequest
+	(*RenameContactResponse)(nil),      // 36: kith.v1.RenameContactResponse
+	(*SetBlockedRequest)(nil),          // 37: kith.v1.SetBlockedRequest
+	(*SetBlockedResponse)(nil),         // 38: kith.v1.SetBlockedResponse
+	(*GetSafetyNumberRequest)(nil),     // 39: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),    // 40: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),         // 41: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),        // 42: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),                // 43: kith.v1.SendRequest
+	(*SendResponse)(nil),               // 44: kith.v1.SendResponse
+	(*Message)(nil),                    // 45: kith.v1.Message
+	(*Holding)(nil),                    // 46: kith.v1.Holding
+	(*ListMessagesRequest)(nil),        // 47: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 48: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),   // 49: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 50: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),               // 51: kith.v1.Conversation
+	(*TraceRequest)(nil),               // 52: kith.v1.TraceRequest
+	(*TraceResponse)(nil),              // 53: kith.v1.TraceResponse
+	(*Delivery)(nil),                   // 54: kith.v1.Delivery
+	(*Attempt)(nil),                    // 55: kith.v1.Attempt
+	(*CancelRequest)(nil),              // 56: kith.v1.CancelRequest
+	(*CancelResponse)(nil),             // 57: kith.v1.CancelResponse
+	(*PingRequest)(nil),                // 58: kith.v1.PingRequest
+	(*PingResponse)(nil),               // 59: kith.v1.PingResponse
+	(*Mailbox)(nil),                    // 60: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),       // 61: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),      // 62: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),          // 63: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),         // 64: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),       // 65: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),      // 66: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),         // 67: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),        // 68: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),                // 69: kith.v1.MailboxTest
+	(*ExportBundleRequest)(nil),        // 70: kith.v1.ExportBundleRequest
+	(*ExportBundleResponse)(nil),       // 71: kith.v1.ExportBundleResponse
+	(*BundleFile)(nil),                 // 72: kith.v1.BundleFile
+	(*NoteBundleRequest)(nil),          // 73: kith.v1.NoteBundleRequest
+	(*NoteBundleResponse)(nil),         // 74: kith.v1.NoteBundleResponse
+	(*ImportBundleRequest)(nil),        // 75: kith.v1.ImportBundleRequest
+	(*ImportBundleResponse)(nil),       // 76: kith.v1.ImportBundleResponse
+	(*BundleSender)(nil),               // 77: kith.v1.BundleSender
+	(*NodeLimits)(nil),                 // 78: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 79: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 80: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 81: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 82: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 83: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 84: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 85: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 86: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 87: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 88: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 89: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 90: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 91: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 92: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 93: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 94: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 95: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 96: kith.v1.ErrorDetail
+	nil,                                // 97: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 98: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
-	6,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	95, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
-	5,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
+	8,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
+	97, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	7,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
 	2,  // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
-	2,  // 4: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
-	9,  // 5: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
-	14, // 6: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
-	17, // 7: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
-	17, // 8: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
-	30, // 9: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
-	30, // 10: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
-	30, // 11: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
-	30, // 12: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
-	30, // 13: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
-	30, // 14: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
-	30, // 15: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
-	30, // 16: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
-	43, // 17: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
-	44, // 18: kith.v1.Message.holding:type_name -> kith.v1.Holding
-	43, // 19: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
-	49, // 20: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
-	43, // 21: kith.v1.Conversation.last:type_name -> kith.v1.Message
-	30, // 22: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
-	43, // 23: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
-	52, // 24: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
-	53, // 25: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
-	44, // 26: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
-	43, // 27: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
-	58, // 28: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
-	58, // 29: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	58, // 30: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	67, // 31: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
-	70, // 32: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
-	75, // 33: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
-	76, // 34: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	96, // 35: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
-	76, // 36: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
-	78, // 37: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	81, // 38: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
-	81, // 39: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
-	89, // 40: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,  // 41: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	7,  // 42: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	10, // 43: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	3,  // 44: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
-	12, // 45: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	15, // 46: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	18, // 47: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	20, // 48: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	22, // 49: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	24, // 50: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	26, // 51: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	28, // 52: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	31, // 53: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	33, // 54: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	35, // 55: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	37, // 56: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	39, // 57: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	41, // 58: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	45, // 59: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	47, // 60: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	50, // 61: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	54, // 62: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	56, // 63: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	59, // 64: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	61, // 65: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	63, // 66: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	65, // 67: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	68, // 68: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
-	71, // 69: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
-	73, // 70: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
-	77, // 71: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	79, // 72: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	82, // 73: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
-	84, // 74: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
-	86, // 75: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
-	88, // 76: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	90, // 77: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	92, // 78: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,  // 79: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	8,  // 80: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	11, // 81: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	4,  // 82: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
-	13, // 83: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	16, // 84: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	19, // 85: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	21, // 86: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	23, // 87: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	25, // 88: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	27, // 89: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	29, // 90: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	32, // 91: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	34, // 92: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	36, // 93: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	38, // 94: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	40, // 95: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	42, // 96: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	46, // 97: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	48, // 98: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	51, // 99: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	55, // 100: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	57, // 101: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	60, // 102: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	62, // 103: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	64, // 104: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	66, // 105: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	69, // 106: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
-	72, // 107: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
-	74, // 108: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
-	78, // 109: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	80, // 110: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	83, // 111: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
-	85, // 112: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
-	87, // 113: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
-	89, // 114: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	91, // 115: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	93, // 116: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	79, // [79:117] is the sub-list for method output_type
-	41, // [41:79] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	11, // 4: kith.v1.NetcheckResponse.checks:type_name -> kith.v1.Check
+	2,  // 5: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
+	11, // 6: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
+	16, // 7: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
+	19, // 8: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
+	19, // 9: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
+	32, // 10: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
+	32, // 11: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
+	32, // 12: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
+	32, // 13: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
+	32, // 14: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
+	32, // 15: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
+	32, // 16: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
+	32, // 17: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
+	45, // 18: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
+	46, // 19: kith.v1.Message.holding:type_name -> kith.v1.Holding
+	45, // 20: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
+	51, // 21: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
+	45, // 22: kith.v1.Conversation.last:type_name -> kith.v1.Message
+	32, // 23: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
+	45, // 24: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
+	54, // 25: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
+	55, // 26: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
+	46, // 27: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
+	45, // 28: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
+	60, // 29: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
+	60, // 30: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	60, // 31: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	69, // 32: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
+	72, // 33: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
+	77, // 34: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
+	78, // 35: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	98, // 36: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	78, // 37: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	80, // 38: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	83, // 39: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	83, // 40: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	91, // 41: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,  // 42: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	9,  // 43: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	12, // 44: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	3,  // 45: kith.v1.KithService.Netcheck:input_type -> kith.v1.NetcheckRequest
+	5,  // 46: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
+	14, // 47: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	17, // 48: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	20, // 49: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	22, // 50: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	24, // 51: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	26, // 52: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	28, // 53: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	30, // 54: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	33, // 55: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	35, // 56: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	37, // 57: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	39, // 58: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	41, // 59: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	43, // 60: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	47, // 61: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	49, // 62: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	52, // 63: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	56, // 64: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	58, // 65: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	61, // 66: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	63, // 67: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	65, // 68: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	67, // 69: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	70, // 70: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
+	73, // 71: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
+	75, // 72: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
+	79, // 73: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	81, // 74: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	84, // 75: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	86, // 76: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	88, // 77: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	90, // 78: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	92, // 79: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	94, // 80: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,  // 81: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	10, // 82: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	13, // 83: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	4,  // 84: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
+	6,  // 85: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	15, // 86: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	18, // 87: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	21, // 88: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	23, // 89: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	25, // 90: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	27, // 91: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	29, // 92: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	31, // 93: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	34, // 94: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	36, // 95: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	38, // 96: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	40, // 97: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	42, // 98: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	44, // 99: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	48, // 100: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	50, // 101: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	53, // 102: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	57, // 103: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	59, // 104: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	62, // 105: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	64, // 106: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	66, // 107: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	68, // 108: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	71, // 109: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
+	74, // 110: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
+	76, // 111: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
+	80, // 112: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	82, // 113: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	85, // 114: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	87, // 115: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	89, // 116: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	91, // 117: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	93, // 118: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	95, // 119: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	81, // [81:120] is the sub-list for method output_type
+	42, // [42:81] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -6259,14 +6404,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
-	file_v1_kith_proto_msgTypes[79].OneofWrappers = []any{}
+	file_v1_kith_proto_msgTypes[81].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   97,
+			NumMessages:   99,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+)
+
+type checkJSON struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Text string `json:"text"`
+	Hint string `json:"hint,omitempty"`
+}
+
+// toChecks also counts those that are not ok.
+func toChecks(in []*apiv1.Check) (checks []checkJSON, bad int) {
+	checks = []checkJSON{}
+	for _, c := range in {
+		checks = append(checks, checkJSON{c.Name, c.Ok, c.Text, c.Hint})
+		if !c.Ok {
+			bad++
+		}
+	}
+	return checks, bad
+}
+
+func writeChecks(w io.Writer, checks []checkJSON) {
+	rows := [][]string{}
+	for _, c := range checks {
+		state := "ok"
+		if !c.OK {
+			state = "WRONG"
+		}
+		rows = append(rows, []string{state, c.Name, strings.TrimSuffix(c.Text, ".") + prefixed("; ", c.Hint)})
+	}
+	table(w, rows...)
+}
+
+func (k *kith) netcheckCmd() *cobra.Command {
+	var plain bool
+	c := &cobra.Command{
+		Use:   "netcheck",
+		Short: "Find out what the network you are on blocks",
+		Long: `Try what the network lets through, and say in a sentence each what is blocked and
+what is used instead. It takes up to a minute. The result is remembered for this
+network, and decides which addresses are tried.
+
+Only community nodes and bridges that this daemon knows anyway are contacted, with
+what kith says to them on ordinary days; in censored mode only bridges. With
+--probe-plain it tries everything, which tells whoever watches that this machine
+does: do not use it where that is dangerous.`,
+	}
+	c.Flags().BoolVar(&plain, "probe-plain", false, "also try what an observer may find strange, in every mode")
+	return k.command(c, 0, 0, func(ctx context.Context, _ []string) error {
+		client, err := k.dial()
+		if err != nil {
+			return err
+		}
+		if !k.json && !k.quiet {
+			k.notef("Trying what this network lets through …")
+		}
+		res, err := client.Netcheck(ctx, &apiv1.NetcheckRequest{ProbePlain: plain})
+		if err != nil {
+			return err
+		}
+		checks, _ := toChecks(res.Checks)
+		k.print(struct {
+			Blocked []string    `json:"blocked"`
+			Nodes   bool        `json:"nodes"`
+			Bridges bool        `json:"bridges"`
+			Network string      `json:"network"`
+			Time    int64       `json:"time"`
+			Checks  []checkJSON `json:"checks"`
+		}{nonNil(res.Blocked), res.Nodes, res.Bridges, res.Network, res.TimeMs, checks}, func(w io.Writer) { writeChecks(w, checks) })
+		return nil
+	})
+}
+
+// printReport prints what helps others to see what is wrong, and nothing that
+// says whose daemon it is.
+func (k *kith) printReport(s *apiv1.StatusResponse, checks []*apiv1.Check) {
+	lines := []string{
+		fmt.Sprintf("kith %s, %s/%s, role %s, up for %s", clean(s.Version), runtime.GOOS, runtime.GOARCH, clean(s.Role), span(s.UptimeS)),
+		fmt.Sprintf("peers %d, nodes known %d, published %d of %d, waiting %d", s.Peers, s.GetDht().GetTable(), s.Published, s.PublishGoal, s.Outbox),
+		fmt.Sprintf("memory %d MB, goroutines %d", s.RssBytes/1e6, s.Goroutines),
+	}
+	for _, road := range slices.Sorted(maps.Keys(s.Roads)) {
+		lines = append(lines, "road "+clean(road)+": "+clean(s.Roads[road]))
+	}
+	for _, c := range checks {
+		state := "ok"
+		if !c.Ok {
+			state = "WRONG"
+		}
+		lines = append(lines, state+" "+clean(c.Name)+": "+clean(c.Text))
+	}
+	k.print(struct {
+		Report []string `json:"report"`
+	}{lines}, func(w io.Writer) {
+		for _, l := range lines {
+			fmt.Fprintln(w, l)
+		}
+	})
+}

@@ -1,0 +1,463 @@
+package node
+
+// What the network we are on lets through. Probes go to community nodes and
+// bridges that we have anyway, say what our ordinary connections say, and in
+// censored mode go to bridges alone. What they find is kept for each network
+// that we have been on, decides which addresses are tried, and is what kith
+// doctor and kith netcheck tell.
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
+	"github.com/kith-im/kith/protocol"
+)
+
+const (
+	// maxProbed bounds the community nodes, and the bridges, that are probed.
+	maxProbed = 4
+	// netcheckTime bounds one check.
+	netcheckTime = 45 * time.Second
+
+	// A network is checked by itself when no community node has answered for
+	// netcheckAlone, and what was found is good for netcheckFresh.
+	netcheckAlone = time.Minute
+	netcheckFresh = 6 * time.Hour
+
+	// maxNetworks bounds the networks that are remembered.
+	maxNetworks = 32
+)
+
+// Rows of store's meta table.
+const (
+	metaNetworkKey = "network key" // by which networks are named
+	metaNetworks   = "networks"    // what was found on each, as JSON
+)
+
+// obstacle is something that a network does not let through.
+type obstacle string
+
+// The obstacles, in the order in which they are told.
+const (
+	obstacleAll         obstacle = "everything"
+	obstacleAddress     obstacle = "addresses"
+	obstacleName        obstacle = "dns"
+	obstacleUDP         obstacle = "udp"
+	obstacleQUIC        obstacle = "quic"
+	obstacleALPN        obstacle = "alpn"
+	obstaclePlain       obstacle = "libp2p"
+	obstacleLong        obstacle = "freeze"
+	obstacleRandom      obstacle = "random"
+	obstacleSNI         obstacle = "sni"
+	obstacleFingerprint obstacle = "fingerprint"
+	obstacleTLS         obstacle = "tls"
+	obstacleAltered     obstacle = "altered"
+)
+
+// netFound is what was found on one network.
+type netFound struct {
+	Network string     `json:"network"` // a keyed hash: it means nothing elsewhere
+	Time    int64      `json:"time"`
+	Blocked []obstacle `json:"blocked"`
+	Open    bool       `json:"open"`   // community nodes can be reached
+	Bridge  bool       `json:"bridge"` // a bridge can be
+}
+
+func (f netFound) blocks(o obstacle) bool { return slices.Contains(f.Blocked, o) }
+
+// judge concludes from the probes of community nodes and of bridges what a
+// network blocks. What fails everywhere where it could be told from a node that
+// is down is blocked.
+func judge(nodes, bridges []transport.Findings) (f netFound) {
+	all := slices.Concat(nodes, bridges)
+	answers := func(x transport.Findings) bool {
+		return slices.ContainsFunc(x[:], func(o transport.Outcome) bool {
+			return o == transport.Passed || o == transport.Reset || o == transport.Altered || o == transport.Refused
+		})
+	}
+	reached := 0
+	for _, x := range all {
+		if answers(x) {
+			reached++
+		}
+	}
+	add := func(o obstacle, when bool) {
+		if when {
+			f.Blocked = append(f.Blocked, o)
+		}
+	}
+	if len(all) > 0 && reached == 0 {
+		add(obstacleAll, true)
+		return f
+	}
+	// never says that a probe failed wherever it was tried and another passed.
+	never := func(set []transport.Findings, probe, beside transport.Probe) bool {
+		failed := false
+		for _, x := range set {
+			if x[probe] == transport.Passed {
+				return false
+			}
+			failed = failed || x[probe].Failed() && x[beside] == transport.Passed
+		}
+		return failed
+	}
+	for _, x := range nodes {
+		f.Open = f.Open || x[transport.ProbeQUICOurs] == transport.Passed || x[transport.ProbeLong] == transport.Passed
+	}
+	for _, x := range bridges {
+		f.Bridge = f.Bridge || x[transport.ProbeTLS] == transport.Passed
+	}
+	add(obstacleAddress, reached < len(all))
+	add(obstacleName, slices.ContainsFunc(bridges, func(x transport.Findings) bool { return x[transport.ProbeName].Failed() }))
+	switch udp := never(nodes, transport.ProbeUDP, transport.ProbeTCP); {
+	case udp && never(nodes, transport.ProbeQUIC, transport.ProbeTCP):
+		add(obstacleUDP, true)
+	case never(nodes, transport.ProbeQUIC, transport.ProbeUDP):
+		add(obstacleQUIC, true)
+	case never(nodes, transport.ProbeQUICOurs, transport.ProbeQUIC):
+		add(obstacleALPN, true)
+	}
+	add(obstaclePlain, never(nodes, transport.ProbePlain, transport.ProbeTCP))
+	add(obstacleLong, never(nodes, transport.ProbeLong, transport.ProbePlain))
+	add(obstacleRandom, never(nodes, transport.ProbeRandom, transport.ProbeTCP))
+	add(obstacleAltered, slices.ContainsFunc(bridges, func(x transport.Findings) bool { return x[transport.ProbeTLS] == transport.Altered }))
+	if never(bridges, transport.ProbeTLS, transport.ProbeTCP) {
+		passed := func(p transport.Probe) bool {
+			return slices.ContainsFunc(bridges, func(x transport.Findings) bool { return x[p] == transport.Passed })
+		}
+		switch {
+		case passed(transport.ProbeOther):
+			add(obstacleFingerprint, true)
+			f.Bridge = true // another hello is taken
+		case passed(transport.ProbeNameless):
+			add(obstacleSNI, true)
+		case !f.blocks(obstacleAltered):
+			add(obstacleTLS, true)
+		}
+	}
+	return f
+}
+
+// told is what is said of an obstacle, and the next step.
+var told = map[obstacle][2]string{
+	obstacleAll:         {"Nothing passes: this network leads nowhere, or every address we know is blocked.", "with contacts nearby use kith lan on; else carry messages with kith bundle, or ask a contact for another way in"},
+	obstacleAddress:     {"Some known addresses do not answer: they are blocked, or down.", "the others are used"},
+	obstacleName:        {"The name of a bridge is not resolved.", "use a bridge that is named by its address, or a proxy that resolves names"},
+	obstacleUDP:         {"UDP is blocked.", "TCP is used instead"},
+	obstacleQUIC:        {"QUIC is blocked, other UDP is not.", "TCP is used instead"},
+	obstacleALPN:        {"QUIC that names libp2p is blocked.", "TCP is used instead"},
+	obstaclePlain:       {"The plain libp2p handshake over TCP is blocked.", "go through a bridge: kith mode censored"},
+	obstacleLong:        {"Connections freeze after a few packets.", "go through a bridge, which uses many short ones: kith mode censored"},
+	obstacleRandom:      {"Traffic that looks like nothing is blocked.", "nothing of ours does; a bridge looks like a web site"},
+	obstacleSNI:         {"TLS that names the bridge is blocked.", "ask for a bridge under another name"},
+	obstacleFingerprint: {"TLS with the hello of one browser is blocked, with that of another it is not.", "the other one is used"},
+	obstacleTLS:         {"TLS with the bridge is blocked.", "ask a contact for another bridge"},
+	obstacleAltered:     {"Somebody else answers in a bridge's place.", "do not use this bridge here; ask a contact for another one"},
+}
+
+// checker checks networks and remembers what it found.
+type checker struct {
+	n     *Node
+	alone chan struct{} // nothing answers: look why
+
+	busy chan struct{} // holds a token: whoever takes it checks
+
+	mu   sync.Mutex
+	last netFound // on the network we are on; zero: nothing is known
+}
+
+func newChecker(n *Node) *checker {
+	c := &checker{n: n, alone: make(chan struct{}, 1), busy: make(chan struct{}, 1)}
+	c.busy <- struct{}{}
+	return c
+}
+
+// run looks why nothing answers, whenever that is so, until ctx ends.
+func (c *checker) run(ctx context.Context) {
+	tick := time.NewTicker(lookAround)
+	defer tick.Stop()
+	var since time.Time // when nothing answered first
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		c.recall(ctx)
+		if c.n.cfg.Discovery.Status().Peers > 0 || c.n.cfg.Host.Mode() == transport.Censored {
+			since = time.Time{}
+			continue
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		if time.Since(since) < netcheckAlone || c.fresh() {
+			continue
+		}
+		if _, err := c.check(ctx, false); err != nil && ctx.Err() == nil {
+			c.n.log.Debug("the network could not be checked")
+		}
+	}
+}
+
+func (c *checker) fresh() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last.Time != 0 && c.n.now().Sub(time.UnixMilli(c.last.Time)) < netcheckFresh
+}
+
+// found returns what is known of the network we are on.
+func (c *checker) found() (netFound, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last, c.last.Time != 0
+}
+
+// spared says whether an address is not worth trying on this network: QUIC,
+// where it does not pass and others do.
+func (c *checker) spared(a ma.Multiaddr) bool {
+	f, ok := c.found()
+	if !ok || !f.blocks(obstacleUDP) && !f.blocks(obstacleQUIC) && !f.blocks(obstacleALPN) {
+		return false
+	}
+	_, err := a.ValueForProtocol(ma.P_UDP)
+	return err == nil && transport.ReachOf(a) == transport.Public
+}
+
+// recall takes what was found before on the network that we are on now.
+func (c *checker) recall(ctx context.Context) {
+	err := c.n.view(ctx, func(tx *store.Tx) error {
+		key, err := tx.SecretMeta(metaNetworkKey)
+		if ok, err := found(err); !ok {
+			return err
+		}
+		name := networkName(key)
+		all, err := loadNetworks(tx)
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.last.Network == name {
+			return nil
+		}
+		c.last = netFound{}
+		if i := slices.IndexFunc(all, func(f netFound) bool { return f.Network == name }); i >= 0 {
+			c.last = all[i]
+		}
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		c.n.log.Debug("what was found on this network could not be read")
+	}
+}
+
+// networkName names the network we are on, for us alone.
+func networkName(key []byte) string {
+	marks := transport.NetworkMarks()
+	slices.Sort(marks)
+	m := protocol.MAC(key, protocol.LabelNetworkName, []byte(strings.Join(slices.Compact(marks), "\n")))
+	return hex.EncodeToString(m[:8])
+}
+
+func loadNetworks(tx *store.Tx) (all []netFound, err error) {
+	b, err := tx.Meta(metaNetworks)
+	if ok, err := found(err); !ok {
+		return nil, err
+	}
+	if json.Unmarshal(b, &all) != nil {
+		return nil, nil // of another version: it is found again
+	}
+	return all, nil
+}
+
+// keep remembers what was found on this network, and says so if it is news.
+func (c *checker) keep(ctx context.Context, f netFound) (netFound, error) {
+	err := c.n.update(ctx, func(w *work) error {
+		key, err := w.tx.SecretMeta(metaNetworkKey)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			key = make([]byte, 32)
+			_, _ = rand.Read(key)
+			err = w.tx.SetSecretMeta(metaNetworkKey, key)
+		}
+		if err != nil {
+			return err
+		}
+		f.Network, f.Time = networkName(key), w.ms()
+		all, err := loadNetworks(w.tx)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(all, func(o netFound) bool { return o.Network == f.Network })
+		news := len(f.Blocked) > 0
+		if i >= 0 {
+			news = !slices.Equal(all[i].Blocked, f.Blocked)
+			all = slices.Delete(all, i, i+1)
+		}
+		all = slices.Insert(all, 0, f)
+		b, err := json.Marshal(all[:min(len(all), maxNetworks)])
+		if err != nil {
+			return err
+		}
+		if err := w.tx.SetMeta(metaNetworks, b); err != nil || !news || c.n.self == nil {
+			return err
+		}
+		return w.emit(eventHealth, 0, healthEvent{OK: len(f.Blocked) == 0, Text: f.sentence()})
+	})
+	if err != nil {
+		return f, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = f
+	return f, nil
+}
+
+// sentence says what was found, and which road is used.
+func (f netFound) sentence() string {
+	if len(f.Blocked) == 0 {
+		return "This network blocks nothing that kith needs."
+	}
+	first := told[f.Blocked[0]]
+	return strings.TrimSuffix(first[0], ".") + ": " + first[1] + "."
+}
+
+// check probes and remembers. random also makes the probe that an observer may
+// find strange.
+func (c *checker) check(ctx context.Context, random bool) (f netFound, err error) {
+	select {
+	case <-c.busy:
+		defer func() { c.busy <- struct{}{} }()
+	case <-ctx.Done():
+		return f, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, netcheckTime)
+	defer cancel()
+	nodes, bridges, err := c.n.probed(ctx)
+	if err != nil {
+		return f, err
+	}
+	if c.n.cfg.Host.Mode() == transport.Censored && !random {
+		nodes = nil
+	}
+	if len(nodes)+len(bridges) == 0 {
+		return f, errNothingToProbe
+	}
+	prober := c.n.cfg.Prober
+	prober.Random = random
+	foundNodes, foundBridges := make([]transport.Findings, len(nodes)), make([]transport.Findings, len(bridges))
+	var probing sync.WaitGroup
+	for i, info := range nodes {
+		probing.Go(func() { foundNodes[i] = prober.Node(ctx, info.Addrs) })
+	}
+	for i, v := range bridges {
+		probing.Go(func() { foundBridges[i] = prober.Bridge(ctx, v) })
+	}
+	probing.Wait()
+	if ctx.Err() != nil {
+		return f, ctx.Err()
+	}
+	return c.keep(context.WithoutCancel(ctx), judge(foundNodes, foundBridges))
+}
+
+var errNothingToProbe = refuse(CodeRefused, "name a community node with kith up --bootstrap, or accept an invite, which carries one",
+	"no community node or bridge is known, so there is nothing to test the network with")
+
+// probed returns what there is to probe: the ways in that the configuration,
+// invites and earlier runs name.
+func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []transport.VeilAddr, err error) {
+	var ways []ma.Multiaddr
+	ways = append(ways, n.cfg.Hints...)
+	err = n.view(ctx, func(tx *store.Tx) error {
+		known, err := tx.Ways(keepWays)
+		for _, s := range known {
+			if a, err := ma.NewMultiaddr(s); err == nil {
+				ways = append(ways, a)
+			}
+		}
+		return err
+	})
+	for _, a := range ways {
+		if transport.IsVeil(a) {
+			if v, err := transport.ParseVeil(a); err == nil && len(bridges) < maxProbed {
+				bridges = append(bridges, v)
+			}
+			continue
+		}
+		info, err := peer.AddrInfoFromP2pAddr(a)
+		if err != nil || len(info.Addrs) == 0 {
+			continue
+		}
+		if i := slices.IndexFunc(nodes, func(o peer.AddrInfo) bool { return o.ID == info.ID }); i >= 0 {
+			nodes[i].Addrs = append(nodes[i].Addrs, info.Addrs...)
+		} else if len(nodes) < maxProbed {
+			nodes = append(nodes, *info)
+		}
+	}
+	return nodes, bridges, err
+}
+
+// Netcheck probes the network and says what passes.
+func (n *Node) Netcheck(ctx context.Context, req *apiv1.NetcheckRequest) (*apiv1.NetcheckResponse, error) {
+	f, err := n.checker.check(ctx, req.ProbePlain)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return &apiv1.NetcheckResponse{
+		Checks: f.checks(), Blocked: f.words(), Nodes: f.Open, Bridges: f.Bridge, Network: f.Network, TimeMs: f.Time,
+	}, nil
+}
+
+func (f netFound) words() (words []string) {
+	for _, o := range f.Blocked {
+		words = append(words, string(o))
+	}
+	return words
+}
+
+// checks is what was found in sentences: one for each obstacle, and one that says
+// which road is left.
+func (f netFound) checks() (out []*apiv1.Check) {
+	for _, o := range f.Blocked {
+		out = append(out, &apiv1.Check{Name: "network: " + string(o), Text: told[o][0], Hint: told[o][1]})
+	}
+	road := &apiv1.Check{Name: "network", Ok: true}
+	switch {
+	case f.Open:
+		road.Text = "Community nodes can be reached."
+	case f.Bridge:
+		road.Text = "Bridges can be reached, community nodes can not."
+	default:
+		road.Ok, road.Text = false, "Neither community nodes nor bridges can be reached."
+		road.Hint = "with contacts nearby use kith lan on; else carry messages with kith bundle"
+	}
+	return append(out, road)
+}
+
+// networkChecks is what doctor says of the network: what was found there last.
+func (n *Node) networkChecks() []*apiv1.Check {
+	f, ok := n.checker.found()
+	if !ok {
+		return nil
+	}
+	out := f.checks()
+	for _, c := range out {
+		c.Text = fmt.Sprintf("%s (%s ago)", strings.TrimSuffix(c.Text, "."), n.now().Sub(time.UnixMilli(f.Time)).Round(time.Minute))
+	}
+	return out
+}

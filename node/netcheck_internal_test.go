@@ -1,0 +1,67 @@
+package node
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/kith-im/kith/node/transport"
+)
+
+// findings makes what the probes of one server found.
+func findings(outcome transport.Outcome, probes ...transport.Probe) (f transport.Findings) {
+	for _, p := range probes {
+		f[p] = outcome
+	}
+	return f
+}
+
+// but changes some of them.
+func but(f transport.Findings, outcome transport.Outcome, probes ...transport.Probe) transport.Findings {
+	for _, p := range probes {
+		f[p] = outcome
+	}
+	return f
+}
+
+func TestJudge(t *testing.T) {
+	const silent, reset, passed = transport.Silent, transport.Reset, transport.Passed
+	node := findings(passed, transport.ProbeTCP, transport.ProbeUDP, transport.ProbeQUIC, transport.ProbeQUICOurs,
+		transport.ProbePlain, transport.ProbeLong)
+	bridge := findings(passed, transport.ProbeTCP, transport.ProbeTLS)
+	down := findings(silent, transport.ProbeTCP, transport.ProbeUDP, transport.ProbeQUIC, transport.ProbeQUICOurs)
+	type list = []transport.Findings
+	for _, test := range []struct {
+		name           string
+		nodes, bridges list
+		blocked        []obstacle
+		open, bridge   bool
+	}{
+		{name: "nothing is known"},
+		{name: "all passes", nodes: list{node}, bridges: list{bridge}, open: true, bridge: true},
+		{name: "nothing passes", nodes: list{down, down}, bridges: list{findings(silent, transport.ProbeTCP)}, blocked: []obstacle{obstacleAll}},
+		{name: "one of two nodes is down", nodes: list{node, down}, blocked: []obstacle{obstacleAddress}, open: true},
+		{name: "UDP", nodes: list{but(node, silent, transport.ProbeUDP, transport.ProbeQUIC, transport.ProbeQUICOurs)}, blocked: []obstacle{obstacleUDP}, open: true},
+		{name: "QUIC", nodes: list{but(node, silent, transport.ProbeQUIC, transport.ProbeQUICOurs)}, blocked: []obstacle{obstacleQUIC}, open: true},
+		{name: "QUIC's name", nodes: list{but(node, silent, transport.ProbeQUICOurs)}, blocked: []obstacle{obstacleALPN}, open: true},
+		{name: "UDP here and there: one node is old", nodes: list{node, but(node, silent, transport.ProbeUDP, transport.ProbeQUIC, transport.ProbeQUICOurs)}, open: true},
+		{name: "the plain handshake, dropped", nodes: list{but(but(node, silent, transport.ProbePlain), transport.NotTried, transport.ProbeLong)}, blocked: []obstacle{obstaclePlain}, open: true},
+		{name: "the plain handshake, reset, and UDP", nodes: list{but(findings(passed, transport.ProbeTCP), reset, transport.ProbePlain), but(but(down, passed, transport.ProbeTCP), reset, transport.ProbePlain)}, bridges: list{bridge}, blocked: []obstacle{obstacleUDP, obstaclePlain}, bridge: true},
+		{name: "frozen", nodes: list{but(node, silent, transport.ProbeLong)}, blocked: []obstacle{obstacleLong}, open: true},
+		{name: "random", nodes: list{but(node, silent, transport.ProbeRandom)}, blocked: []obstacle{obstacleRandom}, open: true},
+		{name: "names", nodes: list{node}, bridges: list{but(but(bridge, silent, transport.ProbeTLS, transport.ProbeOther), passed, transport.ProbeNameless)}, blocked: []obstacle{obstacleSNI}, open: true},
+		{name: "a hello", nodes: list{node}, bridges: list{but(but(bridge, reset, transport.ProbeTLS, transport.ProbeNameless), passed, transport.ProbeOther)}, blocked: []obstacle{obstacleFingerprint}, open: true, bridge: true},
+		{name: "TLS", nodes: list{node}, bridges: list{but(bridge, silent, transport.ProbeTLS, transport.ProbeOther, transport.ProbeNameless)}, blocked: []obstacle{obstacleTLS}, open: true},
+		{name: "a bridge in the middle", nodes: list{node}, bridges: list{but(bridge, transport.Altered, transport.ProbeTLS)}, blocked: []obstacle{obstacleAltered}, open: true},
+		{name: "names are not looked up", bridges: list{findings(silent, transport.ProbeName), bridge}, blocked: []obstacle{obstacleAddress, obstacleName}, bridge: true},
+	} {
+		got := judge(test.nodes, test.bridges)
+		if !slices.Equal(got.Blocked, test.blocked) || got.Open != test.open || got.Bridge != test.bridge {
+			t.Errorf("%s: blocked %q, open %v, bridge %v; want %q, %v, %v", test.name, got.Blocked, got.Open, got.Bridge, test.blocked, test.open, test.bridge)
+		}
+		for _, c := range got.checks() {
+			if c.Text == "" || !c.Ok && c.Hint == "" {
+				t.Errorf("%s: %v does not say what to do", test.name, c)
+			}
+		}
+	}
+}
