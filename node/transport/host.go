@@ -319,7 +319,9 @@ func (h *Host) Close() (err error) {
 		h.mode.dead = true
 		h.mode.changing.Unlock()
 		h.closeRoads()
-		err = h.BasicHost.Close()
+		// First, or identify waits for up to five seconds to tell a peer that has
+		// fallen silent which protocols we no longer speak.
+		err = errors.Join(h.Network().Close(), h.BasicHost.Close())
 		h.places.closing.Wait()
 		if h.quic != nil {
 			err = errors.Join(err, h.quic.Close())
