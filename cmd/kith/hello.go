@@ -106,7 +106,7 @@ func recordHello(ctx context.Context, ln net.Listener) ([]byte, error) {
 		if _, err := transport.RecordedHello("browser", record); err != nil {
 			return nil, &api.Error{
 				Code: api.CodeRefused, Message: "this can not be used: " + err.Error(),
-				Hint: "run it again and open the address in a new private window of an up-to-date browser",
+				Hint: "run it again and open the address as it is printed, in a new private window of an up-to-date browser",
 			}
 		}
 		return record, nil

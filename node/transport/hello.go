@@ -37,7 +37,8 @@ func BuiltInHellos() []Hello {
 
 // RecordedHello makes a hello of what a browser sent: a whole TLS record with a
 // ClientHello in it. One that resumes a session is refused: its ticket would
-// tie us to that browser.
+// tie us to that browser. So is one that names no server: browsers leave the
+// name out for IP addresses alone, and bridges mostly have one.
 func RecordedHello(name string, record []byte) (Hello, error) {
 	h := Hello{Name: name, record: record}
 	if len(record) > MaxHello {
@@ -47,10 +48,17 @@ func RecordedHello(name string, record []byte) (Hello, error) {
 	if err != nil {
 		return Hello{}, err
 	}
+	named := false
 	for _, e := range spec.Extensions {
-		if _, ok := e.(utls.PreSharedKeyExtension); ok {
+		switch e.(type) {
+		case utls.PreSharedKeyExtension:
 			return Hello{}, errors.New("recorded hello resumes a session: record one from a new private window")
+		case *utls.SNIExtension:
+			named = true
 		}
+	}
+	if !named {
+		return Hello{}, errors.New("recorded hello names no server: record one that was sent to a name, not to an IP address")
 	}
 	return h, nil
 }
