@@ -24,6 +24,8 @@ const (
 	webPort = 443
 	// acmeFolder is where certificates that ACME brought are kept, in the data folder.
 	acmeFolder = "acme"
+	// acmeProto is the ALPN protocol by which a domain proves itself (RFC 8737).
+	acmeProto = "acme-tls/1"
 )
 
 // define adds the flags of a bridge.
@@ -214,6 +216,9 @@ func (d *daemon) openBridge(ctx context.Context, st *store.Store) (*bridgeFront,
 	front.bridge.Path = invites.Path
 	if cert != nil {
 		front.bridge.Certificate = cert.Get
+	}
+	if b.acme {
+		front.bridge.NextProtos = []string{acmeProto}
 	}
 	// An address that can not be is better found now than by who is given it.
 	v, err := b.where(cert)

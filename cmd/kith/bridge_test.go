@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/kith-im/kith/node/transport"
+)
+
+// freePort is a TCP port of this machine that nobody listens on.
+func freePort(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
+}
+
+// choir makes the folder of a site.
+func choir(t testing.TB, dir string) (site string) {
+	t.Helper()
+	site = filepath.Join(dir, "site")
+	if err := os.MkdirAll(site, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(site, "index.html"), []byte("<!doctype html><title>Choir</title>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return site
+}
+
+// visitor is a user's host that goes through bridges.
+func visitor(t testing.TB, roots *x509.CertPool) *transport.Host {
+	t.Helper()
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := transport.New(transport.Config{
+		Key: key, Role: transport.Errands, Memory: transport.MinMemory, Dial: transport.Loopback, Veil: transport.VeilClient{Roots: roots},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+// reaches reports whether a new visitor gets through a bridge at an address.
+func reaches(t testing.TB, address string, roots *x509.CertPool) error {
+	t.Helper()
+	info, err := peer.AddrInfoFromString(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	return visitor(t, roots).Connect(ctx, *info)
+}
+
+// fetch is what a browser that trusts everybody shows of a page.
+func fetch(t testing.TB, page string) (status int, body string) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, page, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b)
+}
+
+// TestBridge runs a bridge with a certificate of its own and gives two people an
+// address, of which one is taken back.
+func TestBridge(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	port := freePort(t)
+	b := n.home("b", "--role", "community", "--bridge", "--site", choir(t, n.dir), "--bridge-listen", "/ip4/127.0.0.1/tcp/"+port)
+	b.up()
+	if len(b.ready.Listen) != 0 {
+		t.Errorf("a bridge shows where it listens: %q", b.ready.Listen)
+	}
+	invite := func(name string) (i bridgeInviteJSON) {
+		b.decode(&i, "bridge", "invite", "--name", name)
+		return i
+	}
+	ann, ben := invite("ann"), invite("ben")
+	if status, body := fetch(t, "https://127.0.0.1:"+port+"/"); status != 200 || !strings.Contains(body, "Choir") {
+		t.Errorf("the site: %d %q", status, body)
+	}
+	for _, i := range []bridgeInviteJSON{ann, ben} {
+		if err := reaches(t, i.Address, nil); err != nil {
+			t.Errorf("%s: %v", i.Name, err)
+		}
+	}
+	if out := b.must("bridge", "list"); !strings.Contains(out, "ann") || !strings.Contains(out, ben.Address) {
+		t.Errorf("listed are %s", out)
+	}
+	b.must("bridge", "revoke", ann.ID)
+	if err := reaches(t, ann.Address, nil); err == nil {
+		t.Error("the address that was taken back still works")
+	}
+	b.refused(exitNotFound, "kith bridge list", "bridge", "revoke", ann.ID)
+
+	// What was given out outlives a restart.
+	b.stop()
+	b.up()
+	if err := reaches(t, ben.Address, nil); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	if err := reaches(t, ann.Address, nil); err == nil {
+		t.Error("after a restart the address that was taken back works again")
+	}
+	_, path, _ := strings.Cut(ben.Address, "/http-path/")
+	path, _, _ = strings.Cut(path, "/")
+	if status, _ := fetch(t, "https://127.0.0.1:"+port+"/"+path); status != 404 {
+		t.Errorf("a visitor who asks for the secret path gets %d", status)
+	}
+	n.quiet(path, "choir")
+}
+
+// TestBridge_BehindAWebServer puts the operator's own server, with its own
+// certificate, in front.
+func TestBridge_BehindAWebServer(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	inner := freePort(t)
+	to, err := url.Parse("http://127.0.0.1:" + inner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the operator's site") }))
+	defer own.Close()
+	front := httptest.NewTLSServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(to)
+		r.Out.Host = r.In.Host
+		r.SetXForwarded()
+	}})
+	defer front.Close()
+	_, port, _ := net.SplitHostPort(front.Listener.Addr().String())
+	b := n.home("b", "--role", "community", "--bridge", "--bridge-behind", "--domain", "example.com", "--site", own.URL,
+		"--bridge-listen", "/ip4/127.0.0.1/tcp/"+inner, "--bridge-address", "/ip4/127.0.0.1/tcp/"+port)
+	b.up()
+	var i bridgeInviteJSON
+	b.decode(&i, "bridge", "invite")
+	if !strings.Contains(i.Address, "/tls/sni/example.com/http-path/") {
+		t.Errorf("the address is %s", i.Address)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(front.Certificate())
+	if err := reaches(t, i.Address, roots); err != nil {
+		t.Error(err)
+	}
+	if status, body := fetch(t, front.URL+"/page"); status != 200 || body != "the operator's site" {
+		t.Errorf("the site: %d %q", status, body)
+	}
+}
