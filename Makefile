@@ -12,7 +12,7 @@ DEADCODE      = go run golang.org/x/tools/cmd/deadcode@v0.44.0
 # One binary for one source: no paths, no time, no VCS state, no C.
 BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 
-.PHONY: all build build-check cross test race lint tidy-check modules-check bench fuzz soak generate smells clean
+.PHONY: all build build-check cross test race lint tidy-check modules-check bench fuzz soak lab generate smells clean
 
 all: build
 
@@ -85,6 +85,12 @@ fuzz:
 # The same tests, those that can go on for longer doing so.
 soak:
 	KITH_SOAK=1 CGO_ENABLED=0 go test -count=1 -timeout 24h ./...
+
+# All of the censorship lab: every policy of the censor, with a table. Needs root
+# and the lab, which is beside this tree or where KITH_LAB_DIR says.
+lab:
+	@tools/need.sh chromium ethtool ip=iproute2 nft=nftables curl tcpdump ndpiReader=libndpi-bin
+	KITH_LAB=1 CGO_ENABLED=0 go test -count=1 -timeout 4h -v -run 'TestLab|TestLearnHello_Browser' ./cmd/kith
 
 generate:
 	cd node/api && $(BUF) generate

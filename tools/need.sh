@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs the Debian packages named as arguments if they are missing and we
-# may; says nothing if they are there.
+# Installs the commands named as arguments if they are missing and we may; says
+# nothing if they are there. A command whose Debian package has another name is
+# given as COMMAND=PACKAGE.
 set -euo pipefail
 
 missing=()
 for package in "$@"; do
-	command -v "$package" >/dev/null || missing+=("$package")
+	command -v "${package%%=*}" >/dev/null || missing+=("${package#*=}")
 done
 if [ ${#missing[@]} -eq 0 ]; then
 	exit 0
