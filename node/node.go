@@ -71,6 +71,8 @@ type Config struct {
 	// for one mailbox, or for what is left at mailboxes for one contact. Its
 	// caller closes it.
 	Errand func() (*transport.Host, error)
+	// Preset is the name of the budget that the hosts' meter holds, for status.
+	Preset string
 	// Prober is how the network is probed.
 	Prober transport.Prober
 	// LANLink opens the way to the local networks; nil opens sockets.
@@ -157,6 +159,7 @@ func (n *Node) Run(ctx context.Context) error {
 	defer cancel()
 	var parts sync.WaitGroup
 	parts.Go(func() { n.locals.run(run) })
+	parts.Go(func() { n.meter(run) })
 	if n.cfg.Role == RoleCommunity {
 		err := n.keep(ctx)
 		cancel()

@@ -76,6 +76,7 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 		Store: n.store.Protection(), RssBytes: residentMemory(), Goroutines: int32(runtime.NumGoroutine()),
 	}
 	out.Lan = n.locals.status()
+	out.Budget = n.budget()
 	select {
 	case <-n.store.Failed():
 		out.ReadOnly = true

@@ -37,6 +37,11 @@ type config struct {
 	metrics    setting[string] // IP:port; empty: none
 	lan        setting[string] // on or off; empty: as it was set before
 	bridge     bridgeConfig
+	preset     setting[string]
+	perDay     setting[string] // bytes, as parseSize takes them; empty: as the preset says
+	memory     setting[string] // the same
+	conns      setting[string] // a number; empty: as the preset says
+	dials      setting[string] // the same, a minute
 	passphrase setting[string] // the file that holds it
 }
 
@@ -82,6 +87,11 @@ type file struct {
 	BridgeAt   *string   `toml:"bridge-listen"`
 	BridgeAddr *string   `toml:"bridge-address"`
 	Behind     *bool     `toml:"bridge-behind"`
+	Preset     *string   `toml:"preset"`
+	PerDay     *string   `toml:"bytes-per-day"`
+	Memory     *string   `toml:"memory"`
+	Conns      *string   `toml:"connections"`
+	Dials      *string   `toml:"dials-per-minute"`
 	Passphrase *string   `toml:"passphrase-file"`
 }
 
@@ -112,6 +122,11 @@ func (k *kith) config() (*config, error) {
 		quota:      text("", f.Quota, "KITH_QUOTA"),
 		metrics:    text("", f.Metrics, "KITH_METRICS"),
 		lan:        text("", f.LAN, "KITH_LAN"),
+		preset:     text("", f.Preset, "KITH_PRESET"),
+		perDay:     text("", f.PerDay, "KITH_BYTES_PER_DAY"),
+		memory:     text("", f.Memory, "KITH_MEMORY"),
+		conns:      text("", f.Conns, "KITH_CONNECTIONS"),
+		dials:      text("", f.Dials, "KITH_DIALS_PER_MINUTE"),
 		passphrase: text("", f.Passphrase, "KITH_PASSPHRASE_FILE"),
 		bridge: bridgeConfig{
 			on:      yes(f.Bridge, "KITH_BRIDGE"),
@@ -209,6 +224,11 @@ The config file (kith paths shows where) is TOML with these keys:
   quota = "5GB"                             what a community node keeps of others' mail
   metrics = "127.0.0.1:9090"                where a community node shows its counts
   lan = "on"                                be found on local networks; see kith lan
+  preset = "laptop"                         what may be used; see kith budget --help
+  bytes-per-day = "200MB"                   instead of what the preset says; as
+  memory = "32MiB"                          are memory,
+  connections = "64"                        connections of each host
+  dials-per-minute = "30"                   and dials
   passphrase-file = "/path/to/file"         opens a protected store
   bridge = true                             with site, domain, acme, cert, key,
                                             bridge-listen, bridge-address and
@@ -238,6 +258,11 @@ the file.`,
 			Quota      entry `json:"quota"`
 			Metrics    entry `json:"metrics"`
 			LAN        entry `json:"lan"`
+			Preset     entry `json:"preset"`
+			PerDay     entry `json:"bytes-per-day"`
+			Memory     entry `json:"memory"`
+			Conns      entry `json:"connections"`
+			Dials      entry `json:"dials-per-minute"`
 			Passphrase entry `json:"passphrase-file"`
 			Bridge     entry `json:"bridge"`
 			Site       entry `json:"site"`
@@ -260,6 +285,11 @@ the file.`,
 			entry{c.quota.value, c.quota.from},
 			entry{c.metrics.value, c.metrics.from},
 			entry{c.lan.value, c.lan.from},
+			entry{c.preset.value, c.preset.from},
+			entry{c.perDay.value, c.perDay.from},
+			entry{c.memory.value, c.memory.from},
+			entry{c.conns.value, c.conns.from},
+			entry{c.dials.value, c.dials.from},
 			entry{c.passphrase.value, c.passphrase.from},
 			entry{c.bridge.on.value, c.bridge.on.from},
 			entry{c.bridge.site.value, c.bridge.site.from},
@@ -281,7 +311,8 @@ the file.`,
 				row("bridge", v.Bridge), row("site", v.Site), row("domain", v.Domain), row("acme", v.ACME),
 				row("cert", v.Cert), row("key", v.Key), row("bridge-listen", v.BridgeAt),
 				row("bridge-address", v.BridgeAddr), row("bridge-behind", v.Behind),
-				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("passphrase-file", v.Passphrase))
+				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("preset", v.Preset),
+				row("bytes-per-day", v.PerDay), row("memory", v.Memory), row("connections", v.Conns), row("dials-per-minute", v.Dials), row("passphrase-file", v.Passphrase))
 		})
 		return nil
 	})

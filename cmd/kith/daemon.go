@@ -90,6 +90,7 @@ type statusJSON struct {
 	ReadOnly    bool              `json:"read_only"`
 	Mailboxes   *mailboxCount     `json:"mailboxes"` // null on a community node
 	LAN         lanJSON           `json:"lan"`
+	Budget      budgetJSON        `json:"budget"`
 }
 
 type mailboxCount struct {
@@ -117,7 +118,7 @@ func toStatus(s *apiv1.StatusResponse) statusJSON {
 		Listen: nonNil(s.Listen), Peers: s.Peers, DHT: dhtJSON{s.GetDht().GetMode(), s.GetDht().GetTable()},
 		Roads: s.Roads, Outbox: s.Outbox, RSSBytes: s.RssBytes, Store: s.Store,
 		Published: s.Published, PublishGoal: s.PublishGoal, Goroutines: s.Goroutines, ReadOnly: s.ReadOnly,
-		LAN: toLAN(s.GetLan()),
+		LAN: toLAN(s.GetLan()), Budget: toBudget(s.GetBudget()),
 	}
 	if m := s.GetMailboxes(); m != nil {
 		out.Mailboxes = &mailboxCount{m.Mode, m.Healthy, m.Total, m.Needed}

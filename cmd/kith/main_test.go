@@ -80,6 +80,7 @@ func (b *teller) message() *apiv1.Message {
 func (b *teller) Status(context.Context, *apiv1.StatusRequest) (*apiv1.StatusResponse, error) {
 	return &apiv1.StatusResponse{
 		Ready: true, Role: "user", Version: b.name, Account: b.text, Listen: []string{b.text}, Roads: map[string]string{b.name: b.text},
+		Budget:    &apiv1.Budget{Preset: b.text, Usage: []*apiv1.Usage{{Subsystem: b.text, Sent: 1, Received: 2}}},
 		Mailboxes: &apiv1.MailboxCount{Mode: b.text, Healthy: 2, Total: 3, Needed: 2},
 	}, b.fail
 }
@@ -294,7 +295,7 @@ func serve(t testing.TB, b api.Backend) (home string) {
 
 // verbs is every command that asks the daemon something.
 var verbs = [][]string{
-	{"netcheck"}, {"doctor", "--report"}, {"lan"}, {"lan", "on"}, {"lan", "off"},
+	{"budget"}, {"netcheck"}, {"doctor", "--report"}, {"lan"}, {"lan", "on"}, {"lan", "off"},
 	{"status"},
 	{"doctor"},
 	{"id"},
@@ -545,7 +546,8 @@ func TestContract(t *testing.T) {
 		array  bool
 		fields string
 	}{
-		{"status", false, "ready role version account uptime_s listen peers dht roads outbox rss_bytes mailboxes lan"},
+		{"status", false, "ready role version account uptime_s listen peers dht roads outbox rss_bytes mailboxes lan budget"},
+		{"budget", false, "preset memory connections_max connections dials_per_minute bytes_per_day bytes_today usage dials refused"},
 		{"netcheck", false, "blocked nodes bridges network time checks"},
 		{"lan", false, "on networks devices nodes"},
 		{"lan on", false, "on networks devices nodes problem"},

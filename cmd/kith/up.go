@@ -98,6 +98,8 @@ account and can read nothing.`,
 	f.StringVar(&flags.metrics.value, "metrics", "", "the `IP:PORT` at which a community node shows its counts to Prometheus")
 	f.StringVar(&flags.lan.value, "lan", "", "on or off: be found on local networks (default as it was; see kith lan)")
 	f.Lookup("lan").NoOptDefVal = "on"
+	f.StringVar(&flags.preset.value, "preset", "", "what may be used: laptop, lowpower, server, bridge or offline; see kith budget --help")
+	f.StringVar(&flags.perDay.value, "bytes-per-day", "", "the `SIZE` of what may be sent and received in a day")
 	flags.bridge.define(f)
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
 	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
@@ -119,6 +121,8 @@ account and can read nothing.`,
 		override(&cfg.quota, flags.quota, changed("quota"))
 		override(&cfg.metrics, flags.metrics, changed("metrics"))
 		override(&cfg.lan, flags.lan, changed("lan"))
+		override(&cfg.preset, flags.preset, changed("preset"))
+		override(&cfg.perDay, flags.perDay, changed("bytes-per-day"))
 		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
 		cfg.bridge.override(flags.bridge, changed)
 		d, err := newDaemon(k, cfg)
@@ -160,9 +164,11 @@ type daemon struct {
 	bootstrap  []peer.AddrInfo
 	mailbox    node.MailboxMode
 	proxy      *transport.Proxy // nil: none
-	quota      int64            // bytes; 0: as it was set before
-	metrics    netip.AddrPort   // not valid: none
-	bridge     *bridgeSettings  // nil: it is none
+	preset     string
+	meter      *transport.Meter
+	quota      int64           // bytes; 0: as it was set before
+	metrics    netip.AddrPort  // not valid: none
+	bridge     *bridgeSettings // nil: it is none
 	passphrase []byte
 	log        *slog.Logger
 }
@@ -183,6 +189,9 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 		return nil, usagef("use one of the two", "the role is either user or community, not %q", clean(cfg.role.value))
 	}
 	if err := d.mailSettings(); err != nil {
+		return nil, err
+	}
+	if err := d.budgetSettings(); err != nil {
 		return nil, err
 	}
 	switch cfg.lan.value {
@@ -414,7 +423,8 @@ func (d *daemon) serve(ctx context.Context) error {
 		Version:   version,
 		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
 		Hints:     d.hints(ways),
-		Prober: transport.Prober{DialTCP: d.dialTCP(), Hellos: d.hellos()},
+		Preset:    d.preset,
+		Prober:    transport.Prober{DialTCP: d.dialTCP(), Hellos: d.hellos()},
 		Errand: func() (*transport.Host, error) {
 			h, err := d.errand(reach, transport.MinMemory)
 			if err == nil {
@@ -745,6 +755,9 @@ func (k *kith) askSecret(in *os.File, question string) ([]byte, error) {
 // so does the network. Nothing is known of a daemon without any way in, so it
 // may follow an invite anywhere; the next start knows more.
 func (d *daemon) reach(ways []peer.AddrInfo) transport.Reach {
+	if d.preset == presetOffline {
+		return 0
+	}
 	reach := transport.Public
 	for _, info := range slices.Concat(d.bootstrap, ways) {
 		for _, a := range info.Addrs {
@@ -769,7 +782,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 			return nil, nil, err
 		}
 		main, err = transport.New(transport.Config{
-			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: transport.CommunityMemory, Dial: reach,
+			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: d.meter.Budget().Memory, Meter: d.meter, Dial: reach,
 			Bridge: front.host(), Log: d.log,
 		})
 		return main, main, explainListen(err)
@@ -780,13 +793,13 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	}
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
-		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: transport.UserMemory / 2, Dial: reach | transport.Private,
+		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: d.meter.Budget().Memory / 2, Meter: d.meter, Dial: reach | d.private(),
 		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
 	})
 	if err != nil {
 		return nil, nil, explainListen(err)
 	}
-	if errands, err = d.errand(reach, transport.UserMemory/2); err != nil {
+	if errands, err = d.errand(reach, d.meter.Budget().Memory/2); err != nil {
 		main.Close()
 		return nil, nil, err
 	}
@@ -800,7 +813,7 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 		return nil, err
 	}
 	return transport.New(transport.Config{
-		Key: key, Role: transport.Errands, Memory: memory, Dial: reach, DialTCP: d.dialTCP(),
+		Key: key, Role: transport.Errands, Memory: memory, Meter: d.meter, Dial: reach, DialTCP: d.dialTCP(),
 		Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
 	})
 }

@@ -77,7 +77,9 @@ func reachOf(ip netip.Addr) Reach {
 // stranger can't turn this host against its own machine or LAN (threats E10).
 type gater struct {
 	reach   Reach
-	names   bool // a proxy resolves them, and answers for what they lead to
+	role    Role
+	meter   *Meter // nil: no budget
+	names   bool   // a proxy resolves them, and answers for what they lead to
 	blocked func(peer.ID) bool
 	near    *atomic.Pointer[func(ma.Multiaddr) bool] // see Host.AllowNear; holds nil for none
 	mode    *modeState                               // nil: open
@@ -86,7 +88,7 @@ type gater struct {
 
 var _ connmgr.ConnectionGater = gater{}
 
-func (g gater) InterceptPeerDial(p peer.ID) bool { return g.welcome(p) }
+func (g gater) InterceptPeerDial(p peer.ID) bool { return g.welcome(p) && g.meter.mayDial(g.role) }
 
 func (g gater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
 	if !g.welcome(p) || !g.mode.permits(a) {
@@ -118,8 +120,9 @@ func (g gater) isNear(a ma.Multiaddr) bool {
 	return near != nil && (*near)(a)
 }
 
-// InterceptAccept lets every address try: limits are the resource manager's.
-func (g gater) InterceptAccept(network.ConnMultiaddrs) bool { return true }
+// InterceptAccept lets every address try while there is a budget: limits are the
+// resource manager's.
+func (g gater) InterceptAccept(network.ConnMultiaddrs) bool { return g.meter.mayAccept(g.role) }
 
 func (g gater) InterceptSecured(_ network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {
 	return g.welcome(p)
@@ -132,7 +135,7 @@ func (g gater) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) 
 // (threats F02), and isn't blocked.
 func (g gater) welcome(p peer.ID) bool {
 	key, err := p.ExtractPublicKey()
-	if err != nil || key.Type() != crypto.Ed25519 {
+	if err != nil || key.Type() != crypto.Ed25519 || g.meter.floods(p) {
 		return false
 	}
 	return g.blocked == nil || !g.blocked(p)

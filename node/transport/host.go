@@ -84,6 +84,9 @@ type Config struct {
 	// PortMapping has the host ask routers of the LAN for ports, by UPnP and
 	// NAT-PMP. That tells everybody there that we listen.
 	PortMapping bool
+	// Meter counts what the host uses and holds it to a budget; hosts may share
+	// one. nil makes one without limits.
+	Meter *Meter
 	// Transports, if set, replaces TCP and QUIC.
 	Transports func(transport.Upgrader, network.ResourceManager) ([]transport.Transport, error)
 	Log        *slog.Logger
@@ -97,6 +100,7 @@ type Host struct {
 	ping   *ping.PingService
 	places *places
 	quic   *quicreuse.ConnManager // nil without QUIC
+	meter  *Meter
 	near   atomic.Pointer[func(ma.Multiaddr) bool]
 	roads  *roads
 	closed sync.Once
@@ -147,20 +151,22 @@ func New(cfg Config) (_ *Host, err error) {
 		return nil, fmt.Errorf("peer store: %w", err)
 	}
 
-	limits := limitsFor(cfg.Memory)
-	resources, err := limits.resourceManager()
+	limits := limitsFor(cfg.Memory, cfg.Meter.budget.Connections)
+	manager, err := limits.resourceManager()
 	if err != nil {
 		return nil, fmt.Errorf("resource limits: %w", err)
 	}
-	undo.add(resources.Close)
+	undo.add(manager.Close)
 
 	mode := newModeState(cfg)
-	h := &Host{role: cfg.Role, mode: mode, places: newPlaces(limits.inbound), roads: newRoads()}
-	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near}
+	h := &Host{meter: cfg.Meter, role: cfg.Role, mode: mode, places: newPlaces(limits.inbound), roads: newRoads()}
+	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near, role: cfg.Role, meter: cfg.Meter}
+	resources := &metered{ResourceManager: manager, meter: cfg.Meter, role: cfg.Role, end: func(p peer.ID) { go func() { _ = h.Network().ClosePeer(p) }() }}
 	bus := eventbus.NewBus()
 	options := []swarm.Option{
 		swarm.WithConnectionGater(gate),
 		swarm.WithResourceManager(resources),
+		swarm.WithMetrics(cfg.Meter),
 	}
 	if cfg.DialTCP != nil {
 		options = append(options, swarm.WithDialTimeout(proxyDialTimeout), swarm.WithDialTimeoutLocal(proxyDialTimeout),
@@ -249,6 +255,9 @@ func (cfg *Config) check() error {
 	if cfg.Veil.DialTCP == nil {
 		cfg.Veil.DialTCP = cfg.DialTCP
 	}
+	if cfg.Meter == nil {
+		cfg.Meter = NewMeter(Budget{}, nil)
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -294,6 +303,9 @@ func (h *Host) BridgeAddr() ma.Multiaddr {
 	}
 	return nil
 }
+
+// Meter returns what counts the host's use.
+func (h *Host) Meter() *Meter { return h.meter }
 
 // HandleSecret serves streams whose protocol name secret accepts, without the
 // name or the number of such names showing in identify. They hide behind ping,

@@ -19,6 +19,7 @@ const (
 
 const (
 	memoryPerConn  = 256 << 10 // buffers of the transport and TLS, and one stream's first window
+	minConns       = 16        // with fewer the shares of conns come to nothing
 	streamsPerConn = 4         // on average; one connection may hold more
 
 	connsPerPeer = 8 // QUIC and TCP, both sides dialling at once, and old connections not yet seen dead
@@ -46,8 +47,12 @@ type limits struct {
 	streams   int
 }
 
-func limitsFor(memory int64) limits {
+// limitsFor derives them; most, if it is not 0, bounds the connections further.
+func limitsFor(memory int64, most int) limits {
 	conns := int(memory / memoryPerConn)
+	if most > 0 {
+		conns = max(min(conns, most), minConns)
+	}
 	return limits{
 		memory:    memory,
 		conns:     conns,

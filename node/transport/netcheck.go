@@ -32,6 +32,10 @@ const (
 	// freeze connections let 12 or so through.
 	longRounds = 30
 
+	// fewRounds is how many a rule needs at most that looks at more than the first
+	// packet of a connection to name what is on it.
+	fewRounds = 4
+
 	// maxProbeLine bounds a line of multistream that is read.
 	maxProbeLine = 64
 )
@@ -119,7 +123,7 @@ func (p Prober) Node(ctx context.Context, addrs []ma.Multiaddr) (f Findings) {
 			if f[ProbeTCP] = twice(ctx, func(ctx context.Context) error { return p.probeTCP(ctx, tcp) }); f[ProbeTCP] != Passed {
 				return
 			}
-			if f[ProbePlain] = twice(ctx, func(ctx context.Context) error { return p.probePlain(ctx, tcp, 0) }); f[ProbePlain] == Passed {
+			if f[ProbePlain] = twice(ctx, func(ctx context.Context) error { return p.probePlain(ctx, tcp, fewRounds) }); f[ProbePlain] == Passed {
 				f[ProbeLong] = twice(ctx, func(ctx context.Context) error { return p.probePlain(ctx, tcp, longRounds) })
 			}
 			if p.Random {

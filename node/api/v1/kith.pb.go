@@ -85,6 +85,7 @@ type StatusResponse struct {
 	ReadOnly      bool                   `protobuf:"varint,16,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // disk full or store fault: reading works, nothing is accepted
 	Mailboxes     *MailboxCount          `protobuf:"bytes,17,opt,name=mailboxes,proto3" json:"mailboxes,omitempty"`                // absent on a community node
 	Lan           *Lan                   `protobuf:"bytes,30,opt,name=lan,proto3" json:"lan,omitempty"`
+	Budget        *Budget                `protobuf:"bytes,31,opt,name=budget,proto3" json:"budget,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -245,6 +246,190 @@ func (x *StatusResponse) GetLan() *Lan {
 	return nil
 }
 
+func (x *StatusResponse) GetBudget() *Budget {
+	if x != nil {
+		return x.Budget
+	}
+	return nil
+}
+
+// Budget is what the daemon may use, and what it has used.
+type Budget struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Preset         string                 `protobuf:"bytes,1,opt,name=preset,proto3" json:"preset,omitempty"`
+	Memory         int64                  `protobuf:"varint,2,opt,name=memory,proto3" json:"memory,omitempty"`                                         // bytes that connections may reserve
+	ConnectionsMax int32                  `protobuf:"varint,3,opt,name=connections_max,json=connectionsMax,proto3" json:"connections_max,omitempty"`   // 0: what the memory allows
+	Connections    int32                  `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`                               // open now
+	DialsPerMinute int32                  `protobuf:"varint,5,opt,name=dials_per_minute,json=dialsPerMinute,proto3" json:"dials_per_minute,omitempty"` // 0: no limit
+	BytesPerDay    int64                  `protobuf:"varint,6,opt,name=bytes_per_day,json=bytesPerDay,proto3" json:"bytes_per_day,omitempty"`          // sent and received; 0: no limit
+	BytesToday     int64                  `protobuf:"varint,7,opt,name=bytes_today,json=bytesToday,proto3" json:"bytes_today,omitempty"`               // since midnight UTC
+	Usage          []*Usage               `protobuf:"bytes,8,rep,name=usage,proto3" json:"usage,omitempty"`
+	Dials          int64                  `protobuf:"varint,9,opt,name=dials,proto3" json:"dials,omitempty"`      // since the start
+	Refused        int64                  `protobuf:"varint,10,opt,name=refused,proto3" json:"refused,omitempty"` // what was over the budget, since the start
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Budget) Reset() {
+	*x = Budget{}
+	mi := &file_v1_kith_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Budget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Budget) ProtoMessage() {}
+
+func (x *Budget) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Budget.ProtoReflect.Descriptor instead.
+func (*Budget) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Budget) GetPreset() string {
+	if x != nil {
+		return x.Preset
+	}
+	return ""
+}
+
+func (x *Budget) GetMemory() int64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *Budget) GetConnectionsMax() int32 {
+	if x != nil {
+		return x.ConnectionsMax
+	}
+	return 0
+}
+
+func (x *Budget) GetConnections() int32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Budget) GetDialsPerMinute() int32 {
+	if x != nil {
+		return x.DialsPerMinute
+	}
+	return 0
+}
+
+func (x *Budget) GetBytesPerDay() int64 {
+	if x != nil {
+		return x.BytesPerDay
+	}
+	return 0
+}
+
+func (x *Budget) GetBytesToday() int64 {
+	if x != nil {
+		return x.BytesToday
+	}
+	return 0
+}
+
+func (x *Budget) GetUsage() []*Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *Budget) GetDials() int64 {
+	if x != nil {
+		return x.Dials
+	}
+	return 0
+}
+
+func (x *Budget) GetRefused() int64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+type Usage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subsystem     string                 `protobuf:"bytes,1,opt,name=subsystem,proto3" json:"subsystem,omitempty"` // conversations, directory, mailboxes, relays, upkeep
+	Sent          int64                  `protobuf:"varint,2,opt,name=sent,proto3" json:"sent,omitempty"`          // bytes since midnight UTC
+	Received      int64                  `protobuf:"varint,3,opt,name=received,proto3" json:"received,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_v1_kith_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Usage) GetSubsystem() string {
+	if x != nil {
+		return x.Subsystem
+	}
+	return ""
+}
+
+func (x *Usage) GetSent() int64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Usage) GetReceived() int64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
 type Lan struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	On            bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
@@ -258,7 +443,7 @@ type Lan struct {
 
 func (x *Lan) Reset() {
 	*x = Lan{}
-	mi := &file_v1_kith_proto_msgTypes[2]
+	mi := &file_v1_kith_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +455,7 @@ func (x *Lan) String() string {
 func (*Lan) ProtoMessage() {}
 
 func (x *Lan) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[2]
+	mi := &file_v1_kith_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +468,7 @@ func (x *Lan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lan.ProtoReflect.Descriptor instead.
 func (*Lan) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{2}
+	return file_v1_kith_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Lan) GetOn() bool {
@@ -331,7 +516,7 @@ type NetcheckRequest struct {
 
 func (x *NetcheckRequest) Reset() {
 	*x = NetcheckRequest{}
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +528,7 @@ func (x *NetcheckRequest) String() string {
 func (*NetcheckRequest) ProtoMessage() {}
 
 func (x *NetcheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[3]
+	mi := &file_v1_kith_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +541,7 @@ func (x *NetcheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetcheckRequest.ProtoReflect.Descriptor instead.
 func (*NetcheckRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{3}
+	return file_v1_kith_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NetcheckRequest) GetProbePlain() bool {
@@ -380,7 +565,7 @@ type NetcheckResponse struct {
 
 func (x *NetcheckResponse) Reset() {
 	*x = NetcheckResponse{}
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +577,7 @@ func (x *NetcheckResponse) String() string {
 func (*NetcheckResponse) ProtoMessage() {}
 
 func (x *NetcheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[4]
+	mi := &file_v1_kith_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +590,7 @@ func (x *NetcheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetcheckResponse.ProtoReflect.Descriptor instead.
 func (*NetcheckResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{4}
+	return file_v1_kith_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NetcheckResponse) GetChecks() []*Check {
@@ -459,7 +644,7 @@ type SetLanRequest struct {
 
 func (x *SetLanRequest) Reset() {
 	*x = SetLanRequest{}
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +656,7 @@ func (x *SetLanRequest) String() string {
 func (*SetLanRequest) ProtoMessage() {}
 
 func (x *SetLanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[5]
+	mi := &file_v1_kith_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +669,7 @@ func (x *SetLanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLanRequest.ProtoReflect.Descriptor instead.
 func (*SetLanRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{5}
+	return file_v1_kith_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetLanRequest) GetOn() bool {
@@ -503,7 +688,7 @@ type SetLanResponse struct {
 
 func (x *SetLanResponse) Reset() {
 	*x = SetLanResponse{}
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +700,7 @@ func (x *SetLanResponse) String() string {
 func (*SetLanResponse) ProtoMessage() {}
 
 func (x *SetLanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[6]
+	mi := &file_v1_kith_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +713,7 @@ func (x *SetLanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLanResponse.ProtoReflect.Descriptor instead.
 func (*SetLanResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{6}
+	return file_v1_kith_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SetLanResponse) GetLan() *Lan {
@@ -550,7 +735,7 @@ type MailboxCount struct {
 
 func (x *MailboxCount) Reset() {
 	*x = MailboxCount{}
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +747,7 @@ func (x *MailboxCount) String() string {
 func (*MailboxCount) ProtoMessage() {}
 
 func (x *MailboxCount) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[7]
+	mi := &file_v1_kith_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +760,7 @@ func (x *MailboxCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxCount.ProtoReflect.Descriptor instead.
 func (*MailboxCount) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{7}
+	return file_v1_kith_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MailboxCount) GetMode() string {
@@ -616,7 +801,7 @@ type Dht struct {
 
 func (x *Dht) Reset() {
 	*x = Dht{}
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -628,7 +813,7 @@ func (x *Dht) String() string {
 func (*Dht) ProtoMessage() {}
 
 func (x *Dht) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[8]
+	mi := &file_v1_kith_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -641,7 +826,7 @@ func (x *Dht) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dht.ProtoReflect.Descriptor instead.
 func (*Dht) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{8}
+	return file_v1_kith_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Dht) GetMode() string {
@@ -666,7 +851,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +863,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[9]
+	mi := &file_v1_kith_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +876,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{9}
+	return file_v1_kith_proto_rawDescGZIP(), []int{11}
 }
 
 type DoctorResponse struct {
@@ -703,7 +888,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +900,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[10]
+	mi := &file_v1_kith_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +913,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{10}
+	return file_v1_kith_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -750,7 +935,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +947,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +960,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{11}
+	return file_v1_kith_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Check) GetName() string {
@@ -814,7 +999,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +1011,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +1024,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{12}
+	return file_v1_kith_proto_rawDescGZIP(), []int{14}
 }
 
 type StopResponse struct {
@@ -850,7 +1035,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +1047,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +1060,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{13}
+	return file_v1_kith_proto_rawDescGZIP(), []int{15}
 }
 
 type GetIdentityRequest struct {
@@ -886,7 +1071,7 @@ type GetIdentityRequest struct {
 
 func (x *GetIdentityRequest) Reset() {
 	*x = GetIdentityRequest{}
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1083,7 @@ func (x *GetIdentityRequest) String() string {
 func (*GetIdentityRequest) ProtoMessage() {}
 
 func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1096,7 @@ func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityRequest.ProtoReflect.Descriptor instead.
 func (*GetIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{14}
+	return file_v1_kith_proto_rawDescGZIP(), []int{16}
 }
 
 type GetIdentityResponse struct {
@@ -925,7 +1110,7 @@ type GetIdentityResponse struct {
 
 func (x *GetIdentityResponse) Reset() {
 	*x = GetIdentityResponse{}
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1122,7 @@ func (x *GetIdentityResponse) String() string {
 func (*GetIdentityResponse) ProtoMessage() {}
 
 func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1135,7 @@ func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityResponse.ProtoReflect.Descriptor instead.
 func (*GetIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{15}
+	return file_v1_kith_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetIdentityResponse) GetName() string {
@@ -986,7 +1171,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1183,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1196,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{16}
+	return file_v1_kith_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Device) GetId() string {
@@ -1053,7 +1238,7 @@ type CreateInviteRequest struct {
 
 func (x *CreateInviteRequest) Reset() {
 	*x = CreateInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1250,7 @@ func (x *CreateInviteRequest) String() string {
 func (*CreateInviteRequest) ProtoMessage() {}
 
 func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1263,7 @@ func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{17}
+	return file_v1_kith_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateInviteRequest) GetReusable() bool {
@@ -1111,7 +1296,7 @@ type CreateInviteResponse struct {
 
 func (x *CreateInviteResponse) Reset() {
 	*x = CreateInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1308,7 @@ func (x *CreateInviteResponse) String() string {
 func (*CreateInviteResponse) ProtoMessage() {}
 
 func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1321,7 @@ func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{18}
+	return file_v1_kith_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateInviteResponse) GetInvite() *Invite {
@@ -1162,7 +1347,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1359,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1372,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{19}
+	return file_v1_kith_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Invite) GetId() string {
@@ -1254,7 +1439,7 @@ type ListInvitesRequest struct {
 
 func (x *ListInvitesRequest) Reset() {
 	*x = ListInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1451,7 @@ func (x *ListInvitesRequest) String() string {
 func (*ListInvitesRequest) ProtoMessage() {}
 
 func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1464,7 @@ func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{20}
+	return file_v1_kith_proto_rawDescGZIP(), []int{22}
 }
 
 type ListInvitesResponse struct {
@@ -1291,7 +1476,7 @@ type ListInvitesResponse struct {
 
 func (x *ListInvitesResponse) Reset() {
 	*x = ListInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1488,7 @@ func (x *ListInvitesResponse) String() string {
 func (*ListInvitesResponse) ProtoMessage() {}
 
 func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1501,7 @@ func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{21}
+	return file_v1_kith_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListInvitesResponse) GetInvites() []*Invite {
@@ -1335,7 +1520,7 @@ type RevokeInviteRequest struct {
 
 func (x *RevokeInviteRequest) Reset() {
 	*x = RevokeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1532,7 @@ func (x *RevokeInviteRequest) String() string {
 func (*RevokeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1545,7 @@ func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{22}
+	return file_v1_kith_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RevokeInviteRequest) GetId() string {
@@ -1378,7 +1563,7 @@ type RevokeInviteResponse struct {
 
 func (x *RevokeInviteResponse) Reset() {
 	*x = RevokeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1575,7 @@ func (x *RevokeInviteResponse) String() string {
 func (*RevokeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1588,7 @@ func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{23}
+	return file_v1_kith_proto_rawDescGZIP(), []int{25}
 }
 
 type AcceptInviteRequest struct {
@@ -1416,7 +1601,7 @@ type AcceptInviteRequest struct {
 
 func (x *AcceptInviteRequest) Reset() {
 	*x = AcceptInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1613,7 @@ func (x *AcceptInviteRequest) String() string {
 func (*AcceptInviteRequest) ProtoMessage() {}
 
 func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1626,7 @@ func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteRequest.ProtoReflect.Descriptor instead.
 func (*AcceptInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{24}
+	return file_v1_kith_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AcceptInviteRequest) GetLink() string {
@@ -1467,7 +1652,7 @@ type AcceptInviteResponse struct {
 
 func (x *AcceptInviteResponse) Reset() {
 	*x = AcceptInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1664,7 @@ func (x *AcceptInviteResponse) String() string {
 func (*AcceptInviteResponse) ProtoMessage() {}
 
 func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1677,7 @@ func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteResponse.ProtoReflect.Descriptor instead.
 func (*AcceptInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{25}
+	return file_v1_kith_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AcceptInviteResponse) GetContact() *Contact {
@@ -1510,7 +1695,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1707,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1720,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{26}
+	return file_v1_kith_proto_rawDescGZIP(), []int{28}
 }
 
 type ListRequestsResponse struct {
@@ -1547,7 +1732,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1744,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1757,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{27}
+	return file_v1_kith_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Contact {
@@ -1591,7 +1776,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1788,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1801,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{28}
+	return file_v1_kith_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1635,7 +1820,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1832,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1845,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{29}
+	return file_v1_kith_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ApproveRequestResponse) GetContact() *Contact {
@@ -1679,7 +1864,7 @@ type RejectRequestRequest struct {
 
 func (x *RejectRequestRequest) Reset() {
 	*x = RejectRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1876,7 @@ func (x *RejectRequestRequest) String() string {
 func (*RejectRequestRequest) ProtoMessage() {}
 
 func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1889,7 @@ func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{30}
+	return file_v1_kith_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RejectRequestRequest) GetId() string {
@@ -1722,7 +1907,7 @@ type RejectRequestResponse struct {
 
 func (x *RejectRequestResponse) Reset() {
 	*x = RejectRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1919,7 @@ func (x *RejectRequestResponse) String() string {
 func (*RejectRequestResponse) ProtoMessage() {}
 
 func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1932,7 @@ func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestResponse.ProtoReflect.Descriptor instead.
 func (*RejectRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{31}
+	return file_v1_kith_proto_rawDescGZIP(), []int{33}
 }
 
 type Contact struct {
@@ -1771,7 +1956,7 @@ type Contact struct {
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1968,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +1981,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{32}
+	return file_v1_kith_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Contact) GetId() string {
@@ -1898,7 +2083,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2095,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2108,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{33}
+	return file_v1_kith_proto_rawDescGZIP(), []int{35}
 }
 
 type ListContactsResponse struct {
@@ -1935,7 +2120,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2132,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2145,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{34}
+	return file_v1_kith_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListContactsResponse) GetContacts() []*Contact {
@@ -1980,7 +2165,7 @@ type RenameContactRequest struct {
 
 func (x *RenameContactRequest) Reset() {
 	*x = RenameContactRequest{}
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2177,7 @@ func (x *RenameContactRequest) String() string {
 func (*RenameContactRequest) ProtoMessage() {}
 
 func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2190,7 @@ func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactRequest.ProtoReflect.Descriptor instead.
 func (*RenameContactRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{35}
+	return file_v1_kith_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenameContactRequest) GetContact() string {
@@ -2031,7 +2216,7 @@ type RenameContactResponse struct {
 
 func (x *RenameContactResponse) Reset() {
 	*x = RenameContactResponse{}
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2228,7 @@ func (x *RenameContactResponse) String() string {
 func (*RenameContactResponse) ProtoMessage() {}
 
 func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2241,7 @@ func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactResponse.ProtoReflect.Descriptor instead.
 func (*RenameContactResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{36}
+	return file_v1_kith_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RenameContactResponse) GetContact() *Contact {
@@ -2076,7 +2261,7 @@ type SetBlockedRequest struct {
 
 func (x *SetBlockedRequest) Reset() {
 	*x = SetBlockedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2273,7 @@ func (x *SetBlockedRequest) String() string {
 func (*SetBlockedRequest) ProtoMessage() {}
 
 func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2286,7 @@ func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedRequest.ProtoReflect.Descriptor instead.
 func (*SetBlockedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{37}
+	return file_v1_kith_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetBlockedRequest) GetContact() string {
@@ -2127,7 +2312,7 @@ type SetBlockedResponse struct {
 
 func (x *SetBlockedResponse) Reset() {
 	*x = SetBlockedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2324,7 @@ func (x *SetBlockedResponse) String() string {
 func (*SetBlockedResponse) ProtoMessage() {}
 
 func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2337,7 @@ func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedResponse.ProtoReflect.Descriptor instead.
 func (*SetBlockedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{38}
+	return file_v1_kith_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetBlockedResponse) GetContact() *Contact {
@@ -2171,7 +2356,7 @@ type GetSafetyNumberRequest struct {
 
 func (x *GetSafetyNumberRequest) Reset() {
 	*x = GetSafetyNumberRequest{}
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2368,7 @@ func (x *GetSafetyNumberRequest) String() string {
 func (*GetSafetyNumberRequest) ProtoMessage() {}
 
 func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2381,7 @@ func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberRequest.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{39}
+	return file_v1_kith_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetSafetyNumberRequest) GetContact() string {
@@ -2217,7 +2402,7 @@ type GetSafetyNumberResponse struct {
 
 func (x *GetSafetyNumberResponse) Reset() {
 	*x = GetSafetyNumberResponse{}
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2414,7 @@ func (x *GetSafetyNumberResponse) String() string {
 func (*GetSafetyNumberResponse) ProtoMessage() {}
 
 func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2427,7 @@ func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberResponse.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{40}
+	return file_v1_kith_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetSafetyNumberResponse) GetContact() *Contact {
@@ -2276,7 +2461,7 @@ type SetVerifiedRequest struct {
 
 func (x *SetVerifiedRequest) Reset() {
 	*x = SetVerifiedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2473,7 @@ func (x *SetVerifiedRequest) String() string {
 func (*SetVerifiedRequest) ProtoMessage() {}
 
 func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2486,7 @@ func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedRequest.ProtoReflect.Descriptor instead.
 func (*SetVerifiedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+	return file_v1_kith_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SetVerifiedRequest) GetContact() string {
@@ -2327,7 +2512,7 @@ type SetVerifiedResponse struct {
 
 func (x *SetVerifiedResponse) Reset() {
 	*x = SetVerifiedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2524,7 @@ func (x *SetVerifiedResponse) String() string {
 func (*SetVerifiedResponse) ProtoMessage() {}
 
 func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2537,7 @@ func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedResponse.ProtoReflect.Descriptor instead.
 func (*SetVerifiedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{42}
+	return file_v1_kith_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetVerifiedResponse) GetContact() *Contact {
@@ -2376,7 +2561,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2573,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2586,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{43}
+	return file_v1_kith_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SendRequest) GetConversation() string {
@@ -2449,7 +2634,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2646,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2659,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{44}
+	return file_v1_kith_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SendResponse) GetMessages() []*Message {
@@ -2514,7 +2699,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2711,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2724,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{45}
+	return file_v1_kith_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Message) GetId() string {
@@ -2659,7 +2844,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2856,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2869,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{46}
+	return file_v1_kith_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Holding) GetHeld() int32 {
@@ -2720,7 +2905,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2917,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2930,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{47}
+	return file_v1_kith_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListMessagesRequest) GetConversation() string {
@@ -2786,7 +2971,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2983,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2996,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{48}
+	return file_v1_kith_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -2836,7 +3021,7 @@ type ListConversationsRequest struct {
 
 func (x *ListConversationsRequest) Reset() {
 	*x = ListConversationsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +3033,7 @@ func (x *ListConversationsRequest) String() string {
 func (*ListConversationsRequest) ProtoMessage() {}
 
 func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +3046,7 @@ func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
 func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{49}
+	return file_v1_kith_proto_rawDescGZIP(), []int{51}
 }
 
 type ListConversationsResponse struct {
@@ -2873,7 +3058,7 @@ type ListConversationsResponse struct {
 
 func (x *ListConversationsResponse) Reset() {
 	*x = ListConversationsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +3070,7 @@ func (x *ListConversationsResponse) String() string {
 func (*ListConversationsResponse) ProtoMessage() {}
 
 func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +3083,7 @@ func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
 func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{50}
+	return file_v1_kith_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListConversationsResponse) GetConversations() []*Conversation {
@@ -2922,7 +3107,7 @@ type Conversation struct {
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2934,7 +3119,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2947,7 +3132,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{51}
+	return file_v1_kith_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Conversation) GetId() string {
@@ -3001,7 +3186,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3198,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3211,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{52}
+	return file_v1_kith_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TraceRequest) GetId() string {
@@ -3046,7 +3231,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3243,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3256,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{53}
+	return file_v1_kith_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *TraceResponse) GetMessage() *Message {
@@ -3102,7 +3287,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3114,7 +3299,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3127,7 +3312,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{54}
+	return file_v1_kith_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Delivery) GetDevice() string {
@@ -3183,7 +3368,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3195,7 +3380,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3208,7 +3393,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{55}
+	return file_v1_kith_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Attempt) GetTimeMs() int64 {
@@ -3241,7 +3426,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3438,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3451,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{56}
+	return file_v1_kith_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -3285,7 +3470,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3482,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3495,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{57}
+	return file_v1_kith_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CancelResponse) GetMessage() *Message {
@@ -3329,7 +3514,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3526,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +3539,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{58}
+	return file_v1_kith_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PingRequest) GetContact() string {
@@ -3375,7 +3560,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3572,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3585,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{59}
+	return file_v1_kith_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PingResponse) GetMs() float64 {
@@ -3444,7 +3629,7 @@ type Mailbox struct {
 
 func (x *Mailbox) Reset() {
 	*x = Mailbox{}
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3456,7 +3641,7 @@ func (x *Mailbox) String() string {
 func (*Mailbox) ProtoMessage() {}
 
 func (x *Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3469,7 +3654,7 @@ func (x *Mailbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
 func (*Mailbox) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{60}
+	return file_v1_kith_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Mailbox) GetId() string {
@@ -3564,7 +3749,7 @@ type ListMailboxesRequest struct {
 
 func (x *ListMailboxesRequest) Reset() {
 	*x = ListMailboxesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3576,7 +3761,7 @@ func (x *ListMailboxesRequest) String() string {
 func (*ListMailboxesRequest) ProtoMessage() {}
 
 func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3589,7 +3774,7 @@ func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListMailboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{61}
+	return file_v1_kith_proto_rawDescGZIP(), []int{63}
 }
 
 type ListMailboxesResponse struct {
@@ -3604,7 +3789,7 @@ type ListMailboxesResponse struct {
 
 func (x *ListMailboxesResponse) Reset() {
 	*x = ListMailboxesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3616,7 +3801,7 @@ func (x *ListMailboxesResponse) String() string {
 func (*ListMailboxesResponse) ProtoMessage() {}
 
 func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3629,7 +3814,7 @@ func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListMailboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{62}
+	return file_v1_kith_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListMailboxesResponse) GetMailboxes() []*Mailbox {
@@ -3669,7 +3854,7 @@ type AddMailboxRequest struct {
 
 func (x *AddMailboxRequest) Reset() {
 	*x = AddMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3681,7 +3866,7 @@ func (x *AddMailboxRequest) String() string {
 func (*AddMailboxRequest) ProtoMessage() {}
 
 func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3694,7 +3879,7 @@ func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxRequest.ProtoReflect.Descriptor instead.
 func (*AddMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{63}
+	return file_v1_kith_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *AddMailboxRequest) GetAddress() string {
@@ -3713,7 +3898,7 @@ type AddMailboxResponse struct {
 
 func (x *AddMailboxResponse) Reset() {
 	*x = AddMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3725,7 +3910,7 @@ func (x *AddMailboxResponse) String() string {
 func (*AddMailboxResponse) ProtoMessage() {}
 
 func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3738,7 +3923,7 @@ func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxResponse.ProtoReflect.Descriptor instead.
 func (*AddMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{64}
+	return file_v1_kith_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *AddMailboxResponse) GetMailbox() *Mailbox {
@@ -3757,7 +3942,7 @@ type RemoveMailboxRequest struct {
 
 func (x *RemoveMailboxRequest) Reset() {
 	*x = RemoveMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3769,7 +3954,7 @@ func (x *RemoveMailboxRequest) String() string {
 func (*RemoveMailboxRequest) ProtoMessage() {}
 
 func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3782,7 +3967,7 @@ func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{65}
+	return file_v1_kith_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RemoveMailboxRequest) GetId() string {
@@ -3801,7 +3986,7 @@ type RemoveMailboxResponse struct {
 
 func (x *RemoveMailboxResponse) Reset() {
 	*x = RemoveMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3813,7 +3998,7 @@ func (x *RemoveMailboxResponse) String() string {
 func (*RemoveMailboxResponse) ProtoMessage() {}
 
 func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3826,7 +4011,7 @@ func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{66}
+	return file_v1_kith_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RemoveMailboxResponse) GetMailbox() *Mailbox {
@@ -3845,7 +4030,7 @@ type TestMailboxRequest struct {
 
 func (x *TestMailboxRequest) Reset() {
 	*x = TestMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3857,7 +4042,7 @@ func (x *TestMailboxRequest) String() string {
 func (*TestMailboxRequest) ProtoMessage() {}
 
 func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3870,7 +4055,7 @@ func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxRequest.ProtoReflect.Descriptor instead.
 func (*TestMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{67}
+	return file_v1_kith_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TestMailboxRequest) GetId() string {
@@ -3889,7 +4074,7 @@ type TestMailboxResponse struct {
 
 func (x *TestMailboxResponse) Reset() {
 	*x = TestMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +4086,7 @@ func (x *TestMailboxResponse) String() string {
 func (*TestMailboxResponse) ProtoMessage() {}
 
 func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +4099,7 @@ func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxResponse.ProtoReflect.Descriptor instead.
 func (*TestMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TestMailboxResponse) GetResults() []*MailboxTest {
@@ -3936,7 +4121,7 @@ type MailboxTest struct {
 
 func (x *MailboxTest) Reset() {
 	*x = MailboxTest{}
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3948,7 +4133,7 @@ func (x *MailboxTest) String() string {
 func (*MailboxTest) ProtoMessage() {}
 
 func (x *MailboxTest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3961,7 +4146,7 @@ func (x *MailboxTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxTest.ProtoReflect.Descriptor instead.
 func (*MailboxTest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MailboxTest) GetId() string {
@@ -4005,7 +4190,7 @@ type ExportBundleRequest struct {
 
 func (x *ExportBundleRequest) Reset() {
 	*x = ExportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4202,7 @@ func (x *ExportBundleRequest) String() string {
 func (*ExportBundleRequest) ProtoMessage() {}
 
 func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4215,7 @@ func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ExportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExportBundleRequest) GetContacts() []string {
@@ -4081,7 +4266,7 @@ type ExportBundleResponse struct {
 
 func (x *ExportBundleResponse) Reset() {
 	*x = ExportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4093,7 +4278,7 @@ func (x *ExportBundleResponse) String() string {
 func (*ExportBundleResponse) ProtoMessage() {}
 
 func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4106,7 +4291,7 @@ func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ExportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExportBundleResponse) GetData() []byte {
@@ -4151,7 +4336,7 @@ type BundleFile struct {
 
 func (x *BundleFile) Reset() {
 	*x = BundleFile{}
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4163,7 +4348,7 @@ func (x *BundleFile) String() string {
 func (*BundleFile) ProtoMessage() {}
 
 func (x *BundleFile) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4176,7 +4361,7 @@ func (x *BundleFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleFile.ProtoReflect.Descriptor instead.
 func (*BundleFile) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *BundleFile) GetBytes() int64 {
@@ -4232,7 +4417,7 @@ type NoteBundleRequest struct {
 
 func (x *NoteBundleRequest) Reset() {
 	*x = NoteBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4244,7 +4429,7 @@ func (x *NoteBundleRequest) String() string {
 func (*NoteBundleRequest) ProtoMessage() {}
 
 func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4257,7 +4442,7 @@ func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleRequest.ProtoReflect.Descriptor instead.
 func (*NoteBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *NoteBundleRequest) GetEntries() []int64 {
@@ -4275,7 +4460,7 @@ type NoteBundleResponse struct {
 
 func (x *NoteBundleResponse) Reset() {
 	*x = NoteBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +4472,7 @@ func (x *NoteBundleResponse) String() string {
 func (*NoteBundleResponse) ProtoMessage() {}
 
 func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +4485,7 @@ func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleResponse.ProtoReflect.Descriptor instead.
 func (*NoteBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 // A file, or the texts of slips, in pieces of at most 1 MiB.
@@ -4315,7 +4500,7 @@ type ImportBundleRequest struct {
 
 func (x *ImportBundleRequest) Reset() {
 	*x = ImportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4327,7 +4512,7 @@ func (x *ImportBundleRequest) String() string {
 func (*ImportBundleRequest) ProtoMessage() {}
 
 func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4340,7 +4525,7 @@ func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ImportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ImportBundleRequest) GetData() []byte {
@@ -4387,7 +4572,7 @@ type ImportBundleResponse struct {
 
 func (x *ImportBundleResponse) Reset() {
 	*x = ImportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4584,7 @@ func (x *ImportBundleResponse) String() string {
 func (*ImportBundleResponse) ProtoMessage() {}
 
 func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4597,7 @@ func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ImportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ImportBundleResponse) GetBytes() int64 {
@@ -4531,7 +4716,7 @@ type BundleSender struct {
 
 func (x *BundleSender) Reset() {
 	*x = BundleSender{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4543,7 +4728,7 @@ func (x *BundleSender) String() string {
 func (*BundleSender) ProtoMessage() {}
 
 func (x *BundleSender) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4556,7 +4741,7 @@ func (x *BundleSender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleSender.ProtoReflect.Descriptor instead.
 func (*BundleSender) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *BundleSender) GetContact() string {
@@ -4599,7 +4784,7 @@ type NodeLimits struct {
 
 func (x *NodeLimits) Reset() {
 	*x = NodeLimits{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4611,7 +4796,7 @@ func (x *NodeLimits) String() string {
 func (*NodeLimits) ProtoMessage() {}
 
 func (x *NodeLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4624,7 +4809,7 @@ func (x *NodeLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
 func (*NodeLimits) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *NodeLimits) GetQuota() int64 {
@@ -4698,7 +4883,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4710,7 +4895,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4723,7 +4908,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 type NodeStatusResponse struct {
@@ -4749,7 +4934,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4761,7 +4946,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4774,7 +4959,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{80}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *NodeStatusResponse) GetState() string {
@@ -4887,7 +5072,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4899,7 +5084,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4912,7 +5097,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{81}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SetNodeRequest) GetDraining() bool {
@@ -4938,7 +5123,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4950,7 +5135,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4963,7 +5148,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{82}
+	return file_v1_kith_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
@@ -4986,7 +5171,7 @@ type BridgeInvite struct {
 
 func (x *BridgeInvite) Reset() {
 	*x = BridgeInvite{}
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4998,7 +5183,7 @@ func (x *BridgeInvite) String() string {
 func (*BridgeInvite) ProtoMessage() {}
 
 func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5011,7 +5196,7 @@ func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
 func (*BridgeInvite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{83}
+	return file_v1_kith_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *BridgeInvite) GetId() string {
@@ -5051,7 +5236,7 @@ type CreateBridgeInviteRequest struct {
 
 func (x *CreateBridgeInviteRequest) Reset() {
 	*x = CreateBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5063,7 +5248,7 @@ func (x *CreateBridgeInviteRequest) String() string {
 func (*CreateBridgeInviteRequest) ProtoMessage() {}
 
 func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5076,7 +5261,7 @@ func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{84}
+	return file_v1_kith_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *CreateBridgeInviteRequest) GetName() string {
@@ -5095,7 +5280,7 @@ type CreateBridgeInviteResponse struct {
 
 func (x *CreateBridgeInviteResponse) Reset() {
 	*x = CreateBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5292,7 @@ func (x *CreateBridgeInviteResponse) String() string {
 func (*CreateBridgeInviteResponse) ProtoMessage() {}
 
 func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5305,7 @@ func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{85}
+	return file_v1_kith_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
@@ -5138,7 +5323,7 @@ type ListBridgeInvitesRequest struct {
 
 func (x *ListBridgeInvitesRequest) Reset() {
 	*x = ListBridgeInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5150,7 +5335,7 @@ func (x *ListBridgeInvitesRequest) String() string {
 func (*ListBridgeInvitesRequest) ProtoMessage() {}
 
 func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5163,7 +5348,7 @@ func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{86}
+	return file_v1_kith_proto_rawDescGZIP(), []int{88}
 }
 
 type ListBridgeInvitesResponse struct {
@@ -5175,7 +5360,7 @@ type ListBridgeInvitesResponse struct {
 
 func (x *ListBridgeInvitesResponse) Reset() {
 	*x = ListBridgeInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5187,7 +5372,7 @@ func (x *ListBridgeInvitesResponse) String() string {
 func (*ListBridgeInvitesResponse) ProtoMessage() {}
 
 func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5200,7 +5385,7 @@ func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{87}
+	return file_v1_kith_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
@@ -5219,7 +5404,7 @@ type RevokeBridgeInviteRequest struct {
 
 func (x *RevokeBridgeInviteRequest) Reset() {
 	*x = RevokeBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5231,7 +5416,7 @@ func (x *RevokeBridgeInviteRequest) String() string {
 func (*RevokeBridgeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5244,7 +5429,7 @@ func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{88}
+	return file_v1_kith_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RevokeBridgeInviteRequest) GetId() string {
@@ -5262,7 +5447,7 @@ type RevokeBridgeInviteResponse struct {
 
 func (x *RevokeBridgeInviteResponse) Reset() {
 	*x = RevokeBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +5459,7 @@ func (x *RevokeBridgeInviteResponse) String() string {
 func (*RevokeBridgeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +5472,7 @@ func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{89}
+	return file_v1_kith_proto_rawDescGZIP(), []int{91}
 }
 
 type WatchEventsRequest struct {
@@ -5302,7 +5487,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5314,7 +5499,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5327,7 +5512,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{90}
+	return file_v1_kith_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -5381,7 +5566,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5393,7 +5578,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5406,7 +5591,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{91}
+	return file_v1_kith_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Event) GetId() uint64 {
@@ -5450,7 +5635,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5462,7 +5647,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5475,7 +5660,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{92}
+	return file_v1_kith_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -5522,7 +5707,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5534,7 +5719,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5547,7 +5732,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{93}
+	return file_v1_kith_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5567,7 +5752,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5579,7 +5764,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5592,7 +5777,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{94}
+	return file_v1_kith_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -5617,7 +5802,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5629,7 +5814,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5642,7 +5827,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{95}
+	return file_v1_kith_proto_rawDescGZIP(), []int{97}
 }
 
 // ErrorDetail goes with every error.
@@ -5657,7 +5842,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5669,7 +5854,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5682,7 +5867,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{96}
+	return file_v1_kith_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -5711,7 +5896,7 @@ var File_v1_kith_proto protoreflect.FileDescriptor
 const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"\rv1/kith.proto\x12\akith.v1\"\x0f\n" +
-	"\rStatusRequest\"\xe9\x04\n" +
+	"\rStatusRequest\"\x92\x05\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
@@ -5733,11 +5918,29 @@ const file_v1_kith_proto_rawDesc = "" +
 	"goroutines\x12\x1b\n" +
 	"\tread_only\x18\x10 \x01(\bR\breadOnly\x123\n" +
 	"\tmailboxes\x18\x11 \x01(\v2\x15.kith.v1.MailboxCountR\tmailboxes\x12\x1e\n" +
-	"\x03lan\x18\x1e \x01(\v2\f.kith.v1.LanR\x03lan\x1a8\n" +
+	"\x03lan\x18\x1e \x01(\v2\f.kith.v1.LanR\x03lan\x12'\n" +
+	"\x06budget\x18\x1f \x01(\v2\x0f.kith.v1.BudgetR\x06budget\x1a8\n" +
 	"\n" +
 	"RoadsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x02\n" +
+	"\x06Budget\x12\x16\n" +
+	"\x06preset\x18\x01 \x01(\tR\x06preset\x12\x16\n" +
+	"\x06memory\x18\x02 \x01(\x03R\x06memory\x12'\n" +
+	"\x0fconnections_max\x18\x03 \x01(\x05R\x0econnectionsMax\x12 \n" +
+	"\vconnections\x18\x04 \x01(\x05R\vconnections\x12(\n" +
+	"\x10dials_per_minute\x18\x05 \x01(\x05R\x0edialsPerMinute\x12\"\n" +
+	"\rbytes_per_day\x18\x06 \x01(\x03R\vbytesPerDay\x12\x1f\n" +
+	"\vbytes_today\x18\a \x01(\x03R\n" +
+	"bytesToday\x12$\n" +
+	"\x05usage\x18\b \x03(\v2\x0e.kith.v1.UsageR\x05usage\x12\x14\n" +
+	"\x05dials\x18\t \x01(\x03R\x05dials\x12\x18\n" +
+	"\arefused\x18\n" +
+	" \x01(\x03R\arefused\"U\n" +
+	"\x05Usage\x12\x1c\n" +
+	"\tsubsystem\x18\x01 \x01(\tR\tsubsystem\x12\x12\n" +
+	"\x04sent\x18\x02 \x01(\x03R\x04sent\x12\x1a\n" +
+	"\breceived\x18\x03 \x01(\x03R\breceived\"{\n" +
 	"\x03Lan\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\bR\x02on\x12\x1a\n" +
 	"\bnetworks\x18\x02 \x01(\x05R\bnetworks\x12\x18\n" +
@@ -6169,234 +6372,238 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_v1_kith_proto_goTypes = []any{
 	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
 	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
-	(*Lan)(nil),                        // 2: kith.v1.Lan
-	(*NetcheckRequest)(nil),            // 3: kith.v1.NetcheckRequest
-	(*NetcheckResponse)(nil),           // 4: kith.v1.NetcheckResponse
-	(*SetLanRequest)(nil),              // 5: kith.v1.SetLanRequest
-	(*SetLanResponse)(nil),             // 6: kith.v1.SetLanResponse
-	(*MailboxCount)(nil),               // 7: kith.v1.MailboxCount
-	(*Dht)(nil),                        // 8: kith.v1.Dht
-	(*DoctorRequest)(nil),              // 9: kith.v1.DoctorRequest
-	(*DoctorResponse)(nil),             // 10: kith.v1.DoctorResponse
-	(*Check)(nil),                      // 11: kith.v1.Check
-	(*StopRequest)(nil),                // 12: kith.v1.StopRequest
-	(*StopResponse)(nil),               // 13: kith.v1.StopResponse
-	(*GetIdentityRequest)(nil),         // 14: kith.v1.GetIdentityRequest
-	(*GetIdentityResponse)(nil),        // 15: kith.v1.GetIdentityResponse
-	(*Device)(nil),                     // 16: kith.v1.Device
-	(*CreateInviteRequest)(nil),        // 17: kith.v1.CreateInviteRequest
-	(*CreateInviteResponse)(nil),       // 18: kith.v1.CreateInviteResponse
-	(*Invite)(nil),                     // 19: kith.v1.Invite
-	(*ListInvitesRequest)(nil),         // 20: kith.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),        // 21: kith.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),        // 22: kith.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),       // 23: kith.v1.RevokeInviteResponse
-	(*AcceptInviteRequest)(nil),        // 24: kith.v1.AcceptInviteRequest
-	(*AcceptInviteResponse)(nil),       // 25: kith.v1.AcceptInviteResponse
-	(*ListRequestsRequest)(nil),        // 26: kith.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),       // 27: kith.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),      // 28: kith.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),     // 29: kith.v1.ApproveRequestResponse
-	(*RejectRequestRequest)(nil),       // 30: kith.v1.RejectRequestRequest
-	(*RejectRequestResponse)(nil),      // 31: kith.v1.RejectRequestResponse
-	(*Contact)(nil),                    // 32: kith.v1.Contact
-	(*ListContactsRequest)(nil),        // 33: kith.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),       // 34: kith.v1.ListContactsResponse
-	(*RenameContactRequest)(nil),       // 35: kith.v1.RenameContactRequest
-	(*RenameContactResponse)(nil),      // 36: kith.v1.RenameContactResponse
-	(*SetBlockedRequest)(nil),          // 37: kith.v1.SetBlockedRequest
-	(*SetBlockedResponse)(nil),         // 38: kith.v1.SetBlockedResponse
-	(*GetSafetyNumberRequest)(nil),     // 39: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),    // 40: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),         // 41: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),        // 42: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),                // 43: kith.v1.SendRequest
-	(*SendResponse)(nil),               // 44: kith.v1.SendResponse
-	(*Message)(nil),                    // 45: kith.v1.Message
-	(*Holding)(nil),                    // 46: kith.v1.Holding
-	(*ListMessagesRequest)(nil),        // 47: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 48: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),   // 49: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil),  // 50: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),               // 51: kith.v1.Conversation
-	(*TraceRequest)(nil),               // 52: kith.v1.TraceRequest
-	(*TraceResponse)(nil),              // 53: kith.v1.TraceResponse
-	(*Delivery)(nil),                   // 54: kith.v1.Delivery
-	(*Attempt)(nil),                    // 55: kith.v1.Attempt
-	(*CancelRequest)(nil),              // 56: kith.v1.CancelRequest
-	(*CancelResponse)(nil),             // 57: kith.v1.CancelResponse
-	(*PingRequest)(nil),                // 58: kith.v1.PingRequest
-	(*PingResponse)(nil),               // 59: kith.v1.PingResponse
-	(*Mailbox)(nil),                    // 60: kith.v1.Mailbox
-	(*ListMailboxesRequest)(nil),       // 61: kith.v1.ListMailboxesRequest
-	(*ListMailboxesResponse)(nil),      // 62: kith.v1.ListMailboxesResponse
-	(*AddMailboxRequest)(nil),          // 63: kith.v1.AddMailboxRequest
-	(*AddMailboxResponse)(nil),         // 64: kith.v1.AddMailboxResponse
-	(*RemoveMailboxRequest)(nil),       // 65: kith.v1.RemoveMailboxRequest
-	(*RemoveMailboxResponse)(nil),      // 66: kith.v1.RemoveMailboxResponse
-	(*TestMailboxRequest)(nil),         // 67: kith.v1.TestMailboxRequest
-	(*TestMailboxResponse)(nil),        // 68: kith.v1.TestMailboxResponse
-	(*MailboxTest)(nil),                // 69: kith.v1.MailboxTest
-	(*ExportBundleRequest)(nil),        // 70: kith.v1.ExportBundleRequest
-	(*ExportBundleResponse)(nil),       // 71: kith.v1.ExportBundleResponse
-	(*BundleFile)(nil),                 // 72: kith.v1.BundleFile
-	(*NoteBundleRequest)(nil),          // 73: kith.v1.NoteBundleRequest
-	(*NoteBundleResponse)(nil),         // 74: kith.v1.NoteBundleResponse
-	(*ImportBundleRequest)(nil),        // 75: kith.v1.ImportBundleRequest
-	(*ImportBundleResponse)(nil),       // 76: kith.v1.ImportBundleResponse
-	(*BundleSender)(nil),               // 77: kith.v1.BundleSender
-	(*NodeLimits)(nil),                 // 78: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),          // 79: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),         // 80: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),             // 81: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),            // 82: kith.v1.SetNodeResponse
-	(*BridgeInvite)(nil),               // 83: kith.v1.BridgeInvite
-	(*CreateBridgeInviteRequest)(nil),  // 84: kith.v1.CreateBridgeInviteRequest
-	(*CreateBridgeInviteResponse)(nil), // 85: kith.v1.CreateBridgeInviteResponse
-	(*ListBridgeInvitesRequest)(nil),   // 86: kith.v1.ListBridgeInvitesRequest
-	(*ListBridgeInvitesResponse)(nil),  // 87: kith.v1.ListBridgeInvitesResponse
-	(*RevokeBridgeInviteRequest)(nil),  // 88: kith.v1.RevokeBridgeInviteRequest
-	(*RevokeBridgeInviteResponse)(nil), // 89: kith.v1.RevokeBridgeInviteResponse
-	(*WatchEventsRequest)(nil),         // 90: kith.v1.WatchEventsRequest
-	(*Event)(nil),                      // 91: kith.v1.Event
-	(*ListEventsRequest)(nil),          // 92: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 93: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),           // 94: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),          // 95: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),                // 96: kith.v1.ErrorDetail
-	nil,                                // 97: kith.v1.StatusResponse.RoadsEntry
-	nil,                                // 98: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*Budget)(nil),                     // 2: kith.v1.Budget
+	(*Usage)(nil),                      // 3: kith.v1.Usage
+	(*Lan)(nil),                        // 4: kith.v1.Lan
+	(*NetcheckRequest)(nil),            // 5: kith.v1.NetcheckRequest
+	(*NetcheckResponse)(nil),           // 6: kith.v1.NetcheckResponse
+	(*SetLanRequest)(nil),              // 7: kith.v1.SetLanRequest
+	(*SetLanResponse)(nil),             // 8: kith.v1.SetLanResponse
+	(*MailboxCount)(nil),               // 9: kith.v1.MailboxCount
+	(*Dht)(nil),                        // 10: kith.v1.Dht
+	(*DoctorRequest)(nil),              // 11: kith.v1.DoctorRequest
+	(*DoctorResponse)(nil),             // 12: kith.v1.DoctorResponse
+	(*Check)(nil),                      // 13: kith.v1.Check
+	(*StopRequest)(nil),                // 14: kith.v1.StopRequest
+	(*StopResponse)(nil),               // 15: kith.v1.StopResponse
+	(*GetIdentityRequest)(nil),         // 16: kith.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),        // 17: kith.v1.GetIdentityResponse
+	(*Device)(nil),                     // 18: kith.v1.Device
+	(*CreateInviteRequest)(nil),        // 19: kith.v1.CreateInviteRequest
+	(*CreateInviteResponse)(nil),       // 20: kith.v1.CreateInviteResponse
+	(*Invite)(nil),                     // 21: kith.v1.Invite
+	(*ListInvitesRequest)(nil),         // 22: kith.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),        // 23: kith.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),        // 24: kith.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),       // 25: kith.v1.RevokeInviteResponse
+	(*AcceptInviteRequest)(nil),        // 26: kith.v1.AcceptInviteRequest
+	(*AcceptInviteResponse)(nil),       // 27: kith.v1.AcceptInviteResponse
+	(*ListRequestsRequest)(nil),        // 28: kith.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),       // 29: kith.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),      // 30: kith.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),     // 31: kith.v1.ApproveRequestResponse
+	(*RejectRequestRequest)(nil),       // 32: kith.v1.RejectRequestRequest
+	(*RejectRequestResponse)(nil),      // 33: kith.v1.RejectRequestResponse
+	(*Contact)(nil),                    // 34: kith.v1.Contact
+	(*ListContactsRequest)(nil),        // 35: kith.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),       // 36: kith.v1.ListContactsResponse
+	(*RenameContactRequest)(nil),       // 37: kith.v1.RenameContactRequest
+	(*RenameContactResponse)(nil),      // 38: kith.v1.RenameContactResponse
+	(*SetBlockedRequest)(nil),          // 39: kith.v1.SetBlockedRequest
+	(*SetBlockedResponse)(nil),         // 40: kith.v1.SetBlockedResponse
+	(*GetSafetyNumberRequest)(nil),     // 41: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),    // 42: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),         // 43: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),        // 44: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),                // 45: kith.v1.SendRequest
+	(*SendResponse)(nil),               // 46: kith.v1.SendResponse
+	(*Message)(nil),                    // 47: kith.v1.Message
+	(*Holding)(nil),                    // 48: kith.v1.Holding
+	(*ListMessagesRequest)(nil),        // 49: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 50: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),   // 51: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 52: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),               // 53: kith.v1.Conversation
+	(*TraceRequest)(nil),               // 54: kith.v1.TraceRequest
+	(*TraceResponse)(nil),              // 55: kith.v1.TraceResponse
+	(*Delivery)(nil),                   // 56: kith.v1.Delivery
+	(*Attempt)(nil),                    // 57: kith.v1.Attempt
+	(*CancelRequest)(nil),              // 58: kith.v1.CancelRequest
+	(*CancelResponse)(nil),             // 59: kith.v1.CancelResponse
+	(*PingRequest)(nil),                // 60: kith.v1.PingRequest
+	(*PingResponse)(nil),               // 61: kith.v1.PingResponse
+	(*Mailbox)(nil),                    // 62: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),       // 63: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),      // 64: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),          // 65: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),         // 66: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),       // 67: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),      // 68: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),         // 69: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),        // 70: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),                // 71: kith.v1.MailboxTest
+	(*ExportBundleRequest)(nil),        // 72: kith.v1.ExportBundleRequest
+	(*ExportBundleResponse)(nil),       // 73: kith.v1.ExportBundleResponse
+	(*BundleFile)(nil),                 // 74: kith.v1.BundleFile
+	(*NoteBundleRequest)(nil),          // 75: kith.v1.NoteBundleRequest
+	(*NoteBundleResponse)(nil),         // 76: kith.v1.NoteBundleResponse
+	(*ImportBundleRequest)(nil),        // 77: kith.v1.ImportBundleRequest
+	(*ImportBundleResponse)(nil),       // 78: kith.v1.ImportBundleResponse
+	(*BundleSender)(nil),               // 79: kith.v1.BundleSender
+	(*NodeLimits)(nil),                 // 80: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 81: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 82: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 83: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 84: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 85: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 86: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 87: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 88: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 89: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 90: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 91: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 92: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 93: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 94: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 95: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 96: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 97: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 98: kith.v1.ErrorDetail
+	nil,                                // 99: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 100: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
-	8,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	97, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
-	7,  // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
-	2,  // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
-	11, // 4: kith.v1.NetcheckResponse.checks:type_name -> kith.v1.Check
-	2,  // 5: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
-	11, // 6: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
-	16, // 7: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
-	19, // 8: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
-	19, // 9: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
-	32, // 10: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
-	32, // 11: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
-	32, // 12: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
-	32, // 13: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
-	32, // 14: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
-	32, // 15: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
-	32, // 16: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
-	32, // 17: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
-	45, // 18: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
-	46, // 19: kith.v1.Message.holding:type_name -> kith.v1.Holding
-	45, // 20: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
-	51, // 21: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
-	45, // 22: kith.v1.Conversation.last:type_name -> kith.v1.Message
-	32, // 23: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
-	45, // 24: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
-	54, // 25: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
-	55, // 26: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
-	46, // 27: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
-	45, // 28: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
-	60, // 29: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
-	60, // 30: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	60, // 31: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	69, // 32: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
-	72, // 33: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
-	77, // 34: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
-	78, // 35: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	98, // 36: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
-	78, // 37: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
-	80, // 38: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	83, // 39: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
-	83, // 40: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
-	91, // 41: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,  // 42: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	9,  // 43: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	12, // 44: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	3,  // 45: kith.v1.KithService.Netcheck:input_type -> kith.v1.NetcheckRequest
-	5,  // 46: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
-	14, // 47: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	17, // 48: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	20, // 49: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	22, // 50: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	24, // 51: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	26, // 52: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	28, // 53: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	30, // 54: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	33, // 55: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	35, // 56: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	37, // 57: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	39, // 58: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	41, // 59: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	43, // 60: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	47, // 61: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	49, // 62: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	52, // 63: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	56, // 64: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	58, // 65: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	61, // 66: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	63, // 67: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	65, // 68: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	67, // 69: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	70, // 70: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
-	73, // 71: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
-	75, // 72: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
-	79, // 73: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	81, // 74: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	84, // 75: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
-	86, // 76: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
-	88, // 77: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
-	90, // 78: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	92, // 79: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	94, // 80: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,  // 81: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	10, // 82: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	13, // 83: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	4,  // 84: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
-	6,  // 85: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
-	15, // 86: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	18, // 87: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	21, // 88: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	23, // 89: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	25, // 90: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	27, // 91: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	29, // 92: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	31, // 93: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	34, // 94: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	36, // 95: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	38, // 96: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	40, // 97: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	42, // 98: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	44, // 99: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	48, // 100: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	50, // 101: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	53, // 102: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	57, // 103: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	59, // 104: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	62, // 105: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	64, // 106: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	66, // 107: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	68, // 108: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	71, // 109: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
-	74, // 110: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
-	76, // 111: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
-	80, // 112: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	82, // 113: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	85, // 114: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
-	87, // 115: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
-	89, // 116: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
-	91, // 117: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	93, // 118: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	95, // 119: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	81, // [81:120] is the sub-list for method output_type
-	42, // [42:81] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	10,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
+	99,  // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	9,   // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
+	4,   // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
+	2,   // 4: kith.v1.StatusResponse.budget:type_name -> kith.v1.Budget
+	3,   // 5: kith.v1.Budget.usage:type_name -> kith.v1.Usage
+	13,  // 6: kith.v1.NetcheckResponse.checks:type_name -> kith.v1.Check
+	4,   // 7: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
+	13,  // 8: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
+	18,  // 9: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
+	21,  // 10: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
+	21,  // 11: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
+	34,  // 12: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
+	34,  // 13: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
+	34,  // 14: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
+	34,  // 15: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
+	34,  // 16: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
+	34,  // 17: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
+	34,  // 18: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
+	34,  // 19: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
+	47,  // 20: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
+	48,  // 21: kith.v1.Message.holding:type_name -> kith.v1.Holding
+	47,  // 22: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
+	53,  // 23: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
+	47,  // 24: kith.v1.Conversation.last:type_name -> kith.v1.Message
+	34,  // 25: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
+	47,  // 26: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
+	56,  // 27: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
+	57,  // 28: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
+	48,  // 29: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
+	47,  // 30: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
+	62,  // 31: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
+	62,  // 32: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	62,  // 33: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	71,  // 34: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
+	74,  // 35: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
+	79,  // 36: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
+	80,  // 37: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	100, // 38: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	80,  // 39: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	82,  // 40: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	85,  // 41: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	85,  // 42: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	93,  // 43: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,   // 44: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	11,  // 45: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	14,  // 46: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	5,   // 47: kith.v1.KithService.Netcheck:input_type -> kith.v1.NetcheckRequest
+	7,   // 48: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
+	16,  // 49: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	19,  // 50: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	22,  // 51: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	24,  // 52: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	26,  // 53: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	28,  // 54: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	30,  // 55: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	32,  // 56: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	35,  // 57: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	37,  // 58: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	39,  // 59: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	41,  // 60: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	43,  // 61: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	45,  // 62: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	49,  // 63: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	51,  // 64: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	54,  // 65: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	58,  // 66: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	60,  // 67: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	63,  // 68: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	65,  // 69: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	67,  // 70: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	69,  // 71: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	72,  // 72: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
+	75,  // 73: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
+	77,  // 74: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
+	81,  // 75: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	83,  // 76: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	86,  // 77: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	88,  // 78: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	90,  // 79: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	92,  // 80: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	94,  // 81: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	96,  // 82: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,   // 83: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	12,  // 84: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	15,  // 85: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	6,   // 86: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
+	8,   // 87: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	17,  // 88: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	20,  // 89: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	23,  // 90: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	25,  // 91: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	27,  // 92: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	29,  // 93: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	31,  // 94: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	33,  // 95: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	36,  // 96: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	38,  // 97: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	40,  // 98: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	42,  // 99: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	44,  // 100: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	46,  // 101: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	50,  // 102: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	52,  // 103: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	55,  // 104: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	59,  // 105: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	61,  // 106: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	64,  // 107: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	66,  // 108: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	68,  // 109: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	70,  // 110: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	73,  // 111: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
+	76,  // 112: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
+	78,  // 113: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
+	82,  // 114: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	84,  // 115: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	87,  // 116: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	89,  // 117: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	91,  // 118: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	93,  // 119: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	95,  // 120: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	97,  // 121: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	83,  // [83:122] is the sub-list for method output_type
+	44,  // [44:83] is the sub-list for method input_type
+	44,  // [44:44] is the sub-list for extension type_name
+	44,  // [44:44] is the sub-list for extension extendee
+	0,   // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -6404,14 +6611,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
-	file_v1_kith_proto_msgTypes[81].OneofWrappers = []any{}
+	file_v1_kith_proto_msgTypes[83].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   99,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kith-im/kith/node"
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/transport"
+)
+
+const presetOffline = "offline"
+
+// presets are budgets by name. What one leaves at zero has no limit, but for the
+// memory, which each has.
+var presets = map[string]transport.Budget{
+	"laptop":      {Memory: transport.UserMemory, Dials: 600},
+	"lowpower":    {Memory: transport.UserMemory / 2, Connections: 48, Dials: 60, Bytes: 200 << 20},
+	"server":      {Memory: transport.CommunityMemory},
+	"bridge":      {Memory: transport.CommunityMemory, Dials: 600},
+	presetOffline: {Memory: transport.UserMemory / 2, Connections: 32, Dials: 60},
+}
+
+// budgetSettings finds the budget that the configuration names.
+func (d *daemon) budgetSettings() error {
+	d.preset = d.cfg.preset.value
+	if d.preset == "" {
+		d.preset = "laptop"
+		if d.role == node.RoleCommunity {
+			d.preset = "server"
+		}
+	}
+	b, ok := presets[d.preset]
+	if !ok {
+		return usagef("use laptop, lowpower, server, bridge or offline", "there is no preset %q", clean(d.preset))
+	}
+	for _, s := range []struct {
+		key   string
+		given string
+		to    *int64
+		least int64
+	}{
+		{"bytes-per-day", d.cfg.perDay.value, &b.Bytes, 1 << 20},
+		{"memory", d.cfg.memory.value, &b.Memory, 2 * transport.MinMemory},
+	} {
+		if s.given == "" {
+			continue
+		}
+		n, err := parseSize(s.key, "200MB", s.given)
+		if err != nil {
+			return err
+		}
+		if n < s.least {
+			return usagef("the least is "+size(s.least), "%s of %s is too little", s.key, size(n))
+		}
+		*s.to = n
+	}
+	for _, s := range []struct {
+		key   string
+		given string
+		to    *int
+	}{
+		{"connections", d.cfg.conns.value, &b.Connections},
+		{"dials-per-minute", d.cfg.dials.value, &b.Dials},
+	} {
+		if s.given == "" {
+			continue
+		}
+		n, err := strconv.ParseUint(s.given, 10, 16)
+		if err != nil || n == 0 {
+			return usagef("for example "+s.key+" = \"60\"", "%s takes a number from 1 to 65535, not %q", s.key, clean(s.given))
+		}
+		*s.to = int(n)
+	}
+	d.meter = transport.NewMeter(b, nil)
+	return nil
+}
+
+// private is what the host for conversations may dial beside what the network of
+// the daemon has: a contact may be on the same local network. Offline, it is
+// only what is heard there.
+func (d *daemon) private() transport.Reach {
+	if d.preset == presetOffline {
+		return 0
+	}
+	return transport.Private
+}
+
+func (k *kith) budgetCmd() *cobra.Command {
+	return k.command(&cobra.Command{
+		Use:   "budget",
+		Short: "Show what kith may use of this machine and network, and what it uses",
+		Long: `Show what kith may use of this machine and its network, and what it has used since
+midnight UTC, by what it was for.
+
+kith up --preset NAME, or preset in the config file, chooses among:
+
+  laptop     64 MiB for connections, 600 dials a minute (default of a user)
+  lowpower   32 MiB, 48 connections of each host, 60 dials a minute, 200 MiB a day
+  server     256 MiB (default of a community node)
+  bridge     256 MiB, 600 dials a minute
+  offline    nothing is dialled but what is heard on a local network (kith lan on)
+
+bytes-per-day, memory, connections and dials-per-minute change a single figure.
+When the bytes of a day are used up, everything ends until midnight but
+conversations with contacts: the directory, mailboxes, and what is done for others.`,
+	}, 0, 0, func(ctx context.Context, _ []string) error {
+		client, err := k.dial()
+		if err != nil {
+			return err
+		}
+		res, err := client.Status(ctx, &apiv1.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		b := toBudget(res.GetBudget())
+		k.print(b, func(w io.Writer) { writeBudget(w, b) })
+		return nil
+	})
+}
+
+type usageJSON struct {
+	Subsystem string `json:"subsystem"`
+	Sent      int64  `json:"sent"`
+	Received  int64  `json:"received"`
+}
+
+type budgetJSON struct {
+	Preset         string      `json:"preset"`
+	Memory         int64       `json:"memory"`
+	ConnectionsMax int32       `json:"connections_max"`
+	Connections    int32       `json:"connections"`
+	DialsPerMinute int32       `json:"dials_per_minute"`
+	BytesPerDay    int64       `json:"bytes_per_day"`
+	BytesToday     int64       `json:"bytes_today"`
+	Usage          []usageJSON `json:"usage"`
+	Dials          int64       `json:"dials"`
+	Refused        int64       `json:"refused"`
+}
+
+func toBudget(b *apiv1.Budget) budgetJSON {
+	out := budgetJSON{
+		Preset: b.GetPreset(), Memory: b.GetMemory(), ConnectionsMax: b.GetConnectionsMax(), Connections: b.GetConnections(),
+		DialsPerMinute: b.GetDialsPerMinute(), BytesPerDay: b.GetBytesPerDay(), BytesToday: b.GetBytesToday(),
+		Usage: []usageJSON{}, Dials: b.GetDials(), Refused: b.GetRefused(),
+	}
+	for _, u := range b.GetUsage() {
+		out.Usage = append(out.Usage, usageJSON{u.Subsystem, u.Sent, u.Received})
+	}
+	return out
+}
+
+func writeBudget(w io.Writer, b budgetJSON) {
+	limit := func(n int64, text string) string {
+		if n == 0 {
+			return "no limit"
+		}
+		return text
+	}
+	rows := [][]string{
+		{"preset", b.Preset},
+		{"memory", size(b.Memory) + " for connections"},
+		{"connections", fmt.Sprintf("%d; limit: %s", b.Connections, limit(int64(b.ConnectionsMax), strconv.Itoa(int(b.ConnectionsMax))))},
+		{"dials", fmt.Sprintf("%d since the start; limit a minute: %s", b.Dials, limit(int64(b.DialsPerMinute), strconv.Itoa(int(b.DialsPerMinute))))},
+		{"today", fmt.Sprintf("%s; limit: %s", size(b.BytesToday), limit(b.BytesPerDay, size(b.BytesPerDay)))},
+	}
+	for _, u := range b.Usage {
+		rows = append(rows, []string{"  " + u.Subsystem, fmt.Sprintf("%s sent, %s received", size(u.Sent), size(u.Received))})
+	}
+	table(w, append(rows, []string{"over budget", fmt.Sprintf("%d dials and connections refused since the start", b.Refused)})...)
+}

@@ -1,0 +1,81 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
+)
+
+// metaUsage keeps what was used on a day, for a budget of bytes outlives the
+// process; it is saved every meterEvery and at the end.
+const (
+	metaUsage  = "usage"
+	meterEvery = 5 * time.Minute
+)
+
+type usageRow struct {
+	Day   int64           `json:"day"`
+	Usage transport.Usage `json:"usage"`
+}
+
+// meter continues the count of an earlier run and keeps ours, until ctx ends. Where
+// there is no budget of bytes nothing is kept.
+func (n *Node) meter(ctx context.Context) {
+	meter := n.cfg.Host.Meter()
+	if meter.Budget().Bytes == 0 {
+		return
+	}
+	err := n.view(ctx, func(tx *store.Tx) error {
+		b, err := tx.Meta(metaUsage)
+		var row usageRow
+		if ok, err := found(err); ok && json.Unmarshal(b, &row) == nil {
+			meter.Restore(row.Usage, row.Day)
+		} else if err != nil {
+			return err
+		}
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		n.log.Warn("what was used today could not be read: the budget begins anew")
+	}
+	tick := time.NewTicker(meterEvery)
+	defer tick.Stop()
+	for {
+		ended := false
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			ended = true
+		}
+		u, day := meter.Usage()
+		b, err := json.Marshal(usageRow{day, u})
+		if err == nil {
+			err = n.store.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error { return tx.SetMeta(metaUsage, b) })
+		}
+		if err != nil && !ended {
+			n.log.Warn("what was used today could not be kept")
+		}
+		if ended {
+			return
+		}
+	}
+}
+
+// budget is what may be used, and what was.
+func (n *Node) budget() *apiv1.Budget {
+	meter := n.cfg.Host.Meter()
+	b := meter.Budget()
+	u, _ := meter.Usage()
+	out := &apiv1.Budget{
+		Preset: n.cfg.Preset, Memory: b.Memory, ConnectionsMax: int32(b.Connections), Connections: int32(len(n.cfg.Host.Network().Conns())),
+		DialsPerMinute: int32(b.Dials), BytesPerDay: b.Bytes, BytesToday: u.Bytes(), Dials: u.Dials, Refused: u.Refused,
+	}
+	for i := range u.Sent {
+		out.Usage = append(out.Usage, &apiv1.Usage{Subsystem: transport.Subsystem(i).String(), Sent: u.Sent[i], Received: u.Received[i]})
+	}
+	return out
+}
