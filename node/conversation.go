@@ -65,6 +65,11 @@ type conversation struct {
 
 	writing chan struct{} // holds one token: whoever takes it writes
 
+	// handling is held while envelopes are received and acknowledged: who ends a
+	// conversation at such a moment leaves the sender with a copy that it takes to a
+	// mailbox a little later, and nodes see who has just heard from whom.
+	handling sync.Mutex
+
 	guest bool // counted among the lobby's guests; under the lobby's lock
 }
 
@@ -266,11 +271,23 @@ func (c *conversation) acknowledge(batch [][]byte) error {
 
 // close says why and ends the conversation.
 func (c *conversation) close(why stream.Reason) {
+	c.handling.Lock()
+	defer c.handling.Unlock()
 	// The other side notices the end either way.
 	_ = c.write(stream.Frame{Type: stream.TypeClose, Reason: why})
 	c.end.Do(func() {
 		close(c.ended)
 		_ = c.stream.Close()
+	})
+}
+
+// cut ends the conversation as soon as what has been received is acknowledged.
+func (c *conversation) cut() {
+	c.handling.Lock()
+	defer c.handling.Unlock()
+	c.end.Do(func() {
+		close(c.ended)
+		_ = c.stream.Close() // a reset would overtake the acknowledgement
 	})
 }
 

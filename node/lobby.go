@@ -244,7 +244,7 @@ func (l *lobby) host(ctx context.Context, c *conversation) bool {
 
 // hold reads a conversation and receives what arrives on it, until it ends.
 func (l *lobby) hold(ctx context.Context, c *conversation) {
-	stop := context.AfterFunc(ctx, c.reset)
+	stop := context.AfterFunc(ctx, c.cut)
 	defer stop()
 	var reading sync.WaitGroup
 	reading.Go(c.read)

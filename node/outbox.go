@@ -348,6 +348,14 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 	if err := c.n.update(ctx, func(w *work) error { return w.lookForGaps(c.device) }); err != nil {
 		return nil, true
 	}
+	hear := func(count uint64) bool {
+		if count < taken || count > offered {
+			return false // it counts what was never sent
+		}
+		c.acknowledged(int(count - taken))
+		taken = count
+		return true
+	}
 	for {
 		if !settleAt.IsZero() && (draining == nil || time.Until(settleAt) <= 0 || c.unsettled() >= maxUnsettled) {
 			if !c.settle(ctx, conv) {
@@ -381,11 +389,10 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 		case <-c.news:
 		case <-timer.C:
 		case count := <-conv.acked:
-			if count < taken || count > offered {
-				return // it counts what was never sent
+			if !hear(count) {
+				return
 			}
-			c.acknowledged(int(count - taken))
-			taken, moved = count, time.Now()
+			moved = time.Now()
 			if settleAt.IsZero() {
 				settleAt = time.Now().Add(settleDelay)
 			}
@@ -399,6 +406,11 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			return other, true
 		case <-conv.ended:
 			timer.Stop()
+			select {
+			case count := <-conv.acked: // its last word
+				hear(count)
+			default:
+			}
 			return
 		case <-c.changed:
 			if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned || o.keyless {

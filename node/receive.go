@@ -60,9 +60,9 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 				break gather
 			}
 		}
-		got, err := l.receiveAll(ctx, batch, "")
+		got, err := l.handle(ctx, c, batch)
 		if err != nil {
-			if ctx.Err() == nil && !errors.Is(err, errBusy) {
+			if ctx.Err() == nil && !errors.Is(err, errBusy) && !errors.Is(err, errEnded) {
 				n.log.Warn("receiving failed; the sender will offer it again", "full", errors.Is(err, errTooMuch))
 			}
 			return
@@ -72,10 +72,21 @@ func (l *lobby) listen(ctx context.Context, c *conversation) {
 			n.lobby.named(c)
 			n.outbox.attach(got.from, c)
 		}
-		if c.acknowledge(batch) != nil {
-			return
-		}
 	}
+}
+
+// handle receives envelopes and acknowledges them.
+func (l *lobby) handle(ctx context.Context, c *conversation, batch [][]byte) (received, error) {
+	c.handling.Lock()
+	defer c.handling.Unlock()
+	got, err := l.receiveAll(ctx, batch, "")
+	if err != nil {
+		return got, err
+	}
+	if c.acknowledge(batch) != nil {
+		return got, errEnded
+	}
+	return got, nil
 }
 
 // received is what came of some envelopes.
