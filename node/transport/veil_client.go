@@ -68,7 +68,8 @@ const (
 	helloTrusted  = 30 * time.Second
 	carriedLife   = time.Minute
 	maxAccidents  = 3
-	firstRaise    = 32 // connections
+	certainAfter  = 4  // connections that end well with less on them, and a suspicion is none
+	firstRaise    = 32 // of them, and more is tried
 	firstGap      = 2500 * time.Millisecond
 	maxGap        = 30 * time.Second
 	packetBytes   = 1400
@@ -230,7 +231,12 @@ func (s *veilSite) carried(packets, received int) {
 	if s.lesson.Packets == 0 {
 		return
 	}
-	if s.retired++; s.retired >= s.patience {
+	s.retired++
+	if !s.suspected.IsZero() && s.retired >= certainAfter {
+		s.suspected = time.Time{}
+		s.learn(func(l *Lesson) { l.At = time.Now() })
+	}
+	if s.retired >= s.patience {
 		s.retired = 0
 		s.raised = true
 		s.learn(func(l *Lesson) { l.Packets, l.Bytes = l.Packets*5/4, l.Bytes*5/4 })
@@ -630,6 +636,7 @@ type veilCaller struct {
 	failures  int
 	retryAt   time.Time
 	lastGood  time.Time
+	lastAlive time.Time // when an exchange or a handshake last worked
 	closeBy   time.Time
 	patience  time.Duration
 	hold      time.Duration
@@ -917,6 +924,7 @@ func (c *veilCaller) exchange(ctx context.Context, x *exchange) {
 			if !x.abandoned {
 				if !isClosed(link.doubt) {
 					close(link.doubt)
+					c.chunk = max(c.chunk/4, minChunk) // the next should get further
 				}
 				doubt = nil
 				c.abandon(x)
@@ -944,7 +952,7 @@ func (c *veilCaller) bury(l *veilLink, since time.Time) {
 		return
 	}
 	c.remove(l)
-	if c.lastGood.After(since) {
+	if c.lastAlive.After(since) {
 		packets, _, received, _ := l.meter.read()
 		c.site.died(packets, received)
 	}
@@ -994,6 +1002,7 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 	c.opened = true
 	c.failures = 0
 	c.lastGood = time.Now()
+	c.lastAlive = c.lastGood
 	if late {
 		c.patience = min(c.patience*3/2, maxPatience)
 	}
@@ -1184,6 +1193,7 @@ func (c *veilCaller) take(ctx context.Context, x *exchange) (*veilLink, error) {
 			return nil, err
 		}
 		c.parallel = !l.many
+		c.lastAlive = time.Now()
 		c.handshake.packets, _, c.handshake.received, _ = l.meter.read()
 		l.inFlight++
 		c.links = append(c.links, l)
