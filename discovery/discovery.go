@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -102,8 +103,8 @@ type Published struct {
 
 // Found is what a look-up brought.
 type Found struct {
-	Point int             // the index of the point it was found at
-	Body  rendezvous.Body // with at most four addresses
+	Point int // the index of the point it was found at
+	Body  rendezvous.Body
 	Seq   uint64
 }
 
@@ -258,6 +259,20 @@ func (d *Discovery) AddWaysIn(infos []peer.AddrInfo) {
 	select {
 	case d.wake <- struct{}{}:
 	default:
+	}
+}
+
+// Nodes returns the community nodes known now, those in the table first; one may
+// come more than once.
+func (d *Discovery) Nodes() []peer.AddrInfo {
+	return slices.Concat(d.table.alive(), d.remembered.ways(), d.invited.ways())
+}
+
+// Drop closes all connections: this machine is in another network than before.
+// New ones are made when they are needed.
+func (d *Discovery) Drop() {
+	for _, c := range d.cfg.Host.Network().Conns() {
+		_ = c.Close() // the other side sees it end either way
 	}
 }
 

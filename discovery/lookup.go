@@ -300,8 +300,6 @@ const (
 	nearTime = 2 * time.Second
 	// grace is how long a look-up waits for a newer record after the first.
 	grace = 300 * time.Millisecond
-	// maxFoundAddrs bounds the dials that one record can make us do.
-	maxFoundAddrs = 4
 )
 
 // hit is a valid record that somebody gave us.
@@ -425,9 +423,6 @@ func (d *Discovery) read(index int, point rendezvous.Point, record []byte) (h hi
 	body, seq, err := point.Open(record, d.cfg.Now())
 	if err != nil || seq < d.floors.of(key) {
 		return hit{}, false
-	}
-	if len(body.Addresses) > maxFoundAddrs {
-		body.Addresses = body.Addresses[:maxFoundAddrs]
 	}
 	return hit{found: Found{Point: index, Body: body, Seq: seq}, record: record, key: key}, true
 }

@@ -3,8 +3,8 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +38,7 @@ const (
 
 	// lookAround is how often our own addresses are looked at: libp2p says
 	// nothing of changes to addresses that it does not publish.
-	lookAround = 20 * time.Second
+	lookAround = 5 * time.Second
 
 	// A record of ours is looked for, as a contact would, after proofMin to
 	// proofMax: community nodes come and go, and forget when they do.
@@ -104,6 +104,13 @@ func (b *beacon) status() published {
 // run announces until ctx ends: what is new at once, what found no place again
 // soon, and everything when our addresses change and before the records run out.
 func (b *beacon) run(ctx context.Context) {
+	soon := time.NewTimer(relaysSoon)
+	select {
+	case <-b.n.relays.settled:
+	case <-soon.C:
+	case <-ctx.Done():
+	}
+	soon.Stop()
 	around := time.NewTicker(lookAround)
 	defer around.Stop()
 	addresses := b.addresses()
@@ -130,8 +137,14 @@ func (b *beacon) run(ctx context.Context) {
 			now, wasAlone := b.addresses(), alone
 			alone = b.n.cfg.Discovery.Status().Peers == 0
 			switch {
-			case now != addresses:
+			case !slices.Equal(now, addresses):
+				// What went out from an address that is gone hangs until a timeout.
+				if slices.ContainsFunc(addresses, func(a string) bool { return !slices.Contains(now, a) }) {
+					b.n.cfg.Host.Drop()
+					b.n.cfg.Discovery.Drop()
+				}
 				addresses = now
+				b.n.relays.readdressed()
 				b.n.outbox.hurry()
 				b.n.mail.hurry()
 			case wasAlone && !alone: // they may have forgotten us
@@ -174,19 +187,24 @@ func (b *beacon) renewal() time.Duration {
 	return min(announceMin+rand.N(announceMax-announceMin), midnight.Sub(now)+rand.N(midnightSpread))
 }
 
-// addresses is where we can be reached now, as one text to compare.
-func (b *beacon) addresses() string {
+// addresses is where we can be reached now, to compare.
+func (b *beacon) addresses() (out []string) {
 	addrs, err := b.n.cfg.Host.ListenAddrs()
 	if err != nil {
-		return ""
+		return nil
 	}
-	return fmt.Sprint(sortAddresses(addrs))
+	for _, a := range sortAddresses(addrs) {
+		out = append(out, a.String())
+	}
+	return out
 }
 
 // audience is one group that looks for us under one secret.
 type audience struct {
 	secret protocol.RendezvousSecret
 	bundle []byte // for those who hold an invite
+	direct bool   // they may know our own address, and not relays alone
+	hidden bool   // the user hides it from them, also on a local network
 }
 
 // announce publishes the records that are not in place and says whether all are.
@@ -214,12 +232,12 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Poin
 	var due []announcement
 	today, goal := rendezvous.Day(b.n.now()), 0
 	for _, a := range audiences {
-		where.Bundle = a.bundle
+		body := where.to(a)
 		for day := today; day <= today+1; day++ {
 			for _, p := range rendezvous.Derive(a.secret, b.n.self.device.Hash(), day) {
 				goal++
 				if _, ok := done[p.Key()]; !ok {
-					due = append(due, announcement{point: p, key: p.Key(), day: day, body: where})
+					due = append(due, announcement{point: p, key: p.Key(), day: day, body: body})
 				}
 			}
 		}
@@ -281,9 +299,9 @@ func (w *work) audiences() ([]audience, error) {
 	if err != nil {
 		return nil, err
 	}
-	silent := make(map[int64]bool) // those who are not to find us
+	whose := make(map[int64]store.ContactRow)
 	for _, c := range contacts {
-		silent[c.ID] = c.Blocked || c.State == store.ContactRequest
+		whose[c.ID] = c
 	}
 	invites, err := w.tx.Invites()
 	if err != nil {
@@ -301,7 +319,7 @@ func (w *work) audiences() ([]audience, error) {
 		if err != nil {
 			return nil, errors.Join(store.ErrDamaged, err)
 		}
-		a := audience{secret: link.Keys().Rendezvous}
+		a := audience{secret: link.Keys().Rendezvous, direct: !i.Reusable && !w.n.cfg.HideAddress, hidden: w.n.cfg.HideAddress}
 		if i.Expires > w.ms() { // after that only who has answered finds us
 			bundle, err := w.bundle(i, link, epoch)
 			if err != nil {
@@ -316,38 +334,64 @@ func (w *work) audiences() ([]audience, error) {
 		return nil, err
 	}
 	for _, d := range devices {
-		if silent[d.Contact] {
-			continue
+		c := whose[d.Contact]
+		if c.Blocked || c.State == store.ContactRequest {
+			continue // they are not to find us
+		}
+		direct, err := w.n.direct(c, d)
+		if err != nil {
+			return nil, err
 		}
 		pairs, err := w.tx.Pairs(d.Hash)
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range pairs {
-			out = append(out, audience{secret: protocol.SharedFromPair(protocol.PairSecret(p)).Rendezvous})
+			out = append(out, audience{secret: protocol.SharedFromPair(protocol.PairSecret(p)).Rendezvous, direct: direct, hidden: w.n.hides(c)})
 		}
 	}
 	return out, nil
 }
 
-// whereWeAre is what our records say of us: the addresses we listen on, and our
-// mailboxes.
-func (n *Node) whereWeAre(ctx context.Context) (rendezvous.Body, error) {
-	addrs, err := n.cfg.Host.ListenAddrs()
-	if err != nil {
-		return rendezvous.Body{}, err
+// whereabouts are what our records say of us.
+type whereabouts struct {
+	direct  [][]byte // the addresses we listen on
+	relayed [][]byte // those that lead through relays
+	fields  []rendezvous.Field
+}
+
+// to is what one audience is told (docs/spec/roads.md, section 3).
+func (w whereabouts) to(a audience) rendezvous.Body {
+	body := rendezvous.Body{Addresses: w.relayed, Bundle: a.bundle, Fields: w.fields}
+	if a.direct {
+		body.Addresses = slices.Concat(w.direct, w.relayed)
 	}
-	var body rendezvous.Body
-	for _, a := range sortAddresses(addrs) {
+	return body
+}
+
+// whereWeAre returns what our records say of us: where we listen, the relays we
+// are reached through, and our mailboxes.
+func (n *Node) whereWeAre(ctx context.Context) (w whereabouts, err error) {
+	add := func(to *[][]byte, most int, a ma.Multiaddr) {
 		full := a.Encapsulate(n.p2p()).Bytes()
-		if len(full) <= protocol.MaxAddress && len(body.Addresses) < maxRemembered {
-			body.Addresses = append(body.Addresses, full)
+		if len(full) <= protocol.MaxAddress && len(*to) < most {
+			*to = append(*to, full)
 		}
 	}
-	return body, n.view(ctx, func(tx *store.Tx) error {
+	addrs, err := n.cfg.Host.ListenAddrs()
+	if err != nil {
+		return w, err
+	}
+	for _, a := range sortAddresses(addrs) {
+		add(&w.direct, maxDirect, a)
+	}
+	for _, a := range n.relays.addresses() {
+		add(&w.relayed, maxRelayed, a)
+	}
+	return w, n.view(ctx, func(tx *store.Tx) error {
 		set, err := mailSet(tx)
 		if err == nil && set != nil {
-			body.Fields = []rendezvous.Field{{Type: rendezvous.FieldMailboxes, Value: set}}
+			w.fields = []rendezvous.Field{{Type: rendezvous.FieldMailboxes, Value: set}}
 		}
 		return err
 	})

@@ -214,7 +214,7 @@ func (w *work) removeContact(c store.ContactRow) error {
 func (n *Node) showContact(tx *store.Tx, c store.ContactRow) (*apiv1.Contact, error) {
 	out := &apiv1.Contact{
 		Id: c.Handle, Name: c.Name, State: contactStateName(c), Verified: c.Verified,
-		AddedMs: c.Added, LastSeenMs: c.Seen, Conversation: c.Handle, Alarm: c.Alarm,
+		AddedMs: c.Added, LastSeenMs: c.Seen, Conversation: c.Handle, Alarm: c.Alarm, AddressHidden: c.Hidden,
 	}
 	if len(c.Account) == len(identity.AccountPublic{}) {
 		out.Fingerprint = identity.AccountPublic(c.Account).Fingerprint().Text()
@@ -418,6 +418,27 @@ func (n *Node) SetBlocked(ctx context.Context, req *apiv1.SetBlockedRequest) (*a
 		return w.emitContact(*c, what)
 	})
 	return &apiv1.SetBlockedResponse{Contact: c}, err
+}
+
+// HideAddress says whether a contact may learn our address. What they know of it
+// from before they keep.
+func (n *Node) HideAddress(ctx context.Context, req *apiv1.HideAddressRequest) (*apiv1.HideAddressResponse, error) {
+	c, err := n.changeContact(ctx, req.Contact, func(w *work, c *store.ContactRow) error {
+		if c.Hidden == req.Hidden {
+			return nil
+		}
+		c.Hidden = req.Hidden
+		if err := w.saveContact(*c); err != nil {
+			return err
+		}
+		w.hidden, w.moved = true, true
+		what := "address hidden"
+		if !c.Hidden {
+			what = "address shown"
+		}
+		return errors.Join(w.lookAgain(*c), w.emitContact(*c, what))
+	})
+	return &apiv1.HideAddressResponse{Contact: c}, err
 }
 
 // GetSafetyNumber returns what two people compare to be sure of each other.

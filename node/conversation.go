@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -71,6 +72,8 @@ type conversation struct {
 	handling sync.Mutex
 
 	guest bool // counted among the lobby's guests; under the lobby's lock
+
+	punched atomic.Bool // a way through NATs has been looked for
 }
 
 // road names the way a stream or an envelope takes.
@@ -80,6 +83,7 @@ type road string
 const (
 	roadDirect  road = "direct"
 	roadLAN     road = "lan"
+	roadRelay   road = "relay"
 	roadMailbox road = "mailbox"
 	roadBundle  road = "bundle"
 )

@@ -18,6 +18,8 @@ type outbox struct {
 	changes  chan struct{}
 	draining chan struct{}
 	dials    chan struct{} // a place for each device being reached
+	urgent   chan struct{} // places for those that somebody waits for
+	budget   *dialBudget
 	rounds   chan struct{} // a place for each round of deposits
 	done     sync.WaitGroup
 
@@ -31,6 +33,8 @@ func newOutbox(n *Node) *outbox {
 	return &outbox{
 		n: n, changes: make(chan struct{}, 1), draining: make(chan struct{}),
 		dials:    make(chan struct{}, maxDials),
+		urgent:   make(chan struct{}, maxUrgent),
+		budget:   newDialBudget(),
 		rounds:   make(chan struct{}, maxRounds),
 		couriers: make(map[identity.DeviceHash]*courier),
 		early:    make(map[identity.DeviceHash]*conversation),
@@ -73,6 +77,7 @@ func (o *outbox) supervise(ctx context.Context) {
 				o: o, n: o.n, device: d, offering: newBaton(),
 				withheld: make(map[int64]bool), left: make(map[int64]bool),
 				heard: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
+				direct: make(chan struct{}, 1),
 			}
 			if conv := o.early[d]; conv != nil {
 				c.calls <- conv
@@ -85,6 +90,7 @@ func (o *outbox) supervise(ctx context.Context) {
 				o.mu.Lock()
 				defer o.mu.Unlock()
 				delete(o.couriers, d)
+				c.part()
 			})
 		}
 		o.mu.Unlock()

@@ -227,7 +227,7 @@ func (n *Node) mailboxesOf(tx *store.Tx, device []byte) (nodes []peer.AddrInfo, 
 	var doubtful []peer.AddrInfo
 	for _, address := range set.Nodes { // each another node
 		info, err := mailInfo(address)
-		if err != nil || n.cfg.Reachable != nil && !n.cfg.Reachable(info.Addrs[0]) {
+		if err != nil || !n.reachable(info.Addrs[0], true) {
 			continue
 		}
 		k, err := tx.Keeper([]byte(info.ID))

@@ -93,7 +93,7 @@ func (n *Node) CreateInvite(ctx context.Context, req *apiv1.CreateInviteRequest)
 		if err := w.tx.AddInviteTag(tag[:], id); err != nil {
 			return err
 		}
-		w.names, w.publish = true, true
+		w.names, w.publish, w.hidden = true, true, req.Reusable
 		out = w.showInvite(row)
 		return nil
 	})
@@ -281,7 +281,7 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 		}
 		id = c.ID
 		w.devices[link.Device] = true
-		w.publish = true
+		w.publish, w.hidden = true, true
 		for _, h := range link.Hints {
 			if a, err := ma.NewMultiaddrBytes(h); err == nil {
 				if err := w.tx.RememberWay(a.String(), w.ms(), keepWays); err != nil {

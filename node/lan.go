@@ -234,6 +234,9 @@ func (n *Node) lanKeys(ctx context.Context, epoch int64) (spoken []lan.Key, hear
 		spoken = nil
 		told := make(map[protocol.RendezvousSecret]bool)
 		for _, a := range audiences {
+			if a.hidden {
+				continue
+			}
 			told[a.secret] = true
 			spoken = append(spoken, lan.Derive(a.secret, n.self.device.Hash(), epoch))
 		}
@@ -244,7 +247,7 @@ func (n *Node) lanKeys(ctx context.Context, epoch int64) (spoken []lan.Key, hear
 		}
 		blocked := make(map[int64]bool)
 		for _, c := range contacts {
-			blocked[c.ID] = c.Blocked
+			blocked[c.ID] = c.Blocked || n.hides(c)
 		}
 		devices, err := w.tx.Devices(0)
 		if err != nil {
@@ -573,10 +576,11 @@ func (l *locals) recordFor(ctx context.Context, secret protocol.RendezvousSecret
 }
 
 func (n *Node) makeRecord(ctx context.Context, secret protocol.RendezvousSecret) ([]byte, error) {
-	body, err := n.whereWeAre(ctx)
+	where, err := n.whereWeAre(ctx)
 	if err != nil {
 		return nil, err
 	}
+	var body rendezvous.Body
 	day := rendezvous.Day(n.now())
 	point := rendezvous.Derive(secret, n.self.device.Hash(), day)[0]
 	var seq uint64
@@ -588,7 +592,7 @@ func (n *Node) makeRecord(ctx context.Context, secret protocol.RendezvousSecret)
 		known := false
 		for _, a := range audiences {
 			if a.secret.Equal(secret) {
-				body.Bundle, known = a.bundle, true
+				body, known = where.to(a), true
 			}
 		}
 		if !known {
@@ -663,7 +667,16 @@ func (c *courier) askRecord(ctx context.Context, id peer.ID, k protocol.Shared, 
 // visit connects to a device where it was heard, and learns from it what its
 // record says.
 func (c *courier) visit(ctx context.Context, d store.DeviceRow, keys []protocol.Shared, info peer.AddrInfo) outcome {
-	if err := c.connect(ctx, info); err != nil {
+	m, err := c.meeting(ctx)
+	switch {
+	case err != nil:
+		return outcome{err: err}
+	case m.hidden:
+		return outcome{err: errDial}
+	case m.way == transport.Relayed: // a stranger, but here
+		m.way = transport.Dialled
+	}
+	if err := c.connect(ctx, info, m.way); err != nil {
 		return outcome{err: err}
 	}
 	if d.Public == nil || d.Link != nil {

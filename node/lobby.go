@@ -5,11 +5,13 @@ import (
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	libp2p "github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/invite"
@@ -255,6 +257,9 @@ func (l *lobby) hold(ctx context.Context, c *conversation) {
 // roadOf names the road that a connection takes. Not every local network has
 // private addresses.
 func (n *Node) roadOf(c network.Conn) road {
+	if transport.IsRelayed(c) {
+		return roadRelay
+	}
 	a := c.RemoteMultiaddr()
 	if manet.IsPrivateAddr(a) && !manet.IsIPLoopback(a) || n.locals.contain(a) {
 		return roadLAN
@@ -262,8 +267,15 @@ func (n *Node) roadOf(c network.Conn) road {
 	return roadDirect
 }
 
-// transportAddress is a connection's remote address without the peer's name.
+// transportAddress is a connection's remote address without the peer's name, or
+// the relay's, if it is one.
 func transportAddress(c network.Conn) string {
+	if relay, ok := transport.RelayOf(c.RemoteMultiaddr()); ok {
+		if info, err := peer.AddrInfoFromP2pAddr(relay); err == nil {
+			return transport.Circuit(*info)[0].String()
+		}
+		return ""
+	}
 	a, _ := ma.SplitFunc(c.RemoteMultiaddr(), func(p ma.Component) bool { return p.Protocol().Code == ma.P_P2P })
 	return a.String()
 }

@@ -409,7 +409,7 @@ func (m *Mailboxes) ways(ctx context.Context) (out []peer.AddrInfo, err error) {
 		out = slices.Clone(near)
 		for _, way := range append(slices.Clone(words), known...) {
 			info, err := infoOf(way)
-			if err == nil && (m.n.cfg.Reachable == nil || m.n.cfg.Reachable(info.Addrs[0])) {
+			if err == nil && m.n.reachable(info.Addrs[0], true) {
 				out = append(out, info)
 			}
 		}
@@ -713,18 +713,26 @@ func (w *work) tellBoxes(c store.ContactRow) error {
 // neighbourhood is the part of the network that a node lies in: whoever runs or
 // blocks one address there can do so with the others.
 func neighbourhood(info peer.AddrInfo) netip.Prefix {
-	ip, err := manet.ToIP(info.Addrs[0])
-	if err != nil {
+	a := placeOf(info.Addrs[0])
+	if !a.IsValid() {
 		return netip.Prefix{} // a name: its own place
 	}
-	a, _ := netip.AddrFromSlice(ip)
-	a = a.Unmap()
 	bits := 16
 	if a.Is6() {
 		bits = 32
 	}
 	p, _ := a.Prefix(bits)
 	return p
+}
+
+// placeOf is the IP address in an address, or none.
+func placeOf(a ma.Multiaddr) netip.Addr {
+	ip, err := manet.ToIP(a)
+	if err != nil {
+		return netip.Addr{}
+	}
+	out, _ := netip.AddrFromSlice(ip)
+	return out.Unmap()
 }
 
 // infoOf reads a node's address.

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/kith-im/kith/discovery"
@@ -61,9 +62,12 @@ type Config struct {
 	Name string
 	// Version of the program, for status.
 	Version string
-	// Reachable says whether an address that a contact published may be
-	// dialled; nil allows all.
-	Reachable func(ma.Multiaddr) bool
+	// Reachable says whether an address that somebody published may be dialled: an
+	// established contact, if known is true, a stranger otherwise. nil allows all.
+	Reachable func(a ma.Multiaddr, known bool) bool
+	// HideAddress has contacts learn only relays and mailboxes of us, never our
+	// address (docs/spec/roads.md, section 7). The host then listens to nobody.
+	HideAddress bool
 	// Hints are the community nodes that new invites name as ways in, as
 	// multiaddrs with /p2p; at most three are used.
 	Hints []ma.Multiaddr
@@ -100,6 +104,7 @@ type Node struct {
 	beacon  *beacon
 	locals  *locals
 	checker *checker
+	relays  *relays
 	mail    *Mailboxes
 	gate    *gate
 	loaded  loaded
@@ -144,6 +149,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	n.outbox = newOutbox(n)
 	n.lobby = newLobby(n)
 	n.beacon = newBeacon(n)
+	n.relays = newRelays(n)
 	n.mail = newMailboxes(n)
 	if err := n.rename(ctx); err != nil {
 		return nil, fmt.Errorf("rename the account: %w", err)
@@ -168,6 +174,10 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	parts.Go(func() { n.checker.run(run) })
 	n.lobby.open(run)
+	connections := &network.NotifyBundle{ConnectedF: n.outbox.connected}
+	n.cfg.Host.Network().Notify(connections)
+	defer n.cfg.Host.Network().StopNotify(connections)
+	parts.Go(func() { n.relays.run(run) })
 	parts.Go(func() { n.beacon.run(run) })
 	parts.Go(func() { n.mail.run(run) })
 	parts.Go(func() { n.tidy(run) })

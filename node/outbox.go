@@ -20,6 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/stream"
@@ -42,9 +44,14 @@ const (
 	maxUnsettled = 512
 
 	// maxDials bounds the devices that are being reached at one time, and
-	// dialPause how fast one place is given out after another.
+	// maxUrgent those besides that somebody waits for, or for which something has
+	// come up: they do not queue behind all who are away.
 	maxDials  = 8
-	dialPause = time.Second
+	maxUrgent = 4
+
+	// handOverTime is how long a conversation that moves to a better road waits
+	// for what it has on its way on the old one (docs/spec/roads.md, section 6).
+	handOverTime = 3 * time.Second
 )
 
 // offerAgain is when an envelope that was taken but not receipted is offered
@@ -60,6 +67,7 @@ type courier struct {
 	changed chan struct{}      // the device's row changed
 	calls   chan *conversation // the device called
 	heard   chan struct{}      // the device was heard on the local network
+	direct  chan struct{}      // there is a connection without a relay
 
 	offering baton // held from reading the outbox until flight holds what was read
 
@@ -68,6 +76,7 @@ type courier struct {
 	flight []inFlight    // offered and not acknowledged, in order
 	empty  chan struct{} // closed when flight becomes empty, if somebody waits
 	retry  time.Time     // not called before
+	peers  []peer.ID     // of the device's transport, newest last, of which the host was told how to meet them
 
 	summons []chan *conversation // who waits for a conversation
 
@@ -272,18 +281,35 @@ func (c *courier) await(ctx context.Context, greet bool) (conv *conversation, go
 
 // call reaches the device, or notes the failure and when to try again.
 func (c *courier) call(ctx context.Context, o outlook) *conversation {
+	c.mu.Lock()
+	places := c.o.dials
+	if len(c.summons) > 0 || o.needed && c.failures == 0 {
+		places = c.o.urgent
+	}
+	c.mu.Unlock()
 	select {
-	case c.o.dials <- struct{}{}:
+	case places <- struct{}{}:
 	case conv := <-c.calls:
 		return conv
 	case <-ctx.Done():
 		return nil
 	}
-	// A place comes free a moment after it was used, so that a long list of
-	// absent contacts does not become a storm.
-	defer time.AfterFunc(dialPause, func() { <-c.o.dials })
+	defer func() { <-places }()
+	for wait := c.o.budget.take(time.Now()); wait > 0; wait = c.o.budget.take(time.Now()) {
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case conv := <-c.calls:
+			timer.Stop()
+			return conv
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
 	conv, err := c.reach(ctx)
 	if err == nil {
+		c.o.budget.give()
 		if conv.opened && !c.n.lobby.host(ctx, conv) {
 			conv.close(stream.ReasonShutdown)
 			return nil
@@ -333,6 +359,10 @@ func (c *courier) noteFailure(ctx context.Context, cause error) error {
 func (c *courier) converse(ctx context.Context, conv *conversation) (next *conversation, progress bool) {
 	defer conv.reset()
 	if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned || o.keyless {
+		return nil, true
+	}
+	crossing := false
+	if err := c.improve(ctx, conv); err != nil {
 		return nil, true
 	}
 	last := int64(0)     // the newest envelope offered
@@ -402,8 +432,16 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 				break
 			}
 			timer.Stop()
+			if conv.road == roadRelay && other.road != roadRelay {
+				c.land(ctx, conv, &taken)
+			}
 			conv.close(stream.ReasonSuperseded)
 			return other, true
+		case <-c.direct:
+			if !crossing && conv.opened && conv.road == roadRelay {
+				crossing = true
+				c.o.done.Go(func() { c.cross(ctx, conv) })
+			}
 		case <-conv.ended:
 			timer.Stop()
 			select {
@@ -414,6 +452,10 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			return
 		case <-c.changed:
 			if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned || o.keyless {
+				timer.Stop()
+				return
+			}
+			if err := c.improve(ctx, conv); err != nil {
 				timer.Stop()
 				return
 			}
@@ -657,10 +699,14 @@ func (w *work) noteTaken(d *store.DeliveryRow) (err error) {
 
 // better says which of two conversations with one device to keep: a device
 // that was restarted has a new name, and its old conversation is dead; of two
-// that were opened at the same time, that of the smaller name; else the newer.
+// that were opened at the same time, the direct one, or that of the smaller name;
+// else the newer.
 func better(other, current *conversation) bool {
 	if other.remote() != current.remote() || other.opener() == current.opener() {
 		return true
+	}
+	if relayed := other.road == roadRelay; relayed != (current.road == roadRelay) {
+		return !relayed // only the direct one is there to stay
 	}
 	return bytes.Compare([]byte(other.opener()), []byte(current.opener())) < 0
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/kith-im/kith/discovery"
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/handshake"
 	"github.com/kith-im/kith/protocol/identity"
@@ -25,8 +28,14 @@ import (
 // reachTime bounds one attempt to reach a device, look-ups included.
 const reachTime = 30 * time.Second
 
-// maxRemembered bounds the addresses kept of a device.
-const maxRemembered = 4
+// maxDirect and maxRelayed bound the addresses of each kind that a record of ours
+// says, and that are taken of another's; of these maxPerPlace with the same IP
+// address are dialled, relays included (threats E10; docs/spec/roads.md, section 3).
+const (
+	maxDirect   = 4
+	maxRelayed  = 4
+	maxPerPlace = 4
+)
 
 var (
 	errNoRecord = errors.New("the contact has not announced itself")
@@ -45,14 +54,18 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 	if err != nil {
 		return nil, err
 	}
+	m, err := c.meeting(ctx)
+	if err != nil {
+		return nil, err
+	}
 	// All ways end with a connection; only then is a stream opened, once.
 	results := make(chan outcome)
 	tries := 0
-	try := func(way func() outcome) {
+	try := func(to func() outcome) {
 		tries++
 		go func() {
 			select {
-			case results <- way():
+			case results <- to():
 			case <-ctx.Done():
 			}
 		}()
@@ -64,9 +77,9 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 	}
 	visit()
 	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 && d.Public != nil {
-		try(func() outcome { return outcome{id: old.ID, keys: keys, err: c.connect(ctx, old)} })
+		try(func() outcome { return outcome{id: old.ID, keys: keys, err: c.connect(ctx, old, m.way)} })
 	}
-	try(func() outcome { return c.seek(ctx, d, keys) })
+	try(func() outcome { return c.seek(ctx, d, keys, m) })
 	for tries > 0 {
 		var r outcome
 		select {
@@ -84,7 +97,7 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 			continue
 		}
 		var conv *conversation
-		if conv, err = c.open(ctx, r.keys, r.id); err == nil {
+		if conv, err = c.open(transport.Roundabout(ctx), r.keys, r.id); err == nil {
 			c.remember(ctx, conv)
 			return conv, nil
 		}
@@ -111,8 +124,56 @@ func (c *courier) secrets(ctx context.Context) (d store.DeviceRow, keys []protoc
 	return d, keys, err
 }
 
+// meeting is how a device may be met.
+type meeting struct {
+	way    transport.Road
+	known  bool // it is an established contact's
+	hidden bool // the user hides from it
+}
+
+func (c *courier) meeting(ctx context.Context) (m meeting, err error) {
+	err = c.n.view(ctx, func(tx *store.Tx) error {
+		d, err := tx.Device(c.device[:])
+		if err != nil {
+			return err
+		}
+		contact, err := tx.Contact(d.Contact)
+		if err != nil {
+			return err
+		}
+		direct, err := c.n.direct(contact, d)
+		m = meeting{way: transport.Relayed, known: contact.State == store.ContactEstablished, hidden: c.n.hides(contact)}
+		if direct {
+			m.way = transport.Trusted
+		}
+		return err
+	})
+	return m, err
+}
+
+// hides says whether a contact is not to learn our address, whoever they are.
+func (n *Node) hides(c store.ContactRow) bool { return n.cfg.HideAddress || c.Hidden }
+
+// direct says whether a contact's device may know our address and be dialled at
+// its own: an accepted contact from whom the user does not hide. Of those who
+// have not answered yet, they are accepted whose one-time invite we hold, or who
+// answered ours; a reusable invite is for anybody (docs/spec/roads.md, section 3).
+func (n *Node) direct(c store.ContactRow, d store.DeviceRow) (bool, error) {
+	if n.hides(c) || c.Blocked || c.State == store.ContactRequest {
+		return false, nil
+	}
+	if c.State == store.ContactEstablished || d.Link == nil {
+		return true, nil
+	}
+	link, err := invite.Parse(string(d.Link))
+	if err != nil {
+		return false, errors.Join(store.ErrDamaged, err)
+	}
+	return !link.Reusable, nil
+}
+
 // seek finds what the device has announced, learns from it, and connects.
-func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.Shared) outcome {
+func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.Shared, m meeting) outcome {
 	found, at, err := c.find(ctx, keys)
 	if err != nil {
 		return outcome{err: err}
@@ -120,8 +181,8 @@ func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.S
 	if keys, err = c.digest(ctx, d, keys, found, at); err != nil {
 		return outcome{err: err}
 	}
-	info := c.addresses(found.Body.Addresses)
-	return outcome{id: info.ID, keys: keys, err: c.connect(ctx, info)}
+	info := c.n.addresses(found.Body.Addresses, m.known)
+	return outcome{id: info.ID, keys: keys, err: c.connect(ctx, info, m.way)}
 }
 
 // digest learns from what the device has announced: its mailboxes, and, as long as
@@ -205,15 +266,40 @@ func (w *work) learn(device identity.DeviceHash, bundle *handshake.Bundle) error
 	return w.begin(contact, d, link, bundle)
 }
 
-// connect makes sure that there is a connection to a peer.
-func (c *courier) connect(ctx context.Context, info peer.AddrInfo) error {
+// connect makes sure that there is a connection to a peer, directly where that is
+// allowed and works, or through a relay.
+func (c *courier) connect(ctx context.Context, info peer.AddrInfo, way transport.Road) error {
+	if way == transport.Relayed {
+		info.Addrs = slices.DeleteFunc(info.Addrs, func(a ma.Multiaddr) bool {
+			_, relayed := transport.RelayOf(a)
+			return !relayed
+		})
+	}
 	if len(info.Addrs) == 0 {
 		return errDial
 	}
-	if err := c.n.cfg.Host.Connect(ctx, info); err != nil {
+	c.meet(info.ID, way)
+	if err := c.n.cfg.Host.Connect(transport.Roundabout(ctx), info); err != nil {
 		return errors.Join(errDial, ctx.Err())
 	}
 	return nil
+}
+
+// maxPeers is how many names of a device's transport are known at one time: the
+// one it had when it was last reached, and the one it has announced.
+const maxPeers = 2
+
+// meet has the host know how the device, whose transport has this name now or had
+// it lately, may be met.
+func (c *courier) meet(id peer.ID, way transport.Road) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.peers = append(slices.DeleteFunc(c.peers, func(p peer.ID) bool { return p == id }), id)
+	if len(c.peers) > maxPeers {
+		c.n.cfg.Host.Open(c.peers[0], transport.Dialled)
+		c.peers = slices.Delete(c.peers, 0, 1)
+	}
+	c.n.cfg.Host.Open(id, way)
 }
 
 // open opens a conversation with a device on a connection.
@@ -241,30 +327,57 @@ func (c *courier) open(ctx context.Context, keys []protocol.Shared, id peer.ID) 
 	return conv, nil
 }
 
-// addresses reads the addresses of a record: all of one peer, at most
-// maxRemembered, and none that we may not dial.
-func (c *courier) addresses(encoded [][]byte) peer.AddrInfo {
+// reachable says whether an address that somebody published may be dialled.
+func (n *Node) reachable(a ma.Multiaddr, known bool) bool {
+	return n.cfg.Reachable == nil || n.cfg.Reachable(a, known)
+}
+
+// addresses reads the addresses of a record, which an established contact wrote
+// if known is true: all of one peer, few, and none that we may not dial
+// (docs/spec/roads.md, section 3).
+func (n *Node) addresses(encoded [][]byte, known bool) peer.AddrInfo {
 	var info, spared peer.AddrInfo // spared: does not pass here, as far as we know
+	direct, relayed := 0, 0
+	places := make(map[netip.Addr]int)
 	for _, b := range encoded {
 		a, err := ma.NewMultiaddrBytes(b)
 		if err != nil {
 			continue
 		}
 		one, err := peer.AddrInfoFromP2pAddr(a)
-		if err != nil || len(one.Addrs) == 0 || info.ID != "" && one.ID != info.ID {
+		if err != nil || len(one.Addrs) != 1 || info.ID != "" && one.ID != info.ID {
 			continue
 		}
-		if c.n.cfg.Reachable != nil && !c.n.cfg.Reachable(one.Addrs[0]) {
-			continue
+		dialled, count, most := one.Addrs[0], &direct, maxDirect
+		if relay, ok := transport.RelayOf(dialled); ok {
+			way, err := peer.AddrInfoFromP2pAddr(relay)
+			if err != nil || len(way.Addrs) > 1 || !bytes.Equal(relay.Encapsulate(circuit).Bytes(), dialled.Bytes()) {
+				continue
+			}
+			count, most = &relayed, maxRelayed
+			if dialled = nil; len(way.Addrs) == 1 {
+				dialled = way.Addrs[0]
+			}
 		}
-		if c.n.checker.spared(one.Addrs[0]) {
-			spared.ID = one.ID
-			spared.Addrs = append(spared.Addrs, one.Addrs...)
-			continue
+		if dialled != nil {
+			if _, again := transport.RelayOf(dialled); again || !n.reachable(dialled, known) {
+				continue
+			}
+			p := placeOf(dialled)
+			if p.IsValid() && places[p] == maxPerPlace {
+				continue
+			}
+			places[p]++
 		}
-		if len(info.Addrs) < maxRemembered {
+		if *count < most {
+			*count++
+			if dialled != nil && n.checker.spared(dialled) {
+				spared.ID = one.ID
+				spared.Addrs = append(spared.Addrs, one.Addrs[0])
+				continue
+			}
 			info.ID = one.ID
-			info.Addrs = append(info.Addrs, one.Addrs...)
+			info.Addrs = append(info.Addrs, one.Addrs[0])
 		}
 	}
 	if len(info.Addrs) == 0 {
@@ -272,6 +385,9 @@ func (c *courier) addresses(encoded [][]byte) peer.AddrInfo {
 	}
 	return info
 }
+
+// circuit ends the address of a relay in a relayed address.
+var circuit = ma.StringCast("/p2p-circuit")
 
 // remember keeps where a device was reached. That is a help for the next time
 // and no more, so it is not an error if it fails.

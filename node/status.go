@@ -93,6 +93,10 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 	if len(listen) == 0 {
 		out.Roads[string(roadDirect)] = "outgoing only: nothing is listened on"
 	}
+	if n.cfg.HideAddress {
+		out.Roads[string(roadDirect)] = "off"
+	}
+	out.Roads[string(roadRelay)] = n.relays.state()
 	return out, n.view(ctx, func(tx *store.Tx) (err error) {
 		if out.Outbox, err = tx.CountOutbox(); err != nil {
 			return err
@@ -165,8 +169,12 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	return out, nil
 }
 
-// pingTime bounds a ping, with reaching the contact.
-const pingTime = 30 * time.Second
+// pingTime bounds a ping, with reaching the contact, and pingTries how often it is
+// asked anew because the conversation ended.
+const (
+	pingTime  = 30 * time.Second
+	pingTries = 3
+)
 
 // Ping measures one round trip to a contact's daemon on the live conversation,
 // and opens one if there is none.
@@ -195,23 +203,27 @@ func (n *Node) Ping(ctx context.Context, req *apiv1.PingRequest) (*apiv1.PingRes
 	}
 	var failure error = errDial
 	for _, d := range devices {
-		conv, err := n.outbox.summon(ctx, d.Hash)
-		if err != nil {
-			failure = err
-			continue
+		// A conversation may end for a better one; then that one is asked.
+		failure = errEnded
+		for range pingTries {
+			if !errors.Is(failure, errEnded) {
+				break
+			}
+			var conv *conversation
+			if conv, failure = n.outbox.summon(ctx, d.Hash); failure != nil {
+				break
+			}
+			var token [8]byte
+			if _, err := rand.Read(token[:]); err != nil {
+				return nil, err
+			}
+			var took time.Duration
+			if took, failure = conv.ping(ctx, token); failure == nil {
+				return &apiv1.PingResponse{
+					Ms: float64(took.Microseconds()) / 1000, Road: string(conv.road), Address: transportAddress(conv.stream.Conn()),
+				}, nil
+			}
 		}
-		var token [8]byte
-		if _, err := rand.Read(token[:]); err != nil {
-			return nil, err
-		}
-		took, err := conv.ping(ctx, token)
-		if err != nil {
-			failure = err
-			continue
-		}
-		return &apiv1.PingResponse{
-			Ms: float64(took.Microseconds()) / 1000, Road: string(conv.road), Address: transportAddress(conv.stream.Conn()),
-		}, nil
 	}
 	if errors.Is(failure, errSummoned) || errors.Is(failure, context.DeadlineExceeded) {
 		return nil, refuse(CodeNetwork, "see kith doctor", "%s could not be reached", quoteName(c))

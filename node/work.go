@@ -35,6 +35,7 @@ type work struct {
 	shown    int                              // messages added to a history
 	moved    bool                             // what our records say has changed
 	publish  bool                             // what we publish has changed
+	hidden   bool                             // who may know our address has changed
 	event    bool                             // the event log has grown
 	soon     bool                             // something expires before tidying is due
 }
@@ -98,6 +99,9 @@ func (w *work) committed() {
 	}
 	if w.publish {
 		w.n.beacon.wake()
+	}
+	if w.hidden {
+		w.n.relays.wake()
 	}
 	if w.moved {
 		w.n.beacon.renew()

@@ -36,6 +36,8 @@ type config struct {
 	quota      setting[string] // as parseSize takes it; empty: as it was set before
 	metrics    setting[string] // IP:port; empty: none
 	lan        setting[string] // on or off; empty: as it was set before
+	hide       setting[bool]
+	upnp       setting[bool]
 	bridge     bridgeConfig
 	preset     setting[string]
 	perDay     setting[string] // bytes, as parseSize takes them; empty: as the preset says
@@ -78,6 +80,8 @@ type file struct {
 	Quota      *string   `toml:"quota"`
 	Metrics    *string   `toml:"metrics"`
 	LAN        *string   `toml:"lan"`
+	Hide       *bool     `toml:"hide-address"`
+	UPnP       *bool     `toml:"upnp"`
 	Bridge     *bool     `toml:"bridge"`
 	Site       *string   `toml:"site"`
 	Domain     *string   `toml:"domain"`
@@ -128,6 +132,8 @@ func (k *kith) config() (*config, error) {
 		conns:      text("", f.Conns, "KITH_CONNECTIONS"),
 		dials:      text("", f.Dials, "KITH_DIALS_PER_MINUTE"),
 		passphrase: text("", f.Passphrase, "KITH_PASSPHRASE_FILE"),
+		hide:       yes(f.Hide, "KITH_HIDE_ADDRESS"),
+		upnp:       yes(f.UPnP, "KITH_UPNP"),
 		bridge: bridgeConfig{
 			on:      yes(f.Bridge, "KITH_BRIDGE"),
 			site:    text("", f.Site, "KITH_SITE"),
@@ -230,6 +236,8 @@ The config file (kith paths shows where) is TOML with these keys:
   connections = "64"                        connections of each host
   dials-per-minute = "30"                   and dials
   passphrase-file = "/path/to/file"         opens a protected store
+  hide-address = true                       relays and mailboxes only, for everybody
+  upnp = true                               ask routers for ports
   bridge = true                             with site, domain, acme, cert, key,
                                             bridge-listen, bridge-address and
                                             bridge-behind, as the flags
@@ -264,6 +272,8 @@ the file.`,
 			Conns      entry `json:"connections"`
 			Dials      entry `json:"dials-per-minute"`
 			Passphrase entry `json:"passphrase-file"`
+			Hide       entry `json:"hide-address"`
+			UPnP       entry `json:"upnp"`
 			Bridge     entry `json:"bridge"`
 			Site       entry `json:"site"`
 			Domain     entry `json:"domain"`
@@ -291,6 +301,8 @@ the file.`,
 			entry{c.conns.value, c.conns.from},
 			entry{c.dials.value, c.dials.from},
 			entry{c.passphrase.value, c.passphrase.from},
+			entry{c.hide.value, c.hide.from},
+			entry{c.upnp.value, c.upnp.from},
 			entry{c.bridge.on.value, c.bridge.on.from},
 			entry{c.bridge.site.value, c.bridge.site.from},
 			entry{c.bridge.domain.value, c.bridge.domain.from},
@@ -308,7 +320,7 @@ the file.`,
 			}
 			table(w, row("name", v.Name), row("role", v.Role), row("listen", v.Listen), row("bootstrap", v.Bootstrap),
 				row("api", v.API), row("web", v.Web),
-				row("bridge", v.Bridge), row("site", v.Site), row("domain", v.Domain), row("acme", v.ACME),
+				row("hide-address", v.Hide), row("upnp", v.UPnP), row("bridge", v.Bridge), row("site", v.Site), row("domain", v.Domain), row("acme", v.ACME),
 				row("cert", v.Cert), row("key", v.Key), row("bridge-listen", v.BridgeAt),
 				row("bridge-address", v.BridgeAddr), row("bridge-behind", v.Behind),
 				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("preset", v.Preset),

@@ -21,6 +21,7 @@ type contactJSON struct {
 	LastSeen     int64  `json:"last_seen"`
 	Conversation string `json:"conversation"`
 	Fingerprint  string `json:"fingerprint"`
+	Hidden       bool   `json:"address_hidden"`
 	Alarm        string `json:"alarm,omitempty"`
 	FirstText    string `json:"first_text,omitempty"`
 }
@@ -29,7 +30,7 @@ func toContact(c *apiv1.Contact) contactJSON {
 	return contactJSON{
 		ID: c.GetId(), Name: c.GetName(), State: c.GetState(), Verified: c.GetVerified(), Devices: c.GetDevices(),
 		Added: c.GetAddedMs(), LastSeen: c.GetLastSeenMs(), Conversation: c.GetConversation(),
-		Fingerprint: c.GetFingerprint(), Alarm: c.GetAlarm(), FirstText: c.GetFirstText(),
+		Fingerprint: c.GetFingerprint(), Hidden: c.GetAddressHidden(), Alarm: c.GetAlarm(), FirstText: c.GetFirstText(),
 	}
 }
 
@@ -129,6 +130,37 @@ func (k *kith) setBlocked(verb string, blocked bool) *cobra.Command {
 		res, err := c.SetBlocked(ctx, &apiv1.SetBlockedRequest{Contact: args[0], Blocked: blocked})
 		if err != nil {
 			return err
+		}
+		k.printContact(res.GetContact(), done)
+		return nil
+	})
+	return k.completeContacts(c)
+}
+
+func (k *kith) hideAddressCmd() *cobra.Command {
+	c := k.command(&cobra.Command{
+		Use:   "hide-address CONTACT on|off",
+		Short: "Keep my address from a contact: reach them over relays and mailboxes only",
+		Long: `Keep my address from a contact, or show it again. While it is hidden, messages
+to and from that contact go over relays and mailboxes alone: neither side dials
+the other. What they learnt before they keep. With kith up --hide-address it is
+hidden from everybody.`,
+	}, 2, 2, func(ctx context.Context, args []string) error {
+		on := args[1] == "on"
+		if !on && args[1] != "off" {
+			return usagef("use one of the two", "it is either on or off, not %q", clean(args[1]))
+		}
+		c, err := k.dial()
+		if err != nil {
+			return err
+		}
+		res, err := c.HideAddress(ctx, &apiv1.HideAddressRequest{Contact: args[0], Hidden: on})
+		if err != nil {
+			return err
+		}
+		done := "My address is hidden from %s: messages go over relays and mailboxes."
+		if !on {
+			done = "My address is not hidden from %s any more."
 		}
 		k.printContact(res.GetContact(), done)
 		return nil

@@ -150,6 +150,10 @@ func (b *teller) SetBlocked(context.Context, *apiv1.SetBlockedRequest) (*apiv1.S
 	return &apiv1.SetBlockedResponse{Contact: b.contact()}, b.fail
 }
 
+func (b *teller) HideAddress(context.Context, *apiv1.HideAddressRequest) (*apiv1.HideAddressResponse, error) {
+	return &apiv1.HideAddressResponse{Contact: b.contact()}, b.fail
+}
+
 func (b *teller) GetSafetyNumber(context.Context, *apiv1.GetSafetyNumberRequest) (*apiv1.GetSafetyNumberResponse, error) {
 	return &apiv1.GetSafetyNumberResponse{Contact: b.contact(), Number: strings.Repeat("12345", 12), Qr: "kith"}, b.fail
 }

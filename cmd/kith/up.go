@@ -100,6 +100,8 @@ account and can read nothing.`,
 	f.Lookup("lan").NoOptDefVal = "on"
 	f.StringVar(&flags.preset.value, "preset", "", "what may be used: laptop, lowpower, server, bridge or offline; see kith budget --help")
 	f.StringVar(&flags.perDay.value, "bytes-per-day", "", "the `SIZE` of what may be sent and received in a day")
+	f.BoolVar(&flags.hide.value, "hide-address", false, "keep this machine's address from all contacts: relays and mailboxes only")
+	f.BoolVar(&flags.upnp.value, "upnp", false, "ask routers on the network for ports (UPnP, NAT-PMP), which tells them that we listen")
 	flags.bridge.define(f)
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
 	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
@@ -123,6 +125,8 @@ account and can read nothing.`,
 		override(&cfg.lan, flags.lan, changed("lan"))
 		override(&cfg.preset, flags.preset, changed("preset"))
 		override(&cfg.perDay, flags.perDay, changed("bytes-per-day"))
+		override(&cfg.hide, flags.hide, changed("hide-address"))
+		override(&cfg.upnp, flags.upnp, changed("upnp"))
 		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
 		cfg.bridge.override(flags.bridge, changed)
 		d, err := newDaemon(k, cfg)
@@ -224,13 +228,34 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 		return nil, err
 	}
 	d.bridge = bridge
+	if err := d.hideSettings(); err != nil {
+		return nil, err
+	}
 	// Behind a proxy nobody could come in, and a port of our own would show
 	// those who try it an address that the proxy is there to hide. On a bridge
 	// it would tell a prober what the site is there to hide.
-	if len(d.listen) == 0 && d.proxy == nil && d.bridge == nil {
+	if len(d.listen) == 0 && d.proxy == nil && d.bridge == nil && !cfg.hide.value {
 		d.listen = listenEverywhere()
 	}
 	return d, nil
+}
+
+// hideSettings refuses what would show the address that is to be hidden.
+func (d *daemon) hideSettings() error {
+	if !d.cfg.hide.value {
+		return nil
+	}
+	switch {
+	case d.role == node.RoleCommunity:
+		return usagef("leave it away", "--hide-address is for a user: others are told to dial a community node")
+	case len(d.listen) > 0:
+		return usagef("leave --listen away", "who hides the address does not listen")
+	case d.cfg.upnp.value:
+		return usagef("leave one of the two away", "who hides the address needs no ports of the router")
+	case d.cfg.lan.value == "on":
+		return usagef("leave one of the two away", "on the local network others are told the address, which is to be hidden")
+	}
+	return nil
 }
 
 // proxySettings finds the proxy that is named here or in the environment, and
@@ -421,10 +446,15 @@ func (d *daemon) serve(ctx context.Context) error {
 		Role:      d.role,
 		Name:      d.cfg.name.value,
 		Version:   version,
-		Reachable: func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(reach|transport.Private) != 0 },
-		Hints:     d.hints(ways),
-		Preset:    d.preset,
-		Prober:    transport.Prober{DialTCP: d.dialTCP(), Hellos: d.hellos()},
+		Reachable: func(a ma.Multiaddr, known bool) bool {
+			if known { // a contact may be on the same LAN
+				return transport.ReachOf(a)&(reach|transport.Private) != 0
+			}
+			return transport.ReachOf(a)&reach != 0
+		},
+		Hints:  d.hints(ways),
+		Preset: d.preset,
+		Prober: transport.Prober{DialTCP: d.dialTCP(), Hellos: d.hellos()},
 		Errand: func() (*transport.Host, error) {
 			h, err := d.errand(reach, transport.MinMemory)
 			if err == nil {
@@ -433,6 +463,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			return h, err
 		},
 
+		HideAddress: d.cfg.hide.value,
 		MailboxMode: d.mailbox,
 		Log:         d.log,
 	})
@@ -783,7 +814,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 		}
 		main, err = transport.New(transport.Config{
 			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: d.meter.Budget().Memory, Meter: d.meter, Dial: reach,
-			Bridge: front.host(), Log: d.log,
+			Bridge: front.host(), PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
 		})
 		return main, main, explainListen(err)
 	}
@@ -794,7 +825,8 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
 		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: d.meter.Budget().Memory / 2, Meter: d.meter, Dial: reach | d.private(),
-		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
+		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos()},
+		PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
 	})
 	if err != nil {
 		return nil, nil, explainListen(err)

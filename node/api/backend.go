@@ -37,6 +37,7 @@ type Backend interface {
 	ListContacts(context.Context, *apiv1.ListContactsRequest) (*apiv1.ListContactsResponse, error)
 	RenameContact(context.Context, *apiv1.RenameContactRequest) (*apiv1.RenameContactResponse, error)
 	SetBlocked(context.Context, *apiv1.SetBlockedRequest) (*apiv1.SetBlockedResponse, error)
+	HideAddress(context.Context, *apiv1.HideAddressRequest) (*apiv1.HideAddressResponse, error)
 	GetSafetyNumber(context.Context, *apiv1.GetSafetyNumberRequest) (*apiv1.GetSafetyNumberResponse, error)
 	SetVerified(context.Context, *apiv1.SetVerifiedRequest) (*apiv1.SetVerifiedResponse, error)
 

@@ -73,6 +73,8 @@ func check(req any) *Error {
 		return first(checkRef("the contact", r.Contact), checkName("the new name", r.Name, false))
 	case *apiv1.SetBlockedRequest:
 		return checkRef("the contact", r.Contact)
+	case *apiv1.HideAddressRequest:
+		return checkRef("the contact", r.Contact)
 	case *apiv1.GetSafetyNumberRequest:
 		return checkRef("the contact", r.Contact)
 	case *apiv1.SetVerifiedRequest:

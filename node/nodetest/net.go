@@ -29,6 +29,8 @@ const (
 	// backlog is how many connections wait for Accept before more are refused.
 	backlog       = 128
 	ephemeralPort = 49152
+	// natPort is the one port by which a PortNAT shows its machine to everybody.
+	natPort = 40000
 )
 
 // Network is a simulated IP network that carries byte streams. Its methods may
@@ -40,6 +42,9 @@ type Network struct {
 	loss      float64
 	group     map[netip.Addr]int // side of the partition; nil: none
 	hole      map[netip.Addr]bool
+	nats      map[netip.Addr]NAT
+	knocking  map[[2]netip.Addr]*knock // dials, from and to, that a NAT does not let in
+	dials     map[[2]netip.Addr]int
 	listeners map[netip.AddrPort]*listener
 	conns     map[*conn]struct{}
 	dead      map[netip.Addr]bool // crashed
@@ -56,6 +61,9 @@ func NewNetwork(seed uint64) *Network {
 	return &Network{
 		rng:       rand.New(rand.NewPCG(seed, 0)),
 		hole:      make(map[netip.Addr]bool),
+		nats:      make(map[netip.Addr]NAT),
+		knocking:  make(map[[2]netip.Addr]*knock),
+		dials:     make(map[[2]netip.Addr]int),
 		listeners: make(map[netip.AddrPort]*listener),
 		conns:     make(map[*conn]struct{}),
 		dead:      make(map[netip.Addr]bool),
@@ -87,6 +95,33 @@ func (n *Network) Partition(groups ...[]netip.Addr) {
 
 // Blackhole makes everything from and to ip vanish until Heal.
 func (n *Network) Blackhole(ip netip.Addr) { n.update(func() { n.hole[ip] = true }) }
+
+// NAT is what stands before a machine.
+type NAT uint8
+
+// The kinds of NAT, by what becomes of two machines that dial each other at the
+// same time.
+const (
+	NoNAT        NAT = iota // everybody gets in
+	PortNAT                 // nobody gets in who is not dialled at the same time
+	SymmetricNAT            // nobody gets in
+)
+
+// SetNAT puts a NAT before a machine. What is not let in is not answered.
+func (n *Network) SetNAT(ip netip.Addr, kind NAT) { n.update(func() { n.nats[ip] = kind }) }
+
+// Dials returns how often one machine has dialled another.
+func (n *Network) Dials(from, to netip.Addr) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dials[[2]netip.Addr{from, to}]
+}
+
+// knock is a dial that waits before a NAT.
+type knock struct {
+	at     netip.AddrPort // what was dialled
+	opened chan *conn     // takes one
+}
 
 // A Tap is called for every stream between two machines and returns what is
 // called with each piece that from writes to it, in clear and in order. What that
@@ -189,6 +224,9 @@ func (n *Network) port() uint16 {
 // dial connects from a machine to a listener. Without a link it waits, as for
 // answers that don't come, until ctx ends.
 func (n *Network) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (*conn, error) {
+	n.mu.Lock()
+	n.dials[[2]netip.Addr{from, to.Addr()}]++
+	n.mu.Unlock()
 	timer := time.NewTimer(n.delay() + n.delay())
 	defer timer.Stop()
 	select {
@@ -208,12 +246,19 @@ func (n *Network) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) 
 		}
 	}
 	n.mu.Lock()
+	if n.nats[to.Addr()] != NoNAT && to.Addr() != from {
+		return n.knock(ctx, from, to)
+	}
 	defer n.mu.Unlock()
 	l := n.listeners[to]
 	if l == nil || n.dead[from] {
 		return nil, opError("dial", syscall.ECONNREFUSED)
 	}
-	ours := &conn{network: n, local: netip.AddrPortFrom(from, n.port()), remote: to, in: newPipe()}
+	port := n.port()
+	if n.nats[from] == PortNAT {
+		port = natPort
+	}
+	ours := &conn{network: n, local: netip.AddrPortFrom(from, port), remote: to, in: newPipe()}
 	theirs := &conn{network: n, local: to, remote: ours.local, in: newPipe(), peer: ours}
 	ours.peer = theirs
 	select {
@@ -223,6 +268,44 @@ func (n *Network) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) 
 	}
 	n.conns[ours], n.conns[theirs] = struct{}{}, struct{}{}
 	return ours, nil
+}
+
+// knock waits until the machine that is dialled dials back, if the NATs before
+// the two let that through. The caller holds mu, which knock gives back.
+func (n *Network) knock(ctx context.Context, from netip.Addr, to netip.AddrPort) (*conn, error) {
+	hopeless := n.nats[to.Addr()] != PortNAT || n.nats[from] == SymmetricNAT || to.Port() != natPort
+	if other := n.knocking[[2]netip.Addr{to.Addr(), from}]; other != nil && !hopeless {
+		ours := &conn{network: n, local: other.at, remote: to, in: newPipe()}
+		theirs := &conn{network: n, local: to, remote: other.at, in: newPipe(), peer: ours}
+		ours.peer = theirs
+		n.conns[ours], n.conns[theirs] = struct{}{}, struct{}{}
+		delete(n.knocking, [2]netip.Addr{to.Addr(), from})
+		n.mu.Unlock()
+		other.opened <- theirs
+		return ours, nil
+	}
+	k := &knock{at: to, opened: make(chan *conn, 1)}
+	here := [2]netip.Addr{from, to.Addr()}
+	if !hopeless {
+		n.knocking[here] = k
+	}
+	n.mu.Unlock()
+	select {
+	case c := <-k.opened:
+		return c, nil
+	case <-ctx.Done():
+	}
+	n.mu.Lock()
+	if n.knocking[here] == k {
+		delete(n.knocking, here)
+	}
+	n.mu.Unlock()
+	select {
+	case c := <-k.opened:
+		c.abort() // nobody takes it
+	default:
+	}
+	return nil, opError("dial", ctx.Err())
 }
 
 func opError(op string, err error) error {

@@ -163,7 +163,11 @@ func (s *simTransport) dial(ctx context.Context, addr ma.Multiaddr, p peer.ID, s
 		raw.abort()
 		return nil, err
 	}
-	up, err := s.upgrader.Upgrade(ctx, s, c, network.DirOutbound, p, scope)
+	direction := network.DirOutbound
+	if both, client, _ := network.GetSimultaneousConnect(ctx); both && !client {
+		direction = network.DirInbound // of two that dial each other one has to answer
+	}
+	up, err := s.upgrader.Upgrade(ctx, s, c, direction, p, scope)
 	if err != nil {
 		return nil, err
 	}

@@ -24,15 +24,16 @@ type ContactRow struct {
 	Verified bool
 	List     []byte // their newest signed device list
 	Alarm    string // why sending is paused; empty if it is not
+	Hidden   bool   // the user hides their address from them
 	Added    int64
 	Seen     int64
 }
 
-const contactColumns = `id, handle, name, profile, account, state, blocked, verified, list, alarm, added, seen`
+const contactColumns = `id, handle, name, profile, account, state, blocked, verified, list, alarm, hidden, added, seen`
 
 func scanContact(r row, c *ContactRow) error {
 	return r.scan(&c.ID, &c.Handle, &c.Name, &c.Profile, &c.Account, &c.State, &c.Blocked, &c.Verified,
-		&c.List, &c.Alarm, &c.Added, &c.Seen)
+		&c.List, &c.Alarm, &c.Hidden, &c.Added, &c.Seen)
 }
 
 func (tx *Tx) contacts(sql string, args ...any) ([]ContactRow, error) {
@@ -78,9 +79,9 @@ func (tx *Tx) ContactByAccount(account []byte) (ContactRow, error) {
 
 // CreateContact adds c and returns its id.
 func (tx *Tx) CreateContact(c ContactRow) (int64, error) {
-	_, err := tx.exec(`INSERT INTO contacts (handle, name, profile, account, state, blocked, verified, list, alarm, added, seen)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		c.Handle, c.Name, c.Profile, nullable(c.Account), c.State, c.Blocked, c.Verified, nullable(c.List), c.Alarm, c.Added, c.Seen)
+	_, err := tx.exec(`INSERT INTO contacts (handle, name, profile, account, state, blocked, verified, list, alarm, hidden, added, seen)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		c.Handle, c.Name, c.Profile, nullable(c.Account), c.State, c.Blocked, c.Verified, nullable(c.List), c.Alarm, c.Hidden, c.Added, c.Seen)
 	if err != nil {
 		return 0, err
 	}
@@ -90,8 +91,8 @@ func (tx *Tx) CreateContact(c ContactRow) (int64, error) {
 // SaveContact stores every field of c.
 func (tx *Tx) SaveContact(c ContactRow) error {
 	_, err := tx.exec(`UPDATE contacts SET name = ?, profile = ?, account = ?, state = ?, blocked = ?, verified = ?,
-		list = ?, alarm = ?, seen = ? WHERE id = ?`,
-		c.Name, c.Profile, nullable(c.Account), c.State, c.Blocked, c.Verified, nullable(c.List), c.Alarm, c.Seen, c.ID)
+		list = ?, alarm = ?, hidden = ?, seen = ? WHERE id = ?`,
+		c.Name, c.Profile, nullable(c.Account), c.State, c.Blocked, c.Verified, nullable(c.List), c.Alarm, c.Hidden, c.Seen, c.ID)
 	return err
 }
 

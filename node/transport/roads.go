@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 )
 
 // Road says which ways of meeting a peer are open to this host.
@@ -49,3 +50,16 @@ func (r *roads) set(p peer.ID, to Road) {
 // Open says which ways of meeting a peer are open from now on. The host remembers
 // it until Dialled is said of the peer. Connections that exist stay.
 func (h *Host) Open(p peer.ID, to Road) { h.roads.set(p, to) }
+
+// Drop closes all connections, and forgets which addresses did not answer: this
+// machine is in another network than before.
+func (h *Host) Drop() {
+	for _, c := range h.Network().Conns() {
+		_ = c.Close() // the other side sees it end either way
+	}
+	if sw, ok := h.Network().(*swarm.Swarm); ok {
+		for _, p := range h.Peerstore().PeersWithAddrs() {
+			sw.Backoff().Clear(p)
+		}
+	}
+}

@@ -80,6 +80,8 @@ const (
 	KithServiceRenameContactProcedure = "/kith.v1.KithService/RenameContact"
 	// KithServiceSetBlockedProcedure is the fully-qualified name of the KithService's SetBlocked RPC.
 	KithServiceSetBlockedProcedure = "/kith.v1.KithService/SetBlocked"
+	// KithServiceHideAddressProcedure is the fully-qualified name of the KithService's HideAddress RPC.
+	KithServiceHideAddressProcedure = "/kith.v1.KithService/HideAddress"
 	// KithServiceGetSafetyNumberProcedure is the fully-qualified name of the KithService's
 	// GetSafetyNumber RPC.
 	KithServiceGetSafetyNumberProcedure = "/kith.v1.KithService/GetSafetyNumber"
@@ -160,6 +162,9 @@ type KithServiceClient interface {
 	ListContacts(context.Context, *ListContactsRequest) (*ListContactsResponse, error)
 	RenameContact(context.Context, *RenameContactRequest) (*RenameContactResponse, error)
 	SetBlocked(context.Context, *SetBlockedRequest) (*SetBlockedResponse, error)
+	// HideAddress says whether a contact may learn our address, and we dial theirs:
+	// if not, messages go over relays and mailboxes alone.
+	HideAddress(context.Context, *HideAddressRequest) (*HideAddressResponse, error)
 	GetSafetyNumber(context.Context, *GetSafetyNumberRequest) (*GetSafetyNumberResponse, error)
 	SetVerified(context.Context, *SetVerifiedRequest) (*SetVerifiedResponse, error)
 	// Messages.
@@ -298,6 +303,12 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+KithServiceSetBlockedProcedure,
 			connect.WithSchema(kithServiceMethods.ByName("SetBlocked")),
+			connect.WithClientOptions(opts...),
+		),
+		hideAddress: connect.NewClient[HideAddressRequest, HideAddressResponse](
+			httpClient,
+			baseURL+KithServiceHideAddressProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("HideAddress")),
 			connect.WithClientOptions(opts...),
 		),
 		getSafetyNumber: connect.NewClient[GetSafetyNumberRequest, GetSafetyNumberResponse](
@@ -459,6 +470,7 @@ type kithServiceClient struct {
 	listContacts       *connect.Client[ListContactsRequest, ListContactsResponse]
 	renameContact      *connect.Client[RenameContactRequest, RenameContactResponse]
 	setBlocked         *connect.Client[SetBlockedRequest, SetBlockedResponse]
+	hideAddress        *connect.Client[HideAddressRequest, HideAddressResponse]
 	getSafetyNumber    *connect.Client[GetSafetyNumberRequest, GetSafetyNumberResponse]
 	setVerified        *connect.Client[SetVerifiedRequest, SetVerifiedResponse]
 	send               *connect.Client[SendRequest, SendResponse]
@@ -622,6 +634,15 @@ func (c *kithServiceClient) RenameContact(ctx context.Context, req *RenameContac
 // SetBlocked calls kith.v1.KithService.SetBlocked.
 func (c *kithServiceClient) SetBlocked(ctx context.Context, req *SetBlockedRequest) (*SetBlockedResponse, error) {
 	response, err := c.setBlocked.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// HideAddress calls kith.v1.KithService.HideAddress.
+func (c *kithServiceClient) HideAddress(ctx context.Context, req *HideAddressRequest) (*HideAddressResponse, error) {
+	response, err := c.hideAddress.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -845,6 +866,9 @@ type KithServiceHandler interface {
 	ListContacts(context.Context, *ListContactsRequest) (*ListContactsResponse, error)
 	RenameContact(context.Context, *RenameContactRequest) (*RenameContactResponse, error)
 	SetBlocked(context.Context, *SetBlockedRequest) (*SetBlockedResponse, error)
+	// HideAddress says whether a contact may learn our address, and we dial theirs:
+	// if not, messages go over relays and mailboxes alone.
+	HideAddress(context.Context, *HideAddressRequest) (*HideAddressResponse, error)
 	GetSafetyNumber(context.Context, *GetSafetyNumberRequest) (*GetSafetyNumberResponse, error)
 	SetVerified(context.Context, *SetVerifiedRequest) (*SetVerifiedResponse, error)
 	// Messages.
@@ -979,6 +1003,12 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		KithServiceSetBlockedProcedure,
 		svc.SetBlocked,
 		connect.WithSchema(kithServiceMethods.ByName("SetBlocked")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceHideAddressHandler := connect.NewUnaryHandlerSimple(
+		KithServiceHideAddressProcedure,
+		svc.HideAddress,
+		connect.WithSchema(kithServiceMethods.ByName("HideAddress")),
 		connect.WithHandlerOptions(opts...),
 	)
 	kithServiceGetSafetyNumberHandler := connect.NewUnaryHandlerSimple(
@@ -1153,6 +1183,8 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceRenameContactHandler.ServeHTTP(w, r)
 		case KithServiceSetBlockedProcedure:
 			kithServiceSetBlockedHandler.ServeHTTP(w, r)
+		case KithServiceHideAddressProcedure:
+			kithServiceHideAddressHandler.ServeHTTP(w, r)
 		case KithServiceGetSafetyNumberProcedure:
 			kithServiceGetSafetyNumberHandler.ServeHTTP(w, r)
 		case KithServiceSetVerifiedProcedure:
@@ -1270,6 +1302,10 @@ func (UnimplementedKithServiceHandler) RenameContact(context.Context, *RenameCon
 
 func (UnimplementedKithServiceHandler) SetBlocked(context.Context, *SetBlockedRequest) (*SetBlockedResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.SetBlocked is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) HideAddress(context.Context, *HideAddressRequest) (*HideAddressResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.HideAddress is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) GetSafetyNumber(context.Context, *GetSafetyNumberRequest) (*GetSafetyNumberResponse, error) {

@@ -1948,8 +1948,9 @@ type Contact struct {
 	PqAgeTurns    int32                  `protobuf:"varint,9,opt,name=pq_age_turns,json=pqAgeTurns,proto3" json:"pq_age_turns,omitempty"` // turns since post-quantum keys were last mixed in
 	PqAgeDays     int32                  `protobuf:"varint,10,opt,name=pq_age_days,json=pqAgeDays,proto3" json:"pq_age_days,omitempty"`
 	Conversation  string                 `protobuf:"bytes,11,opt,name=conversation,proto3" json:"conversation,omitempty"`
-	Fingerprint   string                 `protobuf:"bytes,12,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // the account's; empty until their device list arrived
-	Alarm         string                 `protobuf:"bytes,13,opt,name=alarm,proto3" json:"alarm,omitempty"`             // why sending is paused, if it is
+	Fingerprint   string                 `protobuf:"bytes,12,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`                           // the account's; empty until their device list arrived
+	Alarm         string                 `protobuf:"bytes,13,opt,name=alarm,proto3" json:"alarm,omitempty"`                                       // why sending is paused, if it is
+	AddressHidden bool                   `protobuf:"varint,14,opt,name=address_hidden,json=addressHidden,proto3" json:"address_hidden,omitempty"` // see HideAddress
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2073,6 +2074,13 @@ func (x *Contact) GetAlarm() string {
 		return x.Alarm
 	}
 	return ""
+}
+
+func (x *Contact) GetAddressHidden() bool {
+	if x != nil {
+		return x.AddressHidden
+	}
+	return false
 }
 
 type ListContactsRequest struct {
@@ -2347,6 +2355,102 @@ func (x *SetBlockedResponse) GetContact() *Contact {
 	return nil
 }
 
+type HideAddressRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Contact       string                 `protobuf:"bytes,1,opt,name=contact,proto3" json:"contact,omitempty"`
+	Hidden        bool                   `protobuf:"varint,2,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HideAddressRequest) Reset() {
+	*x = HideAddressRequest{}
+	mi := &file_v1_kith_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HideAddressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HideAddressRequest) ProtoMessage() {}
+
+func (x *HideAddressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HideAddressRequest.ProtoReflect.Descriptor instead.
+func (*HideAddressRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *HideAddressRequest) GetContact() string {
+	if x != nil {
+		return x.Contact
+	}
+	return ""
+}
+
+func (x *HideAddressRequest) GetHidden() bool {
+	if x != nil {
+		return x.Hidden
+	}
+	return false
+}
+
+type HideAddressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Contact       *Contact               `protobuf:"bytes,1,opt,name=contact,proto3" json:"contact,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HideAddressResponse) Reset() {
+	*x = HideAddressResponse{}
+	mi := &file_v1_kith_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HideAddressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HideAddressResponse) ProtoMessage() {}
+
+func (x *HideAddressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HideAddressResponse.ProtoReflect.Descriptor instead.
+func (*HideAddressResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *HideAddressResponse) GetContact() *Contact {
+	if x != nil {
+		return x.Contact
+	}
+	return nil
+}
+
 type GetSafetyNumberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Contact       string                 `protobuf:"bytes,1,opt,name=contact,proto3" json:"contact,omitempty"`
@@ -2356,7 +2460,7 @@ type GetSafetyNumberRequest struct {
 
 func (x *GetSafetyNumberRequest) Reset() {
 	*x = GetSafetyNumberRequest{}
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2472,7 @@ func (x *GetSafetyNumberRequest) String() string {
 func (*GetSafetyNumberRequest) ProtoMessage() {}
 
 func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2485,7 @@ func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberRequest.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+	return file_v1_kith_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetSafetyNumberRequest) GetContact() string {
@@ -2402,7 +2506,7 @@ type GetSafetyNumberResponse struct {
 
 func (x *GetSafetyNumberResponse) Reset() {
 	*x = GetSafetyNumberResponse{}
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2518,7 @@ func (x *GetSafetyNumberResponse) String() string {
 func (*GetSafetyNumberResponse) ProtoMessage() {}
 
 func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2531,7 @@ func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberResponse.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{42}
+	return file_v1_kith_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetSafetyNumberResponse) GetContact() *Contact {
@@ -2461,7 +2565,7 @@ type SetVerifiedRequest struct {
 
 func (x *SetVerifiedRequest) Reset() {
 	*x = SetVerifiedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2577,7 @@ func (x *SetVerifiedRequest) String() string {
 func (*SetVerifiedRequest) ProtoMessage() {}
 
 func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2590,7 @@ func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedRequest.ProtoReflect.Descriptor instead.
 func (*SetVerifiedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{43}
+	return file_v1_kith_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetVerifiedRequest) GetContact() string {
@@ -2512,7 +2616,7 @@ type SetVerifiedResponse struct {
 
 func (x *SetVerifiedResponse) Reset() {
 	*x = SetVerifiedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2628,7 @@ func (x *SetVerifiedResponse) String() string {
 func (*SetVerifiedResponse) ProtoMessage() {}
 
 func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2641,7 @@ func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedResponse.ProtoReflect.Descriptor instead.
 func (*SetVerifiedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{44}
+	return file_v1_kith_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetVerifiedResponse) GetContact() *Contact {
@@ -2561,7 +2665,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2677,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2690,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{45}
+	return file_v1_kith_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SendRequest) GetConversation() string {
@@ -2634,7 +2738,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2750,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2763,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{46}
+	return file_v1_kith_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SendResponse) GetMessages() []*Message {
@@ -2699,7 +2803,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2815,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2828,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{47}
+	return file_v1_kith_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Message) GetId() string {
@@ -2844,7 +2948,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2960,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +2973,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{48}
+	return file_v1_kith_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Holding) GetHeld() int32 {
@@ -2905,7 +3009,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +3021,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3034,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{49}
+	return file_v1_kith_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListMessagesRequest) GetConversation() string {
@@ -2971,7 +3075,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3087,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3100,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{50}
+	return file_v1_kith_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -3021,7 +3125,7 @@ type ListConversationsRequest struct {
 
 func (x *ListConversationsRequest) Reset() {
 	*x = ListConversationsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3137,7 @@ func (x *ListConversationsRequest) String() string {
 func (*ListConversationsRequest) ProtoMessage() {}
 
 func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3150,7 @@ func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
 func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{51}
+	return file_v1_kith_proto_rawDescGZIP(), []int{53}
 }
 
 type ListConversationsResponse struct {
@@ -3058,7 +3162,7 @@ type ListConversationsResponse struct {
 
 func (x *ListConversationsResponse) Reset() {
 	*x = ListConversationsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3174,7 @@ func (x *ListConversationsResponse) String() string {
 func (*ListConversationsResponse) ProtoMessage() {}
 
 func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3187,7 @@ func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
 func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{52}
+	return file_v1_kith_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListConversationsResponse) GetConversations() []*Conversation {
@@ -3107,7 +3211,7 @@ type Conversation struct {
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3223,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3236,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{53}
+	return file_v1_kith_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Conversation) GetId() string {
@@ -3186,7 +3290,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3302,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3315,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{54}
+	return file_v1_kith_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TraceRequest) GetId() string {
@@ -3231,7 +3335,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3347,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3360,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{55}
+	return file_v1_kith_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *TraceResponse) GetMessage() *Message {
@@ -3287,7 +3391,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3299,7 +3403,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3312,7 +3416,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{56}
+	return file_v1_kith_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Delivery) GetDevice() string {
@@ -3368,7 +3472,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +3484,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +3497,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{57}
+	return file_v1_kith_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Attempt) GetTimeMs() int64 {
@@ -3426,7 +3530,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3542,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3555,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{58}
+	return file_v1_kith_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -3470,7 +3574,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3482,7 +3586,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3495,7 +3599,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{59}
+	return file_v1_kith_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CancelResponse) GetMessage() *Message {
@@ -3514,7 +3618,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +3630,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +3643,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{60}
+	return file_v1_kith_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PingRequest) GetContact() string {
@@ -3560,7 +3664,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3572,7 +3676,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3585,7 +3689,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{61}
+	return file_v1_kith_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PingResponse) GetMs() float64 {
@@ -3629,7 +3733,7 @@ type Mailbox struct {
 
 func (x *Mailbox) Reset() {
 	*x = Mailbox{}
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +3745,7 @@ func (x *Mailbox) String() string {
 func (*Mailbox) ProtoMessage() {}
 
 func (x *Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3654,7 +3758,7 @@ func (x *Mailbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
 func (*Mailbox) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{62}
+	return file_v1_kith_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Mailbox) GetId() string {
@@ -3749,7 +3853,7 @@ type ListMailboxesRequest struct {
 
 func (x *ListMailboxesRequest) Reset() {
 	*x = ListMailboxesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +3865,7 @@ func (x *ListMailboxesRequest) String() string {
 func (*ListMailboxesRequest) ProtoMessage() {}
 
 func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +3878,7 @@ func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListMailboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{63}
+	return file_v1_kith_proto_rawDescGZIP(), []int{65}
 }
 
 type ListMailboxesResponse struct {
@@ -3789,7 +3893,7 @@ type ListMailboxesResponse struct {
 
 func (x *ListMailboxesResponse) Reset() {
 	*x = ListMailboxesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3801,7 +3905,7 @@ func (x *ListMailboxesResponse) String() string {
 func (*ListMailboxesResponse) ProtoMessage() {}
 
 func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3814,7 +3918,7 @@ func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListMailboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{64}
+	return file_v1_kith_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListMailboxesResponse) GetMailboxes() []*Mailbox {
@@ -3854,7 +3958,7 @@ type AddMailboxRequest struct {
 
 func (x *AddMailboxRequest) Reset() {
 	*x = AddMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3866,7 +3970,7 @@ func (x *AddMailboxRequest) String() string {
 func (*AddMailboxRequest) ProtoMessage() {}
 
 func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3879,7 +3983,7 @@ func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxRequest.ProtoReflect.Descriptor instead.
 func (*AddMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{65}
+	return file_v1_kith_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *AddMailboxRequest) GetAddress() string {
@@ -3898,7 +4002,7 @@ type AddMailboxResponse struct {
 
 func (x *AddMailboxResponse) Reset() {
 	*x = AddMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +4014,7 @@ func (x *AddMailboxResponse) String() string {
 func (*AddMailboxResponse) ProtoMessage() {}
 
 func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4027,7 @@ func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxResponse.ProtoReflect.Descriptor instead.
 func (*AddMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{66}
+	return file_v1_kith_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *AddMailboxResponse) GetMailbox() *Mailbox {
@@ -3942,7 +4046,7 @@ type RemoveMailboxRequest struct {
 
 func (x *RemoveMailboxRequest) Reset() {
 	*x = RemoveMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4058,7 @@ func (x *RemoveMailboxRequest) String() string {
 func (*RemoveMailboxRequest) ProtoMessage() {}
 
 func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4071,7 @@ func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{67}
+	return file_v1_kith_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RemoveMailboxRequest) GetId() string {
@@ -3986,7 +4090,7 @@ type RemoveMailboxResponse struct {
 
 func (x *RemoveMailboxResponse) Reset() {
 	*x = RemoveMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4102,7 @@ func (x *RemoveMailboxResponse) String() string {
 func (*RemoveMailboxResponse) ProtoMessage() {}
 
 func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4115,7 @@ func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RemoveMailboxResponse) GetMailbox() *Mailbox {
@@ -4030,7 +4134,7 @@ type TestMailboxRequest struct {
 
 func (x *TestMailboxRequest) Reset() {
 	*x = TestMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4146,7 @@ func (x *TestMailboxRequest) String() string {
 func (*TestMailboxRequest) ProtoMessage() {}
 
 func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4159,7 @@ func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxRequest.ProtoReflect.Descriptor instead.
 func (*TestMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TestMailboxRequest) GetId() string {
@@ -4074,7 +4178,7 @@ type TestMailboxResponse struct {
 
 func (x *TestMailboxResponse) Reset() {
 	*x = TestMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4086,7 +4190,7 @@ func (x *TestMailboxResponse) String() string {
 func (*TestMailboxResponse) ProtoMessage() {}
 
 func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4099,7 +4203,7 @@ func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxResponse.ProtoReflect.Descriptor instead.
 func (*TestMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TestMailboxResponse) GetResults() []*MailboxTest {
@@ -4121,7 +4225,7 @@ type MailboxTest struct {
 
 func (x *MailboxTest) Reset() {
 	*x = MailboxTest{}
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4237,7 @@ func (x *MailboxTest) String() string {
 func (*MailboxTest) ProtoMessage() {}
 
 func (x *MailboxTest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4250,7 @@ func (x *MailboxTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxTest.ProtoReflect.Descriptor instead.
 func (*MailboxTest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *MailboxTest) GetId() string {
@@ -4190,7 +4294,7 @@ type ExportBundleRequest struct {
 
 func (x *ExportBundleRequest) Reset() {
 	*x = ExportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4202,7 +4306,7 @@ func (x *ExportBundleRequest) String() string {
 func (*ExportBundleRequest) ProtoMessage() {}
 
 func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4215,7 +4319,7 @@ func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ExportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExportBundleRequest) GetContacts() []string {
@@ -4266,7 +4370,7 @@ type ExportBundleResponse struct {
 
 func (x *ExportBundleResponse) Reset() {
 	*x = ExportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4278,7 +4382,7 @@ func (x *ExportBundleResponse) String() string {
 func (*ExportBundleResponse) ProtoMessage() {}
 
 func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4291,7 +4395,7 @@ func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ExportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExportBundleResponse) GetData() []byte {
@@ -4336,7 +4440,7 @@ type BundleFile struct {
 
 func (x *BundleFile) Reset() {
 	*x = BundleFile{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4348,7 +4452,7 @@ func (x *BundleFile) String() string {
 func (*BundleFile) ProtoMessage() {}
 
 func (x *BundleFile) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4361,7 +4465,7 @@ func (x *BundleFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleFile.ProtoReflect.Descriptor instead.
 func (*BundleFile) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *BundleFile) GetBytes() int64 {
@@ -4417,7 +4521,7 @@ type NoteBundleRequest struct {
 
 func (x *NoteBundleRequest) Reset() {
 	*x = NoteBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4533,7 @@ func (x *NoteBundleRequest) String() string {
 func (*NoteBundleRequest) ProtoMessage() {}
 
 func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +4546,7 @@ func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleRequest.ProtoReflect.Descriptor instead.
 func (*NoteBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *NoteBundleRequest) GetEntries() []int64 {
@@ -4460,7 +4564,7 @@ type NoteBundleResponse struct {
 
 func (x *NoteBundleResponse) Reset() {
 	*x = NoteBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4472,7 +4576,7 @@ func (x *NoteBundleResponse) String() string {
 func (*NoteBundleResponse) ProtoMessage() {}
 
 func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4485,7 +4589,7 @@ func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleResponse.ProtoReflect.Descriptor instead.
 func (*NoteBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 // A file, or the texts of slips, in pieces of at most 1 MiB.
@@ -4500,7 +4604,7 @@ type ImportBundleRequest struct {
 
 func (x *ImportBundleRequest) Reset() {
 	*x = ImportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4512,7 +4616,7 @@ func (x *ImportBundleRequest) String() string {
 func (*ImportBundleRequest) ProtoMessage() {}
 
 func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4525,7 +4629,7 @@ func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ImportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ImportBundleRequest) GetData() []byte {
@@ -4572,7 +4676,7 @@ type ImportBundleResponse struct {
 
 func (x *ImportBundleResponse) Reset() {
 	*x = ImportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4584,7 +4688,7 @@ func (x *ImportBundleResponse) String() string {
 func (*ImportBundleResponse) ProtoMessage() {}
 
 func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4597,7 +4701,7 @@ func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ImportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ImportBundleResponse) GetBytes() int64 {
@@ -4716,7 +4820,7 @@ type BundleSender struct {
 
 func (x *BundleSender) Reset() {
 	*x = BundleSender{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4728,7 +4832,7 @@ func (x *BundleSender) String() string {
 func (*BundleSender) ProtoMessage() {}
 
 func (x *BundleSender) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4741,7 +4845,7 @@ func (x *BundleSender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleSender.ProtoReflect.Descriptor instead.
 func (*BundleSender) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *BundleSender) GetContact() string {
@@ -4784,7 +4888,7 @@ type NodeLimits struct {
 
 func (x *NodeLimits) Reset() {
 	*x = NodeLimits{}
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4796,7 +4900,7 @@ func (x *NodeLimits) String() string {
 func (*NodeLimits) ProtoMessage() {}
 
 func (x *NodeLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4809,7 +4913,7 @@ func (x *NodeLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
 func (*NodeLimits) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{80}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *NodeLimits) GetQuota() int64 {
@@ -4883,7 +4987,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4895,7 +4999,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4908,7 +5012,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{81}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 type NodeStatusResponse struct {
@@ -4934,7 +5038,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4946,7 +5050,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4959,7 +5063,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{82}
+	return file_v1_kith_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *NodeStatusResponse) GetState() string {
@@ -5072,7 +5176,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5084,7 +5188,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5097,7 +5201,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{83}
+	return file_v1_kith_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SetNodeRequest) GetDraining() bool {
@@ -5123,7 +5227,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5135,7 +5239,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5148,7 +5252,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{84}
+	return file_v1_kith_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
@@ -5171,7 +5275,7 @@ type BridgeInvite struct {
 
 func (x *BridgeInvite) Reset() {
 	*x = BridgeInvite{}
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5183,7 +5287,7 @@ func (x *BridgeInvite) String() string {
 func (*BridgeInvite) ProtoMessage() {}
 
 func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5196,7 +5300,7 @@ func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
 func (*BridgeInvite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{85}
+	return file_v1_kith_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *BridgeInvite) GetId() string {
@@ -5236,7 +5340,7 @@ type CreateBridgeInviteRequest struct {
 
 func (x *CreateBridgeInviteRequest) Reset() {
 	*x = CreateBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5248,7 +5352,7 @@ func (x *CreateBridgeInviteRequest) String() string {
 func (*CreateBridgeInviteRequest) ProtoMessage() {}
 
 func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5261,7 +5365,7 @@ func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{86}
+	return file_v1_kith_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CreateBridgeInviteRequest) GetName() string {
@@ -5280,7 +5384,7 @@ type CreateBridgeInviteResponse struct {
 
 func (x *CreateBridgeInviteResponse) Reset() {
 	*x = CreateBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5292,7 +5396,7 @@ func (x *CreateBridgeInviteResponse) String() string {
 func (*CreateBridgeInviteResponse) ProtoMessage() {}
 
 func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5305,7 +5409,7 @@ func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{87}
+	return file_v1_kith_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
@@ -5323,7 +5427,7 @@ type ListBridgeInvitesRequest struct {
 
 func (x *ListBridgeInvitesRequest) Reset() {
 	*x = ListBridgeInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5335,7 +5439,7 @@ func (x *ListBridgeInvitesRequest) String() string {
 func (*ListBridgeInvitesRequest) ProtoMessage() {}
 
 func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5348,7 +5452,7 @@ func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{88}
+	return file_v1_kith_proto_rawDescGZIP(), []int{90}
 }
 
 type ListBridgeInvitesResponse struct {
@@ -5360,7 +5464,7 @@ type ListBridgeInvitesResponse struct {
 
 func (x *ListBridgeInvitesResponse) Reset() {
 	*x = ListBridgeInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5372,7 +5476,7 @@ func (x *ListBridgeInvitesResponse) String() string {
 func (*ListBridgeInvitesResponse) ProtoMessage() {}
 
 func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5385,7 +5489,7 @@ func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{89}
+	return file_v1_kith_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
@@ -5404,7 +5508,7 @@ type RevokeBridgeInviteRequest struct {
 
 func (x *RevokeBridgeInviteRequest) Reset() {
 	*x = RevokeBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5416,7 +5520,7 @@ func (x *RevokeBridgeInviteRequest) String() string {
 func (*RevokeBridgeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5429,7 +5533,7 @@ func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{90}
+	return file_v1_kith_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RevokeBridgeInviteRequest) GetId() string {
@@ -5447,7 +5551,7 @@ type RevokeBridgeInviteResponse struct {
 
 func (x *RevokeBridgeInviteResponse) Reset() {
 	*x = RevokeBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5459,7 +5563,7 @@ func (x *RevokeBridgeInviteResponse) String() string {
 func (*RevokeBridgeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5472,7 +5576,7 @@ func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{91}
+	return file_v1_kith_proto_rawDescGZIP(), []int{93}
 }
 
 type WatchEventsRequest struct {
@@ -5487,7 +5591,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5499,7 +5603,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5512,7 +5616,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{92}
+	return file_v1_kith_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -5566,7 +5670,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5578,7 +5682,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5591,7 +5695,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{93}
+	return file_v1_kith_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Event) GetId() uint64 {
@@ -5635,7 +5739,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +5751,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +5764,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{94}
+	return file_v1_kith_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -5707,7 +5811,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5719,7 +5823,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5732,7 +5836,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{95}
+	return file_v1_kith_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5752,7 +5856,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5764,7 +5868,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5777,7 +5881,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{96}
+	return file_v1_kith_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -5802,7 +5906,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[97]
+	mi := &file_v1_kith_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5814,7 +5918,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[97]
+	mi := &file_v1_kith_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5827,7 +5931,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{97}
+	return file_v1_kith_proto_rawDescGZIP(), []int{99}
 }
 
 // ErrorDetail goes with every error.
@@ -5842,7 +5946,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[98]
+	mi := &file_v1_kith_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5854,7 +5958,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[98]
+	mi := &file_v1_kith_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5867,7 +5971,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{98}
+	return file_v1_kith_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -6027,7 +6131,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\acontact\x18\x01 \x01(\v2\x10.kith.v1.ContactR\acontact\"&\n" +
 	"\x14RejectRequestRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
-	"\x15RejectRequestResponse\"\xf3\x02\n" +
+	"\x15RejectRequestResponse\"\x9a\x03\n" +
 	"\aContact\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -6045,7 +6149,8 @@ const file_v1_kith_proto_rawDesc = "" +
 	" \x01(\x05R\tpqAgeDays\x12\"\n" +
 	"\fconversation\x18\v \x01(\tR\fconversation\x12 \n" +
 	"\vfingerprint\x18\f \x01(\tR\vfingerprint\x12\x14\n" +
-	"\x05alarm\x18\r \x01(\tR\x05alarm\"\x15\n" +
+	"\x05alarm\x18\r \x01(\tR\x05alarm\x12%\n" +
+	"\x0eaddress_hidden\x18\x0e \x01(\bR\raddressHidden\"\x15\n" +
 	"\x13ListContactsRequest\"D\n" +
 	"\x14ListContactsResponse\x12,\n" +
 	"\bcontacts\x18\x01 \x03(\v2\x10.kith.v1.ContactR\bcontacts\"D\n" +
@@ -6058,6 +6163,11 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\acontact\x18\x01 \x01(\tR\acontact\x12\x18\n" +
 	"\ablocked\x18\x02 \x01(\bR\ablocked\"@\n" +
 	"\x12SetBlockedResponse\x12*\n" +
+	"\acontact\x18\x01 \x01(\v2\x10.kith.v1.ContactR\acontact\"F\n" +
+	"\x12HideAddressRequest\x12\x18\n" +
+	"\acontact\x18\x01 \x01(\tR\acontact\x12\x16\n" +
+	"\x06hidden\x18\x02 \x01(\bR\x06hidden\"A\n" +
+	"\x13HideAddressResponse\x12*\n" +
 	"\acontact\x18\x01 \x01(\v2\x10.kith.v1.ContactR\acontact\"2\n" +
 	"\x16GetSafetyNumberRequest\x12\x18\n" +
 	"\acontact\x18\x01 \x01(\tR\acontact\"m\n" +
@@ -6313,7 +6423,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xa7\x16\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\xf1\x16\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
@@ -6331,7 +6441,8 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\fListContacts\x12\x1c.kith.v1.ListContactsRequest\x1a\x1d.kith.v1.ListContactsResponse\x12N\n" +
 	"\rRenameContact\x12\x1d.kith.v1.RenameContactRequest\x1a\x1e.kith.v1.RenameContactResponse\x12E\n" +
 	"\n" +
-	"SetBlocked\x12\x1a.kith.v1.SetBlockedRequest\x1a\x1b.kith.v1.SetBlockedResponse\x12T\n" +
+	"SetBlocked\x12\x1a.kith.v1.SetBlockedRequest\x1a\x1b.kith.v1.SetBlockedResponse\x12H\n" +
+	"\vHideAddress\x12\x1b.kith.v1.HideAddressRequest\x1a\x1c.kith.v1.HideAddressResponse\x12T\n" +
 	"\x0fGetSafetyNumber\x12\x1f.kith.v1.GetSafetyNumberRequest\x1a .kith.v1.GetSafetyNumberResponse\x12H\n" +
 	"\vSetVerified\x12\x1b.kith.v1.SetVerifiedRequest\x1a\x1c.kith.v1.SetVerifiedResponse\x123\n" +
 	"\x04Send\x12\x14.kith.v1.SendRequest\x1a\x15.kith.v1.SendResponse\x12K\n" +
@@ -6372,7 +6483,7 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 103)
 var file_v1_kith_proto_goTypes = []any{
 	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
 	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
@@ -6415,70 +6526,72 @@ var file_v1_kith_proto_goTypes = []any{
 	(*RenameContactResponse)(nil),      // 38: kith.v1.RenameContactResponse
 	(*SetBlockedRequest)(nil),          // 39: kith.v1.SetBlockedRequest
 	(*SetBlockedResponse)(nil),         // 40: kith.v1.SetBlockedResponse
-	(*GetSafetyNumberRequest)(nil),     // 41: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),    // 42: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),         // 43: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),        // 44: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),                // 45: kith.v1.SendRequest
-	(*SendResponse)(nil),               // 46: kith.v1.SendResponse
-	(*Message)(nil),                    // 47: kith.v1.Message
-	(*Holding)(nil),                    // 48: kith.v1.Holding
-	(*ListMessagesRequest)(nil),        // 49: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 50: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),   // 51: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil),  // 52: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),               // 53: kith.v1.Conversation
-	(*TraceRequest)(nil),               // 54: kith.v1.TraceRequest
-	(*TraceResponse)(nil),              // 55: kith.v1.TraceResponse
-	(*Delivery)(nil),                   // 56: kith.v1.Delivery
-	(*Attempt)(nil),                    // 57: kith.v1.Attempt
-	(*CancelRequest)(nil),              // 58: kith.v1.CancelRequest
-	(*CancelResponse)(nil),             // 59: kith.v1.CancelResponse
-	(*PingRequest)(nil),                // 60: kith.v1.PingRequest
-	(*PingResponse)(nil),               // 61: kith.v1.PingResponse
-	(*Mailbox)(nil),                    // 62: kith.v1.Mailbox
-	(*ListMailboxesRequest)(nil),       // 63: kith.v1.ListMailboxesRequest
-	(*ListMailboxesResponse)(nil),      // 64: kith.v1.ListMailboxesResponse
-	(*AddMailboxRequest)(nil),          // 65: kith.v1.AddMailboxRequest
-	(*AddMailboxResponse)(nil),         // 66: kith.v1.AddMailboxResponse
-	(*RemoveMailboxRequest)(nil),       // 67: kith.v1.RemoveMailboxRequest
-	(*RemoveMailboxResponse)(nil),      // 68: kith.v1.RemoveMailboxResponse
-	(*TestMailboxRequest)(nil),         // 69: kith.v1.TestMailboxRequest
-	(*TestMailboxResponse)(nil),        // 70: kith.v1.TestMailboxResponse
-	(*MailboxTest)(nil),                // 71: kith.v1.MailboxTest
-	(*ExportBundleRequest)(nil),        // 72: kith.v1.ExportBundleRequest
-	(*ExportBundleResponse)(nil),       // 73: kith.v1.ExportBundleResponse
-	(*BundleFile)(nil),                 // 74: kith.v1.BundleFile
-	(*NoteBundleRequest)(nil),          // 75: kith.v1.NoteBundleRequest
-	(*NoteBundleResponse)(nil),         // 76: kith.v1.NoteBundleResponse
-	(*ImportBundleRequest)(nil),        // 77: kith.v1.ImportBundleRequest
-	(*ImportBundleResponse)(nil),       // 78: kith.v1.ImportBundleResponse
-	(*BundleSender)(nil),               // 79: kith.v1.BundleSender
-	(*NodeLimits)(nil),                 // 80: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),          // 81: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),         // 82: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),             // 83: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),            // 84: kith.v1.SetNodeResponse
-	(*BridgeInvite)(nil),               // 85: kith.v1.BridgeInvite
-	(*CreateBridgeInviteRequest)(nil),  // 86: kith.v1.CreateBridgeInviteRequest
-	(*CreateBridgeInviteResponse)(nil), // 87: kith.v1.CreateBridgeInviteResponse
-	(*ListBridgeInvitesRequest)(nil),   // 88: kith.v1.ListBridgeInvitesRequest
-	(*ListBridgeInvitesResponse)(nil),  // 89: kith.v1.ListBridgeInvitesResponse
-	(*RevokeBridgeInviteRequest)(nil),  // 90: kith.v1.RevokeBridgeInviteRequest
-	(*RevokeBridgeInviteResponse)(nil), // 91: kith.v1.RevokeBridgeInviteResponse
-	(*WatchEventsRequest)(nil),         // 92: kith.v1.WatchEventsRequest
-	(*Event)(nil),                      // 93: kith.v1.Event
-	(*ListEventsRequest)(nil),          // 94: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 95: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),           // 96: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),          // 97: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),                // 98: kith.v1.ErrorDetail
-	nil,                                // 99: kith.v1.StatusResponse.RoadsEntry
-	nil,                                // 100: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*HideAddressRequest)(nil),         // 41: kith.v1.HideAddressRequest
+	(*HideAddressResponse)(nil),        // 42: kith.v1.HideAddressResponse
+	(*GetSafetyNumberRequest)(nil),     // 43: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),    // 44: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),         // 45: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),        // 46: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),                // 47: kith.v1.SendRequest
+	(*SendResponse)(nil),               // 48: kith.v1.SendResponse
+	(*Message)(nil),                    // 49: kith.v1.Message
+	(*Holding)(nil),                    // 50: kith.v1.Holding
+	(*ListMessagesRequest)(nil),        // 51: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 52: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),   // 53: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 54: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),               // 55: kith.v1.Conversation
+	(*TraceRequest)(nil),               // 56: kith.v1.TraceRequest
+	(*TraceResponse)(nil),              // 57: kith.v1.TraceResponse
+	(*Delivery)(nil),                   // 58: kith.v1.Delivery
+	(*Attempt)(nil),                    // 59: kith.v1.Attempt
+	(*CancelRequest)(nil),              // 60: kith.v1.CancelRequest
+	(*CancelResponse)(nil),             // 61: kith.v1.CancelResponse
+	(*PingRequest)(nil),                // 62: kith.v1.PingRequest
+	(*PingResponse)(nil),               // 63: kith.v1.PingResponse
+	(*Mailbox)(nil),                    // 64: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),       // 65: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),      // 66: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),          // 67: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),         // 68: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),       // 69: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),      // 70: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),         // 71: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),        // 72: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),                // 73: kith.v1.MailboxTest
+	(*ExportBundleRequest)(nil),        // 74: kith.v1.ExportBundleRequest
+	(*ExportBundleResponse)(nil),       // 75: kith.v1.ExportBundleResponse
+	(*BundleFile)(nil),                 // 76: kith.v1.BundleFile
+	(*NoteBundleRequest)(nil),          // 77: kith.v1.NoteBundleRequest
+	(*NoteBundleResponse)(nil),         // 78: kith.v1.NoteBundleResponse
+	(*ImportBundleRequest)(nil),        // 79: kith.v1.ImportBundleRequest
+	(*ImportBundleResponse)(nil),       // 80: kith.v1.ImportBundleResponse
+	(*BundleSender)(nil),               // 81: kith.v1.BundleSender
+	(*NodeLimits)(nil),                 // 82: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 83: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 84: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 85: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 86: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 87: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 88: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 89: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 90: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 91: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 92: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 93: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 94: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 95: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 96: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 97: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 98: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 99: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 100: kith.v1.ErrorDetail
+	nil,                                // 101: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 102: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
 	10,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	99,  // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	101, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
 	9,   // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
 	4,   // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
 	2,   // 4: kith.v1.StatusResponse.budget:type_name -> kith.v1.Budget
@@ -6495,115 +6608,118 @@ var file_v1_kith_proto_depIdxs = []int32{
 	34,  // 15: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
 	34,  // 16: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
 	34,  // 17: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
-	34,  // 18: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
-	34,  // 19: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
-	47,  // 20: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
-	48,  // 21: kith.v1.Message.holding:type_name -> kith.v1.Holding
-	47,  // 22: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
-	53,  // 23: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
-	47,  // 24: kith.v1.Conversation.last:type_name -> kith.v1.Message
-	34,  // 25: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
-	47,  // 26: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
-	56,  // 27: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
-	57,  // 28: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
-	48,  // 29: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
-	47,  // 30: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
-	62,  // 31: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
-	62,  // 32: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	62,  // 33: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	71,  // 34: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
-	74,  // 35: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
-	79,  // 36: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
-	80,  // 37: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	100, // 38: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
-	80,  // 39: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
-	82,  // 40: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	85,  // 41: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
-	85,  // 42: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
-	93,  // 43: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,   // 44: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	11,  // 45: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	14,  // 46: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	5,   // 47: kith.v1.KithService.Netcheck:input_type -> kith.v1.NetcheckRequest
-	7,   // 48: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
-	16,  // 49: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	19,  // 50: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	22,  // 51: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	24,  // 52: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	26,  // 53: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	28,  // 54: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	30,  // 55: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	32,  // 56: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	35,  // 57: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	37,  // 58: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	39,  // 59: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	41,  // 60: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	43,  // 61: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	45,  // 62: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	49,  // 63: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	51,  // 64: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	54,  // 65: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	58,  // 66: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	60,  // 67: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	63,  // 68: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	65,  // 69: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	67,  // 70: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	69,  // 71: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	72,  // 72: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
-	75,  // 73: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
-	77,  // 74: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
-	81,  // 75: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	83,  // 76: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	86,  // 77: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
-	88,  // 78: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
-	90,  // 79: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
-	92,  // 80: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	94,  // 81: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	96,  // 82: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,   // 83: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	12,  // 84: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	15,  // 85: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	6,   // 86: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
-	8,   // 87: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
-	17,  // 88: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	20,  // 89: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	23,  // 90: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	25,  // 91: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	27,  // 92: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	29,  // 93: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	31,  // 94: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	33,  // 95: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	36,  // 96: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	38,  // 97: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	40,  // 98: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	42,  // 99: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	44,  // 100: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	46,  // 101: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	50,  // 102: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	52,  // 103: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	55,  // 104: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	59,  // 105: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	61,  // 106: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	64,  // 107: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	66,  // 108: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	68,  // 109: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	70,  // 110: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	73,  // 111: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
-	76,  // 112: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
-	78,  // 113: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
-	82,  // 114: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	84,  // 115: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	87,  // 116: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
-	89,  // 117: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
-	91,  // 118: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
-	93,  // 119: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	95,  // 120: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	97,  // 121: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	83,  // [83:122] is the sub-list for method output_type
-	44,  // [44:83] is the sub-list for method input_type
-	44,  // [44:44] is the sub-list for extension type_name
-	44,  // [44:44] is the sub-list for extension extendee
-	0,   // [0:44] is the sub-list for field type_name
+	34,  // 18: kith.v1.HideAddressResponse.contact:type_name -> kith.v1.Contact
+	34,  // 19: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
+	34,  // 20: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
+	49,  // 21: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
+	50,  // 22: kith.v1.Message.holding:type_name -> kith.v1.Holding
+	49,  // 23: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
+	55,  // 24: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
+	49,  // 25: kith.v1.Conversation.last:type_name -> kith.v1.Message
+	34,  // 26: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
+	49,  // 27: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
+	58,  // 28: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
+	59,  // 29: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
+	50,  // 30: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
+	49,  // 31: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
+	64,  // 32: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
+	64,  // 33: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	64,  // 34: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	73,  // 35: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
+	76,  // 36: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
+	81,  // 37: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
+	82,  // 38: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	102, // 39: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	82,  // 40: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	84,  // 41: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	87,  // 42: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	87,  // 43: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	95,  // 44: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,   // 45: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	11,  // 46: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	14,  // 47: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	5,   // 48: kith.v1.KithService.Netcheck:input_type -> kith.v1.NetcheckRequest
+	7,   // 49: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
+	16,  // 50: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	19,  // 51: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	22,  // 52: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	24,  // 53: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	26,  // 54: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	28,  // 55: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	30,  // 56: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	32,  // 57: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	35,  // 58: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	37,  // 59: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	39,  // 60: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	41,  // 61: kith.v1.KithService.HideAddress:input_type -> kith.v1.HideAddressRequest
+	43,  // 62: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	45,  // 63: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	47,  // 64: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	51,  // 65: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	53,  // 66: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	56,  // 67: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	60,  // 68: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	62,  // 69: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	65,  // 70: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	67,  // 71: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	69,  // 72: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	71,  // 73: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	74,  // 74: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
+	77,  // 75: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
+	79,  // 76: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
+	83,  // 77: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	85,  // 78: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	88,  // 79: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	90,  // 80: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	92,  // 81: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	94,  // 82: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	96,  // 83: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	98,  // 84: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,   // 85: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	12,  // 86: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	15,  // 87: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	6,   // 88: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
+	8,   // 89: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	17,  // 90: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	20,  // 91: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	23,  // 92: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	25,  // 93: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	27,  // 94: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	29,  // 95: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	31,  // 96: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	33,  // 97: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	36,  // 98: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	38,  // 99: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	40,  // 100: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	42,  // 101: kith.v1.KithService.HideAddress:output_type -> kith.v1.HideAddressResponse
+	44,  // 102: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	46,  // 103: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	48,  // 104: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	52,  // 105: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	54,  // 106: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	57,  // 107: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	61,  // 108: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	63,  // 109: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	66,  // 110: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	68,  // 111: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	70,  // 112: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	72,  // 113: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	75,  // 114: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
+	78,  // 115: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
+	80,  // 116: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
+	84,  // 117: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	86,  // 118: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	89,  // 119: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	91,  // 120: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	93,  // 121: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	95,  // 122: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	97,  // 123: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	99,  // 124: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	85,  // [85:125] is the sub-list for method output_type
+	45,  // [45:85] is the sub-list for method input_type
+	45,  // [45:45] is the sub-list for extension type_name
+	45,  // [45:45] is the sub-list for extension extendee
+	0,   // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -6611,14 +6727,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
-	file_v1_kith_proto_msgTypes[83].OneofWrappers = []any{}
+	file_v1_kith_proto_msgTypes[85].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   101,
+			NumMessages:   103,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

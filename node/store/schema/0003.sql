@@ -46,3 +46,6 @@ CREATE TABLE carried (
   part  BLOB NOT NULL,
   erase INTEGER NOT NULL                   -- age
 ) STRICT;
+
+-- The user hides their address from this contact.
+ALTER TABLE contacts ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;

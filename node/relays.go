@@ -1,0 +1,348 @@
+package node
+
+// The relays through which contacts reach us when our address is no use to them,
+// or not for them to know. We ask two community nodes for a reservation each,
+// keep the connections on which they live, and name them in our records
+// (docs/spec/roads.md, section 2).
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
+)
+
+const (
+	// relaysWanted is how many relays we are to be reached through: one may fail.
+	relaysWanted = 2
+
+	// A reservation is renewed after renewMin to renewMax, at random.
+	renewMin = 30 * time.Minute
+	renewMax = time.Hour
+
+	// While reservations are lacking, nodes are asked after relayRetryMin,
+	// doubling to relayRetryMax, and one that refused not before relayRest.
+	relayRetryMin = time.Second
+	relayRetryMax = 10 * time.Minute
+	relayRest     = 5 * time.Minute
+
+	// Whether we can be dialled is asked every reachableMin to reachableMax, and when our
+	// addresses have changed.
+	reachableMin = time.Hour
+	reachableMax = 2 * time.Hour
+
+	// relaysSoon bounds how long the first announcement waits for the first
+	// reservations, so that it need not be made twice.
+	relaysSoon = 1500 * time.Millisecond
+)
+
+// relays are our reservations. One goroutine runs them.
+type relays struct {
+	n       *Node
+	changed chan struct{}
+	anew    atomic.Bool   // our addresses have changed
+	settled chan struct{} // closed when nodes were asked for the first time
+
+	// These are run's own.
+	refused map[peer.ID]time.Time // not asked before
+	probe   time.Time             // whether we can be dialled is asked then
+	dialled bool                  // we can be
+	told    []ma.Multiaddr        // what our records say
+
+	mu     sync.Mutex
+	held   map[peer.ID]reservation
+	spared bool // we need none
+}
+
+// reservation is one that a community node made us.
+type reservation struct {
+	info  peer.AddrInfo // how the relay is dialled
+	renew time.Time
+}
+
+func newRelays(n *Node) *relays {
+	return &relays{
+		n: n, changed: make(chan struct{}, 1), settled: make(chan struct{}),
+		refused: make(map[peer.ID]time.Time), held: make(map[peer.ID]reservation),
+	}
+}
+
+// wake has everything looked at anew: who is to know our address has changed.
+func (r *relays) wake() { poke(r.changed) }
+
+// readdressed is wake for when our addresses have changed.
+func (r *relays) readdressed() {
+	r.anew.Store(true)
+	poke(r.changed)
+}
+
+// addresses are those under which contacts dial us through relays, without our
+// own name, in an order that stays.
+func (r *relays) addresses() (out []ma.Multiaddr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.held {
+		out = append(out, transport.Circuit(h.info)...)
+	}
+	slices.SortFunc(out, func(a, b ma.Multiaddr) int { return a.Compare(b) })
+	return out
+}
+
+// count is how many relays we are reached through.
+func (r *relays) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.held)
+}
+
+// state is how it stands, for status.
+func (r *relays) state() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case len(r.held) > 0:
+		return "ok"
+	case r.spared:
+		return "not needed: others can dial this machine"
+	}
+	return "outgoing only: no community node relays for us yet"
+}
+
+// run keeps the reservations until ctx ends.
+func (r *relays) run(ctx context.Context) {
+	gone := &network.NotifyBundle{DisconnectedF: func(_ network.Network, c network.Conn) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if _, ok := r.held[c.RemotePeer()]; ok {
+			poke(r.changed)
+		}
+	}}
+	r.n.cfg.Host.Network().Notify(gone)
+	defer r.n.cfg.Host.Network().StopNotify(gone)
+	pause := relayRetryMin
+	for first := true; ; first = false {
+		lacking := r.review(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if first {
+			close(r.settled)
+		}
+		if told := r.addresses(); !slices.EqualFunc(told, r.told, ma.Multiaddr.Equal) {
+			r.told = told
+			r.n.beacon.renew()
+		}
+		wait := r.next()
+		if lacking {
+			wait = min(wait, pause/2+rand.N(pause))
+			pause = min(2*pause, relayRetryMax)
+		} else {
+			pause = relayRetryMin
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-r.changed:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// next is how long until something is to be renewed or asked.
+func (r *relays) next() time.Duration {
+	wait := renewMax
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.held {
+		wait = min(wait, time.Until(h.renew))
+	}
+	return max(wait, 0)
+}
+
+// review drops what is lost, renews what is due, and asks for what is lacking.
+func (r *relays) review(ctx context.Context) (lacking bool) {
+	shy, err := r.shy(ctx)
+	if err != nil {
+		return true
+	}
+	if r.anew.Swap(false) {
+		r.probe = time.Time{}
+		clear(r.refused)
+	}
+	if time.Now().After(r.probe) {
+		if r.count() == 0 {
+			r.acquire(ctx, 1) // somebody has to be asked
+		}
+		r.dialled = r.n.cfg.Host.Reachable(ctx)
+		r.probe = time.Now().Add(reachableMin + rand.N(reachableMax-reachableMin))
+	}
+	want := relaysWanted
+	if r.dialled && !shy {
+		want = 0
+	}
+	r.mu.Lock()
+	r.spared = want == 0
+	held := make([]reservation, 0, len(r.held))
+	for _, h := range r.held {
+		held = append(held, h)
+	}
+	r.mu.Unlock()
+	for _, h := range held {
+		switch {
+		case want == 0:
+			r.n.cfg.Host.Release(h.info.ID)
+			r.forget(h.info.ID)
+		case !r.n.cfg.Host.Direct(h.info.ID):
+			r.forget(h.info.ID)
+		case !time.Now().Before(h.renew) && !r.reserve(ctx, h.info):
+			r.forget(h.info.ID)
+		}
+	}
+	r.acquire(ctx, want-r.count())
+	return r.count() < want
+}
+
+// shy says whether somebody is told relays alone, although we could be dialled.
+func (r *relays) shy(ctx context.Context) (shy bool, err error) {
+	if r.n.cfg.HideAddress {
+		return true, nil
+	}
+	err = r.n.view(ctx, func(tx *store.Tx) error {
+		shy = false
+		contacts, err := tx.Contacts()
+		if err != nil {
+			return err
+		}
+		for _, c := range contacts {
+			shy = shy || c.Hidden || c.State == store.ContactPending // perhaps by a reusable invite
+		}
+		invites, err := tx.Invites()
+		for _, i := range invites {
+			shy = shy || i.Reusable && i.State == store.InviteOpen
+		}
+		return err
+	})
+	return shy, err
+}
+
+// acquire asks nodes for want reservations: first such that lie elsewhere than
+// the ones we have.
+func (r *relays) acquire(ctx context.Context, want int) {
+	if want <= 0 {
+		return
+	}
+	candidates := r.candidates(ctx)
+	near := make(map[netip.Prefix]bool)
+	asked := make(map[peer.ID]bool)
+	r.mu.Lock()
+	for id, h := range r.held {
+		asked[id] = true
+		near[neighbourhood(h.info)] = true
+	}
+	r.mu.Unlock()
+	delete(near, netip.Prefix{})
+	for _, spread := range []bool{true, false} {
+		for _, info := range candidates {
+			if want == 0 || ctx.Err() != nil {
+				return
+			}
+			if asked[info.ID] || spread && near[neighbourhood(info)] {
+				continue
+			}
+			asked[info.ID] = true
+			if !r.reserve(ctx, info) {
+				continue
+			}
+			if p := neighbourhood(info); p.IsValid() {
+				near[p] = true
+			}
+			want--
+		}
+	}
+}
+
+// candidates are the community nodes that may be asked, in random order.
+func (r *relays) candidates(ctx context.Context) (out []peer.AddrInfo) {
+	known, err := r.n.mail.ways(ctx)
+	if err != nil {
+		return nil
+	}
+	now := time.Now()
+	for id, until := range r.refused {
+		if now.After(until) {
+			delete(r.refused, id)
+		}
+	}
+	for _, info := range slices.Concat(r.n.cfg.Discovery.Nodes(), known) {
+		if r.refused[info.ID].After(now) || len(info.Addrs) == 0 || info.ID == r.n.cfg.Host.ID() {
+			continue
+		}
+		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool { return !r.n.reachable(a, true) })
+		i := slices.IndexFunc(out, func(o peer.AddrInfo) bool { return o.ID == info.ID })
+		switch {
+		case len(info.Addrs) == 0:
+		case i < 0:
+			out = append(out, info)
+		default:
+			out[i].Addrs = append(out[i].Addrs, info.Addrs...)
+		}
+	}
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
+}
+
+// reserve asks one node, or has it renew what it gave.
+func (r *relays) reserve(ctx context.Context, info peer.AddrInfo) bool {
+	host := r.n.cfg.Host
+	if _, err := host.Reserve(ctx, info); err != nil {
+		if ctx.Err() == nil {
+			r.refused[info.ID] = time.Now().Add(relayRest/2 + rand.N(relayRest))
+			host.Release(info.ID)
+		}
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held[info.ID] = reservation{info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin))}
+	return true
+}
+
+// proven is how others may dial a relay that we are connected to: at the address
+// that we use ourselves, and the others that it has there.
+func (r *relays) proven(id peer.ID) peer.AddrInfo {
+	host := r.n.cfg.Host
+	info := peer.AddrInfo{ID: id}
+	published := host.Peerstore().Addrs(id)
+	for _, c := range host.Network().ConnsToPeer(id) {
+		if transport.IsRelayed(c) {
+			continue
+		}
+		used := c.RemoteMultiaddr()
+		at := placeOf(used)
+		info.Addrs = append(info.Addrs, used)
+		for _, a := range published {
+			if p := placeOf(a); p == at && p.IsValid() || transport.IsVeil(used) && transport.ReachOf(a) == transport.Public {
+				info.Addrs = append(info.Addrs, a)
+			}
+		}
+	}
+	return info
+}
+
+// forget drops a reservation that is no more.
+func (r *relays) forget(id peer.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.held, id)
+}
