@@ -14,6 +14,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -204,6 +205,33 @@ func parseLink(link []byte) (*invite.Invite, error) {
 		return nil, errors.Join(store.ErrDamaged, err)
 	}
 	return l, nil
+}
+
+// MarkBundle says, in a word that means nothing else, what a bundle for all would
+// hold now.
+func (b *Bundles) MarkBundle(ctx context.Context, _ *apiv1.MarkBundleRequest) (*apiv1.MarkBundleResponse, error) {
+	if err := b.n.needUser(); err != nil {
+		return nil, err
+	}
+	out := &apiv1.MarkBundleResponse{}
+	err := b.n.view(ctx, func(tx *store.Tx) error {
+		delivery, part, err := tx.BundleMark()
+		if err != nil {
+			return err
+		}
+		invites, err := tx.Invites()
+		if err != nil {
+			return err
+		}
+		out.Mark = fmt.Sprintf("%d.%d", delivery, part)
+		for _, i := range invites {
+			if i.State == store.InviteOpen && i.Expires > b.n.now().UnixMilli() {
+				out.Mark += "." + inviteText(i.ID)
+			}
+		}
+		return nil
+	})
+	return out, explain(err)
 }
 
 // ExportBundle makes bundles of what waits, and calls emit with their bytes, in

@@ -33,7 +33,7 @@ Two people who never had a network meet so: one runs kith invite and kith bundle
 export FILE, and hands over the link and the file; the other runs kith accept LINK,
 kith bundle import FILE, writes, and sends a bundle back.`,
 	}
-	c.AddCommand(k.bundleExportCmd(), k.bundleImportCmd(), k.bundleInspectCmd())
+	c.AddCommand(k.bundleExportCmd(), k.bundleImportCmd(), k.bundleInspectCmd(), k.bundleSpoolCmd())
 	return group(c)
 }
 

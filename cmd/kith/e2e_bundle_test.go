@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -217,4 +220,97 @@ func kill(h *home, run func()) {
 	h.kill()
 	<-done
 	h.up()
+}
+
+// TestBundleSpool has two people and a courier, who is neither's contact, exchange
+// bundles through folders, of which one goes away in between.
+func TestBundleSpool(t *testing.T) {
+	ann, ben, _ := metByHand(t)
+	cat := ann.n.home("cat", "--name", "cat", "--listen", "/ip4/127.0.0.1/tcp/0")
+	cat.up()
+	here, there := t.TempDir(), t.TempDir()
+	photo := filepath.Join(here, "photo.jpg")
+	if err := os.WriteFile(photo, bytes.Repeat([]byte("photo"), 10_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	look := func(h *home, dir string, args ...string) {
+		t.Helper()
+		h.must(append([]string{"bundle", "spool", "--once", dir}, args...)...)
+	}
+	count := func(dir string) int {
+		t.Helper()
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	for i, text := range []string{"first", "second"} {
+		ann.must("send", "ben", text)
+		look(ann, here)
+		look(ann, here)
+		if n := count(here); n != 2+min(i, 1) {
+			t.Errorf("round %d: the folder holds %d files", i, n)
+		}
+		look(cat, here, "--carry")
+		look(cat, there, "--carry")
+		look(ben, there)
+		look(cat, there, "--carry")
+		look(cat, here, "--carry")
+		look(ann, here)
+	}
+	for i, m := range ann.read("ben") {
+		if m.State != "delivered" {
+			t.Errorf("message %d is %s", i, m.State)
+		}
+	}
+	if got := len(ben.read("ann")); got != 2 {
+		t.Errorf("%d messages arrived, want 2", got)
+	}
+	if b, err := os.ReadFile(photo); err != nil || len(b) != 50_000 {
+		t.Error("a file of somebody else was touched")
+	}
+	ann.refused(exitNotFound, "there is no", "bundle", "spool", filepath.Join(here, "none"))
+	ann.refused(exitUsage, "no folder", "bundle", "spool", photo)
+
+	// As a daemon's companion: the folder goes and comes back.
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan int)
+	said, says := io.Pipe()
+	go func() {
+		code := run(ctx, []string{"--home", ann.dir, "bundle", "spool", here}, strings.NewReader(""), says, says)
+		says.Close()
+		ended <- code
+	}()
+	last, lines := "", bufio.NewScanner(said)
+	await := func(words string) {
+		t.Helper()
+		for lines.Scan() {
+			if last = lines.Text(); strings.Contains(last, words) {
+				return
+			}
+		}
+		t.Fatalf("the spool ended with %q", last)
+	}
+	ann.must("send", "ben", "third")
+	await("1 message")
+	away := here + ".away"
+	if err := os.Rename(here, away); err != nil {
+		t.Fatal(err)
+	}
+	await("trying again")
+	ann.must("send", "ben", "fourth")
+	if err := os.Rename(away, here); err != nil {
+		t.Fatal(err)
+	}
+	await("2 messages")
+	look(ben, here)
+	if got := len(ben.read("ann")); got != 4 {
+		t.Errorf("%d messages arrived, want 4", got)
+	}
+	go func() { _, _ = io.Copy(io.Discard, said) }()
+	stop()
+	if code := <-ended; code != exitOK {
+		t.Errorf("an interrupted spool exits %d", code)
+	}
 }

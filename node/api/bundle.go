@@ -13,6 +13,7 @@ import (
 // Bundles does what the API asks for about files that people carry, under the
 // rules of Backend.
 type Bundles interface {
+	MarkBundle(context.Context, *apiv1.MarkBundleRequest) (*apiv1.MarkBundleResponse, error)
 	// ExportBundle calls emit for one piece of the files after another, from one
 	// goroutine, until all are whole or emit fails, and returns that error.
 	ExportBundle(ctx context.Context, req *apiv1.ExportBundleRequest, emit func(*apiv1.ExportBundleResponse) error) error

@@ -37,6 +37,13 @@ func (tx *Tx) Carried(after int64, limit int) ([]CarriedRow, error) {
 	return out, nil
 }
 
+// BundleMark returns the newest of the open deliveries and of the carried parts.
+func (tx *Tx) BundleMark() (delivery, part int64, err error) {
+	err = tx.queryRow(`SELECT (SELECT coalesce(max(id), 0) FROM deliveries WHERE open = 1), (SELECT coalesce(max(id), 0) FROM carried)`).
+		scan(&delivery, &part)
+	return delivery, part, err
+}
+
 // EraseCarried forgets the parts whose age has come.
 func (tx *Tx) EraseCarried(age int64) error {
 	_, err := tx.exec(`DELETE FROM carried WHERE erase <= ?`, age)

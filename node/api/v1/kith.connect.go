@@ -111,6 +111,8 @@ const (
 	KithServiceRemoveMailboxProcedure = "/kith.v1.KithService/RemoveMailbox"
 	// KithServiceTestMailboxProcedure is the fully-qualified name of the KithService's TestMailbox RPC.
 	KithServiceTestMailboxProcedure = "/kith.v1.KithService/TestMailbox"
+	// KithServiceMarkBundleProcedure is the fully-qualified name of the KithService's MarkBundle RPC.
+	KithServiceMarkBundleProcedure = "/kith.v1.KithService/MarkBundle"
 	// KithServiceExportBundleProcedure is the fully-qualified name of the KithService's ExportBundle
 	// RPC.
 	KithServiceExportBundleProcedure = "/kith.v1.KithService/ExportBundle"
@@ -181,6 +183,7 @@ type KithServiceClient interface {
 	RemoveMailbox(context.Context, *RemoveMailboxRequest) (*RemoveMailboxResponse, error)
 	TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error)
 	// Bundles: what waits to leave, in files that people carry.
+	MarkBundle(context.Context, *MarkBundleRequest) (*MarkBundleResponse, error)
 	ExportBundle(context.Context, *ExportBundleRequest) (*connect.ServerStreamForClient[ExportBundleResponse], error)
 	NoteBundle(context.Context, *NoteBundleRequest) (*NoteBundleResponse, error)
 	ImportBundle(context.Context) (*connect.ClientStreamForClientSimple[ImportBundleRequest, ImportBundleResponse], error)
@@ -383,6 +386,12 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(kithServiceMethods.ByName("TestMailbox")),
 			connect.WithClientOptions(opts...),
 		),
+		markBundle: connect.NewClient[MarkBundleRequest, MarkBundleResponse](
+			httpClient,
+			baseURL+KithServiceMarkBundleProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("MarkBundle")),
+			connect.WithClientOptions(opts...),
+		),
 		exportBundle: connect.NewClient[ExportBundleRequest, ExportBundleResponse](
 			httpClient,
 			baseURL+KithServiceExportBundleProcedure,
@@ -483,6 +492,7 @@ type kithServiceClient struct {
 	addMailbox         *connect.Client[AddMailboxRequest, AddMailboxResponse]
 	removeMailbox      *connect.Client[RemoveMailboxRequest, RemoveMailboxResponse]
 	testMailbox        *connect.Client[TestMailboxRequest, TestMailboxResponse]
+	markBundle         *connect.Client[MarkBundleRequest, MarkBundleResponse]
 	exportBundle       *connect.Client[ExportBundleRequest, ExportBundleResponse]
 	noteBundle         *connect.Client[NoteBundleRequest, NoteBundleResponse]
 	importBundle       *connect.Client[ImportBundleRequest, ImportBundleResponse]
@@ -757,6 +767,15 @@ func (c *kithServiceClient) TestMailbox(ctx context.Context, req *TestMailboxReq
 	return nil, err
 }
 
+// MarkBundle calls kith.v1.KithService.MarkBundle.
+func (c *kithServiceClient) MarkBundle(ctx context.Context, req *MarkBundleRequest) (*MarkBundleResponse, error) {
+	response, err := c.markBundle.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ExportBundle calls kith.v1.KithService.ExportBundle.
 func (c *kithServiceClient) ExportBundle(ctx context.Context, req *ExportBundleRequest) (*connect.ServerStreamForClient[ExportBundleResponse], error) {
 	return c.exportBundle.CallServerStream(ctx, connect.NewRequest(req))
@@ -885,6 +904,7 @@ type KithServiceHandler interface {
 	RemoveMailbox(context.Context, *RemoveMailboxRequest) (*RemoveMailboxResponse, error)
 	TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error)
 	// Bundles: what waits to leave, in files that people carry.
+	MarkBundle(context.Context, *MarkBundleRequest) (*MarkBundleResponse, error)
 	ExportBundle(context.Context, *ExportBundleRequest, *connect.ServerStream[ExportBundleResponse]) error
 	NoteBundle(context.Context, *NoteBundleRequest) (*NoteBundleResponse, error)
 	ImportBundle(context.Context, *connect.ClientStream[ImportBundleRequest]) (*ImportBundleResponse, error)
@@ -1083,6 +1103,12 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(kithServiceMethods.ByName("TestMailbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kithServiceMarkBundleHandler := connect.NewUnaryHandlerSimple(
+		KithServiceMarkBundleProcedure,
+		svc.MarkBundle,
+		connect.WithSchema(kithServiceMethods.ByName("MarkBundle")),
+		connect.WithHandlerOptions(opts...),
+	)
 	kithServiceExportBundleHandler := connect.NewServerStreamHandlerSimple(
 		KithServiceExportBundleProcedure,
 		svc.ExportBundle,
@@ -1209,6 +1235,8 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceRemoveMailboxHandler.ServeHTTP(w, r)
 		case KithServiceTestMailboxProcedure:
 			kithServiceTestMailboxHandler.ServeHTTP(w, r)
+		case KithServiceMarkBundleProcedure:
+			kithServiceMarkBundleHandler.ServeHTTP(w, r)
 		case KithServiceExportBundleProcedure:
 			kithServiceExportBundleHandler.ServeHTTP(w, r)
 		case KithServiceNoteBundleProcedure:
@@ -1354,6 +1382,10 @@ func (UnimplementedKithServiceHandler) RemoveMailbox(context.Context, *RemoveMai
 
 func (UnimplementedKithServiceHandler) TestMailbox(context.Context, *TestMailboxRequest) (*TestMailboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.TestMailbox is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) MarkBundle(context.Context, *MarkBundleRequest) (*MarkBundleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.MarkBundle is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) ExportBundle(context.Context, *ExportBundleRequest, *connect.ServerStream[ExportBundleResponse]) error {

@@ -4281,6 +4281,87 @@ func (x *MailboxTest) GetMs() float64 {
 	return 0
 }
 
+// MarkBundle says what a bundle for all would hold, without making one.
+type MarkBundleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkBundleRequest) Reset() {
+	*x = MarkBundleRequest{}
+	mi := &file_v1_kith_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkBundleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkBundleRequest) ProtoMessage() {}
+
+func (x *MarkBundleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkBundleRequest.ProtoReflect.Descriptor instead.
+func (*MarkBundleRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+}
+
+type MarkBundleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mark          string                 `protobuf:"bytes,1,opt,name=mark,proto3" json:"mark,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkBundleResponse) Reset() {
+	*x = MarkBundleResponse{}
+	mi := &file_v1_kith_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkBundleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkBundleResponse) ProtoMessage() {}
+
+func (x *MarkBundleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkBundleResponse.ProtoReflect.Descriptor instead.
+func (*MarkBundleResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *MarkBundleResponse) GetMark() string {
+	if x != nil {
+		return x.Mark
+	}
+	return ""
+}
+
 type ExportBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Contacts      []string               `protobuf:"bytes,1,rep,name=contacts,proto3" json:"contacts,omitempty"` // whose envelopes; none: those of all
@@ -4294,7 +4375,7 @@ type ExportBundleRequest struct {
 
 func (x *ExportBundleRequest) Reset() {
 	*x = ExportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4387,7 @@ func (x *ExportBundleRequest) String() string {
 func (*ExportBundleRequest) ProtoMessage() {}
 
 func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4400,7 @@ func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ExportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExportBundleRequest) GetContacts() []string {
@@ -4370,7 +4451,7 @@ type ExportBundleResponse struct {
 
 func (x *ExportBundleResponse) Reset() {
 	*x = ExportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +4463,7 @@ func (x *ExportBundleResponse) String() string {
 func (*ExportBundleResponse) ProtoMessage() {}
 
 func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +4476,7 @@ func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ExportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExportBundleResponse) GetData() []byte {
@@ -4440,7 +4521,7 @@ type BundleFile struct {
 
 func (x *BundleFile) Reset() {
 	*x = BundleFile{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4452,7 +4533,7 @@ func (x *BundleFile) String() string {
 func (*BundleFile) ProtoMessage() {}
 
 func (x *BundleFile) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4465,7 +4546,7 @@ func (x *BundleFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleFile.ProtoReflect.Descriptor instead.
 func (*BundleFile) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *BundleFile) GetBytes() int64 {
@@ -4521,7 +4602,7 @@ type NoteBundleRequest struct {
 
 func (x *NoteBundleRequest) Reset() {
 	*x = NoteBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +4614,7 @@ func (x *NoteBundleRequest) String() string {
 func (*NoteBundleRequest) ProtoMessage() {}
 
 func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +4627,7 @@ func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleRequest.ProtoReflect.Descriptor instead.
 func (*NoteBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *NoteBundleRequest) GetEntries() []int64 {
@@ -4564,7 +4645,7 @@ type NoteBundleResponse struct {
 
 func (x *NoteBundleResponse) Reset() {
 	*x = NoteBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4576,7 +4657,7 @@ func (x *NoteBundleResponse) String() string {
 func (*NoteBundleResponse) ProtoMessage() {}
 
 func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4589,7 +4670,7 @@ func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleResponse.ProtoReflect.Descriptor instead.
 func (*NoteBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 // A file, or the texts of slips, in pieces of at most 1 MiB.
@@ -4604,7 +4685,7 @@ type ImportBundleRequest struct {
 
 func (x *ImportBundleRequest) Reset() {
 	*x = ImportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4616,7 +4697,7 @@ func (x *ImportBundleRequest) String() string {
 func (*ImportBundleRequest) ProtoMessage() {}
 
 func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4629,7 +4710,7 @@ func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ImportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ImportBundleRequest) GetData() []byte {
@@ -4676,7 +4757,7 @@ type ImportBundleResponse struct {
 
 func (x *ImportBundleResponse) Reset() {
 	*x = ImportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4688,7 +4769,7 @@ func (x *ImportBundleResponse) String() string {
 func (*ImportBundleResponse) ProtoMessage() {}
 
 func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4701,7 +4782,7 @@ func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ImportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{80}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ImportBundleResponse) GetBytes() int64 {
@@ -4820,7 +4901,7 @@ type BundleSender struct {
 
 func (x *BundleSender) Reset() {
 	*x = BundleSender{}
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4832,7 +4913,7 @@ func (x *BundleSender) String() string {
 func (*BundleSender) ProtoMessage() {}
 
 func (x *BundleSender) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4845,7 +4926,7 @@ func (x *BundleSender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleSender.ProtoReflect.Descriptor instead.
 func (*BundleSender) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{81}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *BundleSender) GetContact() string {
@@ -4888,7 +4969,7 @@ type NodeLimits struct {
 
 func (x *NodeLimits) Reset() {
 	*x = NodeLimits{}
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4900,7 +4981,7 @@ func (x *NodeLimits) String() string {
 func (*NodeLimits) ProtoMessage() {}
 
 func (x *NodeLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4913,7 +4994,7 @@ func (x *NodeLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
 func (*NodeLimits) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{82}
+	return file_v1_kith_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *NodeLimits) GetQuota() int64 {
@@ -4987,7 +5068,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4999,7 +5080,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5012,7 +5093,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{83}
+	return file_v1_kith_proto_rawDescGZIP(), []int{85}
 }
 
 type NodeStatusResponse struct {
@@ -5038,7 +5119,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5050,7 +5131,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5063,7 +5144,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{84}
+	return file_v1_kith_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *NodeStatusResponse) GetState() string {
@@ -5176,7 +5257,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5188,7 +5269,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5201,7 +5282,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{85}
+	return file_v1_kith_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SetNodeRequest) GetDraining() bool {
@@ -5227,7 +5308,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5239,7 +5320,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5252,7 +5333,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{86}
+	return file_v1_kith_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
@@ -5275,7 +5356,7 @@ type BridgeInvite struct {
 
 func (x *BridgeInvite) Reset() {
 	*x = BridgeInvite{}
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5287,7 +5368,7 @@ func (x *BridgeInvite) String() string {
 func (*BridgeInvite) ProtoMessage() {}
 
 func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5300,7 +5381,7 @@ func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
 func (*BridgeInvite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{87}
+	return file_v1_kith_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *BridgeInvite) GetId() string {
@@ -5340,7 +5421,7 @@ type CreateBridgeInviteRequest struct {
 
 func (x *CreateBridgeInviteRequest) Reset() {
 	*x = CreateBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5352,7 +5433,7 @@ func (x *CreateBridgeInviteRequest) String() string {
 func (*CreateBridgeInviteRequest) ProtoMessage() {}
 
 func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5365,7 +5446,7 @@ func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{88}
+	return file_v1_kith_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CreateBridgeInviteRequest) GetName() string {
@@ -5384,7 +5465,7 @@ type CreateBridgeInviteResponse struct {
 
 func (x *CreateBridgeInviteResponse) Reset() {
 	*x = CreateBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +5477,7 @@ func (x *CreateBridgeInviteResponse) String() string {
 func (*CreateBridgeInviteResponse) ProtoMessage() {}
 
 func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5409,7 +5490,7 @@ func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{89}
+	return file_v1_kith_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
@@ -5427,7 +5508,7 @@ type ListBridgeInvitesRequest struct {
 
 func (x *ListBridgeInvitesRequest) Reset() {
 	*x = ListBridgeInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5439,7 +5520,7 @@ func (x *ListBridgeInvitesRequest) String() string {
 func (*ListBridgeInvitesRequest) ProtoMessage() {}
 
 func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5452,7 +5533,7 @@ func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{90}
+	return file_v1_kith_proto_rawDescGZIP(), []int{92}
 }
 
 type ListBridgeInvitesResponse struct {
@@ -5464,7 +5545,7 @@ type ListBridgeInvitesResponse struct {
 
 func (x *ListBridgeInvitesResponse) Reset() {
 	*x = ListBridgeInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5476,7 +5557,7 @@ func (x *ListBridgeInvitesResponse) String() string {
 func (*ListBridgeInvitesResponse) ProtoMessage() {}
 
 func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5489,7 +5570,7 @@ func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{91}
+	return file_v1_kith_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
@@ -5508,7 +5589,7 @@ type RevokeBridgeInviteRequest struct {
 
 func (x *RevokeBridgeInviteRequest) Reset() {
 	*x = RevokeBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5520,7 +5601,7 @@ func (x *RevokeBridgeInviteRequest) String() string {
 func (*RevokeBridgeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5533,7 +5614,7 @@ func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{92}
+	return file_v1_kith_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RevokeBridgeInviteRequest) GetId() string {
@@ -5551,7 +5632,7 @@ type RevokeBridgeInviteResponse struct {
 
 func (x *RevokeBridgeInviteResponse) Reset() {
 	*x = RevokeBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5563,7 +5644,7 @@ func (x *RevokeBridgeInviteResponse) String() string {
 func (*RevokeBridgeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5576,7 +5657,7 @@ func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{93}
+	return file_v1_kith_proto_rawDescGZIP(), []int{95}
 }
 
 type WatchEventsRequest struct {
@@ -5591,7 +5672,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5603,7 +5684,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5616,7 +5697,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{94}
+	return file_v1_kith_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -5670,7 +5751,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5682,7 +5763,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5695,7 +5776,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{95}
+	return file_v1_kith_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Event) GetId() uint64 {
@@ -5739,7 +5820,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5751,7 +5832,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5764,7 +5845,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{96}
+	return file_v1_kith_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -5811,7 +5892,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[97]
+	mi := &file_v1_kith_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5823,7 +5904,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[97]
+	mi := &file_v1_kith_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5836,7 +5917,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{97}
+	return file_v1_kith_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5856,7 +5937,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[98]
+	mi := &file_v1_kith_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5868,7 +5949,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[98]
+	mi := &file_v1_kith_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5881,7 +5962,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{98}
+	return file_v1_kith_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -5906,7 +5987,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[99]
+	mi := &file_v1_kith_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5918,7 +5999,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[99]
+	mi := &file_v1_kith_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5931,7 +6012,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{99}
+	return file_v1_kith_proto_rawDescGZIP(), []int{101}
 }
 
 // ErrorDetail goes with every error.
@@ -5946,7 +6027,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[100]
+	mi := &file_v1_kith_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5958,7 +6039,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[100]
+	mi := &file_v1_kith_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5971,7 +6052,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{100}
+	return file_v1_kith_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -6294,7 +6375,10 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x1a\n" +
 	"\bsentence\x18\x03 \x01(\tR\bsentence\x12\x0e\n" +
-	"\x02ms\x18\x04 \x01(\x01R\x02ms\"\x89\x01\n" +
+	"\x02ms\x18\x04 \x01(\x01R\x02ms\"\x13\n" +
+	"\x11MarkBundleRequest\"(\n" +
+	"\x12MarkBundleResponse\x12\x12\n" +
+	"\x04mark\x18\x01 \x01(\tR\x04mark\"\x89\x01\n" +
 	"\x13ExportBundleRequest\x12\x1a\n" +
 	"\bcontacts\x18\x01 \x03(\tR\bcontacts\x12\x18\n" +
 	"\ainvites\x18\x02 \x03(\tR\ainvites\x12\x12\n" +
@@ -6423,7 +6507,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xf1\x16\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\xb8\x17\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
@@ -6455,7 +6539,9 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"AddMailbox\x12\x1a.kith.v1.AddMailboxRequest\x1a\x1b.kith.v1.AddMailboxResponse\x12N\n" +
 	"\rRemoveMailbox\x12\x1d.kith.v1.RemoveMailboxRequest\x1a\x1e.kith.v1.RemoveMailboxResponse\x12H\n" +
-	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12M\n" +
+	"\vTestMailbox\x12\x1b.kith.v1.TestMailboxRequest\x1a\x1c.kith.v1.TestMailboxResponse\x12E\n" +
+	"\n" +
+	"MarkBundle\x12\x1a.kith.v1.MarkBundleRequest\x1a\x1b.kith.v1.MarkBundleResponse\x12M\n" +
 	"\fExportBundle\x12\x1c.kith.v1.ExportBundleRequest\x1a\x1d.kith.v1.ExportBundleResponse0\x01\x12E\n" +
 	"\n" +
 	"NoteBundle\x12\x1a.kith.v1.NoteBundleRequest\x1a\x1b.kith.v1.NoteBundleResponse\x12M\n" +
@@ -6483,7 +6569,7 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 103)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 105)
 var file_v1_kith_proto_goTypes = []any{
 	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
 	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
@@ -6559,39 +6645,41 @@ var file_v1_kith_proto_goTypes = []any{
 	(*TestMailboxRequest)(nil),         // 71: kith.v1.TestMailboxRequest
 	(*TestMailboxResponse)(nil),        // 72: kith.v1.TestMailboxResponse
 	(*MailboxTest)(nil),                // 73: kith.v1.MailboxTest
-	(*ExportBundleRequest)(nil),        // 74: kith.v1.ExportBundleRequest
-	(*ExportBundleResponse)(nil),       // 75: kith.v1.ExportBundleResponse
-	(*BundleFile)(nil),                 // 76: kith.v1.BundleFile
-	(*NoteBundleRequest)(nil),          // 77: kith.v1.NoteBundleRequest
-	(*NoteBundleResponse)(nil),         // 78: kith.v1.NoteBundleResponse
-	(*ImportBundleRequest)(nil),        // 79: kith.v1.ImportBundleRequest
-	(*ImportBundleResponse)(nil),       // 80: kith.v1.ImportBundleResponse
-	(*BundleSender)(nil),               // 81: kith.v1.BundleSender
-	(*NodeLimits)(nil),                 // 82: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),          // 83: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),         // 84: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),             // 85: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),            // 86: kith.v1.SetNodeResponse
-	(*BridgeInvite)(nil),               // 87: kith.v1.BridgeInvite
-	(*CreateBridgeInviteRequest)(nil),  // 88: kith.v1.CreateBridgeInviteRequest
-	(*CreateBridgeInviteResponse)(nil), // 89: kith.v1.CreateBridgeInviteResponse
-	(*ListBridgeInvitesRequest)(nil),   // 90: kith.v1.ListBridgeInvitesRequest
-	(*ListBridgeInvitesResponse)(nil),  // 91: kith.v1.ListBridgeInvitesResponse
-	(*RevokeBridgeInviteRequest)(nil),  // 92: kith.v1.RevokeBridgeInviteRequest
-	(*RevokeBridgeInviteResponse)(nil), // 93: kith.v1.RevokeBridgeInviteResponse
-	(*WatchEventsRequest)(nil),         // 94: kith.v1.WatchEventsRequest
-	(*Event)(nil),                      // 95: kith.v1.Event
-	(*ListEventsRequest)(nil),          // 96: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 97: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),           // 98: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),          // 99: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),                // 100: kith.v1.ErrorDetail
-	nil,                                // 101: kith.v1.StatusResponse.RoadsEntry
-	nil,                                // 102: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*MarkBundleRequest)(nil),          // 74: kith.v1.MarkBundleRequest
+	(*MarkBundleResponse)(nil),         // 75: kith.v1.MarkBundleResponse
+	(*ExportBundleRequest)(nil),        // 76: kith.v1.ExportBundleRequest
+	(*ExportBundleResponse)(nil),       // 77: kith.v1.ExportBundleResponse
+	(*BundleFile)(nil),                 // 78: kith.v1.BundleFile
+	(*NoteBundleRequest)(nil),          // 79: kith.v1.NoteBundleRequest
+	(*NoteBundleResponse)(nil),         // 80: kith.v1.NoteBundleResponse
+	(*ImportBundleRequest)(nil),        // 81: kith.v1.ImportBundleRequest
+	(*ImportBundleResponse)(nil),       // 82: kith.v1.ImportBundleResponse
+	(*BundleSender)(nil),               // 83: kith.v1.BundleSender
+	(*NodeLimits)(nil),                 // 84: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 85: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 86: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 87: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 88: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 89: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 90: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 91: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 92: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 93: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 94: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 95: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 96: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 97: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 98: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 99: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 100: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 101: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 102: kith.v1.ErrorDetail
+	nil,                                // 103: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 104: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
 	10,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	101, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	103, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
 	9,   // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
 	4,   // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
 	2,   // 4: kith.v1.StatusResponse.budget:type_name -> kith.v1.Budget
@@ -6626,15 +6714,15 @@ var file_v1_kith_proto_depIdxs = []int32{
 	64,  // 33: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
 	64,  // 34: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
 	73,  // 35: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
-	76,  // 36: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
-	81,  // 37: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
-	82,  // 38: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	102, // 39: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
-	82,  // 40: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
-	84,  // 41: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	87,  // 42: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
-	87,  // 43: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
-	95,  // 44: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	78,  // 36: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
+	83,  // 37: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
+	84,  // 38: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	104, // 39: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	84,  // 40: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	86,  // 41: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	89,  // 42: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	89,  // 43: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	97,  // 44: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
 	0,   // 45: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
 	11,  // 46: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
 	14,  // 47: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
@@ -6664,59 +6752,61 @@ var file_v1_kith_proto_depIdxs = []int32{
 	67,  // 71: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
 	69,  // 72: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
 	71,  // 73: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	74,  // 74: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
-	77,  // 75: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
-	79,  // 76: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
-	83,  // 77: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	85,  // 78: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	88,  // 79: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
-	90,  // 80: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
-	92,  // 81: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
-	94,  // 82: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	96,  // 83: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	98,  // 84: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,   // 85: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	12,  // 86: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	15,  // 87: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	6,   // 88: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
-	8,   // 89: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
-	17,  // 90: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	20,  // 91: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	23,  // 92: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	25,  // 93: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	27,  // 94: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	29,  // 95: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	31,  // 96: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	33,  // 97: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	36,  // 98: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	38,  // 99: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	40,  // 100: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	42,  // 101: kith.v1.KithService.HideAddress:output_type -> kith.v1.HideAddressResponse
-	44,  // 102: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	46,  // 103: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	48,  // 104: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	52,  // 105: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	54,  // 106: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	57,  // 107: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	61,  // 108: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	63,  // 109: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	66,  // 110: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	68,  // 111: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	70,  // 112: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	72,  // 113: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	75,  // 114: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
-	78,  // 115: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
-	80,  // 116: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
-	84,  // 117: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	86,  // 118: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	89,  // 119: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
-	91,  // 120: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
-	93,  // 121: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
-	95,  // 122: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	97,  // 123: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	99,  // 124: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	85,  // [85:125] is the sub-list for method output_type
-	45,  // [45:85] is the sub-list for method input_type
+	74,  // 74: kith.v1.KithService.MarkBundle:input_type -> kith.v1.MarkBundleRequest
+	76,  // 75: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
+	79,  // 76: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
+	81,  // 77: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
+	85,  // 78: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	87,  // 79: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	90,  // 80: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	92,  // 81: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	94,  // 82: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	96,  // 83: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	98,  // 84: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	100, // 85: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,   // 86: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	12,  // 87: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	15,  // 88: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	6,   // 89: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
+	8,   // 90: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	17,  // 91: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	20,  // 92: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	23,  // 93: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	25,  // 94: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	27,  // 95: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	29,  // 96: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	31,  // 97: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	33,  // 98: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	36,  // 99: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	38,  // 100: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	40,  // 101: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	42,  // 102: kith.v1.KithService.HideAddress:output_type -> kith.v1.HideAddressResponse
+	44,  // 103: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	46,  // 104: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	48,  // 105: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	52,  // 106: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	54,  // 107: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	57,  // 108: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	61,  // 109: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	63,  // 110: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	66,  // 111: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	68,  // 112: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	70,  // 113: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	72,  // 114: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	75,  // 115: kith.v1.KithService.MarkBundle:output_type -> kith.v1.MarkBundleResponse
+	77,  // 116: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
+	80,  // 117: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
+	82,  // 118: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
+	86,  // 119: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	88,  // 120: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	91,  // 121: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	93,  // 122: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	95,  // 123: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	97,  // 124: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	99,  // 125: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	101, // 126: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	86,  // [86:127] is the sub-list for method output_type
+	45,  // [45:86] is the sub-list for method input_type
 	45,  // [45:45] is the sub-list for extension type_name
 	45,  // [45:45] is the sub-list for extension extendee
 	0,   // [0:45] is the sub-list for field type_name
@@ -6727,14 +6817,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
-	file_v1_kith_proto_msgTypes[85].OneofWrappers = []any{}
+	file_v1_kith_proto_msgTypes[87].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   103,
+			NumMessages:   105,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
