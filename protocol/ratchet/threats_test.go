@@ -358,17 +358,43 @@ func TestB05_RestoredState(t *testing.T) {
 	}
 }
 
-func TestB10_B11_ReplayOpensOnce(t *testing.T) {
+// TestB10_Repeated: an envelope that comes again at once does not open again,
+// whether it came in its turn or its key had been kept for it.
+func TestB10_Repeated(t *testing.T) {
+	r := stream(10)
+	a, b := handshake(t, r)
+	talk(t, &a, &b, r, 2)
+	var cts [][]byte
+	for i := range 8 {
+		cts = append(cts, mustEncrypt(t, &a, r, fmt.Sprint("once ", i), small))
+	}
+	var came []int
+	for _, i := range []int{0, 1, 4, 2, 7, 3, 6, 5} {
+		mustDecrypt(t, &b, cts[i], fmt.Sprint("once ", i))
+		came = append(came, i)
+		for _, j := range came {
+			mustFail(t, &b, cts[j], ErrDecrypt)
+		}
+	}
+}
+
+// TestB11_ReplayedLater: nor does it when both sides have long moved on, or the
+// session has been stored.
+func TestB11_ReplayedLater(t *testing.T) {
 	r := stream(10)
 	a, b := handshake(t, r)
 	var all [][]byte
 	for range 20 {
+		late := mustEncrypt(t, &a, r, "late", small)
 		for range 4 {
 			ct := mustEncrypt(t, &a, r, "once", small)
 			mustDecrypt(t, &b, ct, "once")
 			all = append(all, ct)
 		}
 		talk(t, &b, &a, r, 1)
+		talk(t, &a, &b, r, 1) // the chain of the late one has ended
+		mustDecrypt(t, &b, late, "late")
+		all = append(all, late)
 	}
 	for i, ct := range all {
 		mustFail(t, &b, ct, ErrDecrypt)
