@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	libp2p "github.com/libp2p/go-libp2p/core/protocol"
@@ -207,10 +208,14 @@ func (d *Discovery) ask(ctx context.Context, info peer.AddrInfo, request errand.
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if err := d.cfg.Host.Connect(ctx, info); err != nil {
+	return askErrand(ctx, d.cfg.Host, info, request)
+}
+
+func askErrand(ctx context.Context, from host.Host, info peer.AddrInfo, request errand.Frame) (errand.Frame, error) {
+	if err := from.Connect(ctx, info); err != nil {
 		return nil, err
 	}
-	s, err := d.cfg.Host.NewStream(ctx, info.ID, libp2p.ID(errand.Protocol))
+	s, err := from.NewStream(ctx, info.ID, libp2p.ID(errand.Protocol))
 	if err != nil {
 		return nil, err
 	}
@@ -240,6 +245,24 @@ func exchange(s network.Stream, request errand.Frame) (errand.Frame, error) {
 	}
 	return errand.ReadAnswer(bufio.NewReader(s))
 }
+
+// CarryMail has a community node bring a mailbox's request to another one, and
+// returns the answer, which is for the caller to check. It is asked from a host
+// that the node is to know us by.
+func CarryMail(ctx context.Context, from host.Host, node peer.AddrInfo, address, mail []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, errandTry)
+	defer cancel()
+	answer, err := askErrand(ctx, from, node, &errand.Carry{Address: address, Mail: mail})
+	if err != nil {
+		return nil, err
+	}
+	if a, ok := answer.(*errand.Carried); ok {
+		return a.Mail, nil
+	}
+	return nil, errOddErrand
+}
+
+var errOddErrand = errors.New("the community node answers what was not asked")
 
 // errandRefusal is a node's word that it does not do an errand.
 type errandRefusal struct{ errand.Refused }

@@ -178,11 +178,11 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 			err = errors.Join(err, c.n.update(ctx, func(w *work) error { return w.silent(c.info.ID) }))
 		}
 	}()
-	host, err := c.n.cfg.Errand()
+	host, release, err := c.n.modes.errand()
 	if err != nil {
 		return false, false, err
 	}
-	defer host.Close()
+	defer release()
 	m, err := dialMail(ctx, host, c.info)
 	if err != nil {
 		return false, false, err
@@ -684,11 +684,11 @@ var errProbeLost = errors.New("it signed for a test message and did not hand it 
 func (c *collector) probe(ctx context.Context) (took time.Duration, err error) {
 	c.probing.Lock()
 	defer c.probing.Unlock()
-	host, err := c.n.cfg.Errand()
+	host, done, err := c.n.modes.errand()
 	if err != nil {
 		return 0, err
 	}
-	defer host.Close()
+	defer done()
 	began, before := time.Now(), c.look().visits
 	here, err := c.leaveTest(ctx, host)
 	lost, what := false, ""

@@ -352,7 +352,10 @@ func (w *work) approve(c *store.ContactRow) error {
 	if err := w.lookAgain(*c); err != nil {
 		return err
 	}
-	return w.introduce(*c)
+	if err := w.introduce(*c); err != nil {
+		return err
+	}
+	return w.shareWith(*c)
 }
 
 // RejectRequest forgets a request. Its author learns nothing.

@@ -176,13 +176,13 @@ func (p *depositor) round(ctx context.Context) {
 		p.failed()
 		return
 	}
-	host, err := c.n.cfg.Errand()
+	host, done, err := c.n.modes.errand()
 	if err != nil {
 		c.n.log.Warn("mailboxes cannot be used", "cause", err)
 		p.failed()
 		return
 	}
-	defer host.Close()
+	defer done()
 	r := &depositRound{p: p, host: host, n: len(nodes), offers: make(map[int64]*offer)}
 	var all sync.WaitGroup
 	for _, info := range nodes {
@@ -213,8 +213,8 @@ func (c *courier) mailboxes(ctx context.Context) (nodes []peer.AddrInfo, err err
 }
 
 // mailboxesOf are the mailboxes that a device has told us of and that we may
-// dial, at most maxHolders: in the order of the set, but those whose receipts do
-// not count come last.
+// dial, or have others bring mail to, at most maxHolders: in the order of the
+// set, but those whose receipts do not count come last.
 func (n *Node) mailboxesOf(tx *store.Tx, device []byte) (nodes []peer.AddrInfo, err error) {
 	b, err := tx.DeviceBoxes(device)
 	if ok, err := found(err); !ok {
@@ -226,8 +226,8 @@ func (n *Node) mailboxesOf(tx *store.Tx, device []byte) (nodes []peer.AddrInfo, 
 	}
 	var doubtful []peer.AddrInfo
 	for _, address := range set.Nodes { // each another node
-		info, err := mailInfo(address)
-		if err != nil || !n.reachable(info.Addrs[0], true) {
+		info, err := toldInfo(address)
+		if err != nil || len(n.route(info).Addrs) == 0 && !n.carries(info) {
 			continue
 		}
 		k, err := tx.Keeper([]byte(info.ID))
@@ -272,15 +272,14 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 	}
 	defer leave()
 	after := int64(0)
-	m, err := dialMail(ctx, r.host, info)
-	switch {
-	case err != nil:
+	m, err := c.n.reachMail(ctx, r.host, info)
+	if err != nil {
 		// It says nothing of the node: the address is what the device told us.
-		r.miss(ctx, info.ID, "the mailbox does not answer")
-		return
-	case m.hello.Draining:
-		defer m.close()
-		r.miss(ctx, info.ID, refusalText(mailbox.RefusedDraining))
+		why := "the mailbox does not answer"
+		if refused := new(refusal); errors.As(err, &refused) {
+			why = refusalText(refused.Why)
+		}
+		r.miss(ctx, info.ID, why)
 		return
 	}
 	defer m.close()
@@ -355,7 +354,7 @@ func (r *depositRound) load(ctx context.Context, node peer.ID, after *int64) (ro
 }
 
 // leave gives a node envelopes and keeps its receipts.
-func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, rows []store.DepositRow) error {
+func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows []store.DepositRow) error {
 	n := r.p.c.n
 	ask, err := nonce(n.self.rand)
 	if err != nil {
@@ -369,7 +368,7 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 			requests = append(requests, &mailbox.Deposit{Envelope: d.Envelope})
 		}
 	}
-	answers, err := exchange(m, requests)
+	answers, err := m.exchange(requests)
 	if err != nil {
 		return err
 	}
@@ -382,7 +381,7 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 			requests = append(requests, &mailbox.Deposit{Envelope: rows[i].Envelope})
 		}
 	}
-	more, err := exchange(m, requests)
+	more, err := m.exchange(requests)
 	if err != nil {
 		return err
 	}
@@ -409,19 +408,23 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 				}
 				continue // receipted, or sealed anew, in the meantime: this says nothing of it
 			}
-			if lost[d.ID] {
+			if lost[d.ID] && m.direct() {
 				if err := w.tx.DropHolding(d.ID, []byte(node)); err != nil {
 					return err
 				}
 			}
 			switch a := answers[i].(type) {
 			case *mailbox.Proof:
-				if !d.Held || !a.Verify(d.Envelope, ask) {
+				if ok := d.Held && a.Verify(d.Envelope, ask); !ok && !m.direct() {
+					continue
+				} else if !ok {
 					return w.strike(node, strikeLie, "it gave a false proof that it keeps a message")
 				}
 				holds[d.ID] = true
 			case *mailbox.Stored:
-				if d.Held || !a.Verify(m.node, d.Envelope) {
+				if ok := !d.Held && a.Verify(m.key(), d.Envelope); !ok && !m.direct() {
+					continue
+				} else if !ok {
 					return w.strike(node, strikeLie, "it gave a false receipt")
 				}
 				if a.Hours == 0 {
@@ -451,7 +454,7 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 		if holds[d.ID] {
 			o.holders++
 		}
-		if lost[d.ID] {
+		if lost[d.ID] && m.direct() {
 			o.missing = append(o.missing, node)
 		}
 		if why := refused[d.ID]; why != "" {
@@ -463,7 +466,7 @@ func (r *depositRound) leave(ctx context.Context, m *mailStream, node peer.ID, r
 
 // exchange sends requests and returns as many answers. An answer of a wrong
 // type counts as none.
-func exchange(m *mailStream, requests []mailbox.Frame) ([]mailbox.Frame, error) {
+func (m *mailStream) exchange(requests []mailbox.Frame) ([]mailbox.Frame, error) {
 	if len(requests) == 0 {
 		return nil, nil
 	}
@@ -477,12 +480,10 @@ func exchange(m *mailStream, requests []mailbox.Frame) ([]mailbox.Frame, error) 
 		if err != nil {
 			return nil, err
 		}
-		switch a.(type) {
-		case *mailbox.Stored, *mailbox.Proof, *mailbox.Refused:
-			answers[i] = a
-		default:
+		if !isVerdict(a) {
 			return nil, errOddAnswer
 		}
+		answers[i] = a
 	}
 	return answers, nil
 }
@@ -630,14 +631,20 @@ func (w *work) learnBoxes(device identity.DeviceHash, value []byte, open bool) e
 }
 
 // takeRendezvous keeps what a device says of where it is found.
-func (w *work) takeRendezvous(device identity.DeviceHash, record []byte) error {
+func (w *work) takeRendezvous(device identity.DeviceHash, c store.ContactRow, record []byte) error {
 	fields, err := rendezvous.ParseFields(record)
 	if err != nil {
 		return nil
 	}
 	for _, f := range fields {
-		if f.Type == rendezvous.FieldMailboxes {
-			return w.learnBoxes(device, f.Value, false)
+		switch f.Type {
+		case rendezvous.FieldMailboxes:
+			err = w.learnBoxes(device, f.Value, false)
+		case rendezvous.FieldWays:
+			err = w.takeWays(c, f.Value)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -19,6 +19,7 @@ const (
 	eventDevice  = "device"
 	eventHealth  = "health"
 	eventLAN     = "lan"
+	eventMode    = "mode"
 )
 
 // messageEvent is a message that was sent or received.

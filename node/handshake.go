@@ -361,7 +361,10 @@ func (w *work) takeDeviceList(s *session, c store.ContactRow, m *message.DeviceL
 	}
 	switch {
 	case c.State == store.ContactPending:
-		return w.moveContact(&c, store.ContactEstablished)
+		if err := w.moveContact(&c, store.ContactEstablished); err != nil {
+			return err
+		}
+		return w.shareWith(c)
 	case first:
 		return w.emitContact(c, "request")
 	case changed:

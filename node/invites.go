@@ -9,11 +9,8 @@ import (
 	"strings"
 	"time"
 
-	ma "github.com/multiformats/go-multiaddr"
-
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/store"
-	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/handshake"
 	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/invite"
@@ -70,7 +67,11 @@ func (n *Node) CreateInvite(ctx context.Context, req *apiv1.CreateInviteRequest)
 		if open >= maxInvites {
 			return refuse(CodeQuota, "revoke some: kith invite revoke ID", "there are already %d open invites", maxInvites)
 		}
-		link, err := invite.New(n.self.rand, n.self.device.Hash(), req.Reusable, w.now.Add(life), n.hints())
+		hints, err := w.hints()
+		if err != nil {
+			return err
+		}
+		link, err := invite.New(n.self.rand, n.self.device.Hash(), req.Reusable, w.now.Add(life), hints)
 		if err != nil {
 			return err
 		}
@@ -101,17 +102,6 @@ func (n *Node) CreateInvite(ctx context.Context, req *apiv1.CreateInviteRequest)
 		return nil, explain(err)
 	}
 	return &apiv1.CreateInviteResponse{Invite: out}, nil
-}
-
-// hints are the ways in that a new invite names.
-func (n *Node) hints() [][]byte {
-	var out [][]byte
-	for _, h := range n.cfg.Hints {
-		if b := h.Bytes(); len(b) <= protocol.MaxAddress && len(out) < protocol.MaxHints {
-			out = append(out, b)
-		}
-	}
-	return out
 }
 
 // newPrekey gives an invite a fresh prekey.
@@ -262,6 +252,9 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 				id = c.ID
 				d.Public, d.Link = nil, []byte(link.Link())
 				w.devices[link.Device], w.names = true, true
+				if err := w.takeHints(link.Hints); err != nil {
+					return err
+				}
 				return w.tx.SaveDevice(d)
 			}
 			switch {
@@ -282,12 +275,8 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 		id = c.ID
 		w.devices[link.Device] = true
 		w.publish, w.hidden = true, true
-		for _, h := range link.Hints {
-			if a, err := ma.NewMultiaddrBytes(h); err == nil {
-				if err := w.tx.RememberWay(a.String(), w.ms(), keepWays); err != nil {
-					return err
-				}
-			}
+		if err := w.takeHints(link.Hints); err != nil {
+			return err
 		}
 		if err := w.tx.SaveDevice(store.DeviceRow{Hash: link.Device[:], Contact: c.ID, Link: []byte(link.Link())}); err != nil {
 			return err
@@ -296,6 +285,9 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 	})
 	if err != nil {
 		return nil, explain(err)
+	}
+	if err := n.modes.load(ctx); err != nil { // before anything is dialled
+		n.log.Warn("not everything could be brought to the mode")
 	}
 	n.beacon.waysIn(link.Hints)
 	c, err := n.awaitKeys(ctx, id, link.Device, news)

@@ -22,6 +22,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol/identity"
 	"github.com/kith-im/kith/protocol/mailbox"
 	"github.com/kith-im/kith/protocol/message"
@@ -130,6 +131,16 @@ func (m *Mailboxes) enter(ctx context.Context, node peer.ID, device identity.Dev
 // wake has the boxes looked at: one of them, or what is known of its node, has
 // changed.
 func (m *Mailboxes) wake() { poke(m.changed) }
+
+// restart has every box visited anew: what may be dialled has changed.
+func (m *Mailboxes) restart() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.collectors {
+		c.stop() // another takes over at the review that its end brings about
+	}
+	m.wake()
+}
 
 // retag has every box brought up to date with the tags we accept.
 func (m *Mailboxes) retag() {
@@ -311,7 +322,11 @@ func (m *Mailboxes) retire(ctx context.Context) (boxes []box, err error) {
 			}
 			lies := standingOf(b.kept, w.age) == standingLying
 			b.away = !lies && b.kept.Failing != 0 && w.age-b.kept.Failing >= patience.Milliseconds()
-			b.unfit = lies || b.away || m.draining(b.node)
+			info, err := infoOf(row.Address)
+			if err != nil {
+				return errors.Join(store.ErrDamaged, err)
+			}
+			b.unfit = lies || b.away || !m.n.permits(info.Addrs[0]) || m.draining(b.node)
 			boxes = append(boxes, b)
 		}
 		healthy := 0
@@ -409,9 +424,12 @@ func (m *Mailboxes) ways(ctx context.Context) (out []peer.AddrInfo, err error) {
 		out = slices.Clone(near)
 		for _, way := range append(slices.Clone(words), known...) {
 			info, err := infoOf(way)
-			if err == nil && m.n.reachable(info.Addrs[0], true) {
+			if err == nil && m.n.permits(info.Addrs[0]) {
 				out = append(out, info)
 			}
+		}
+		if m.n.modes.censored() {
+			out = append(out, m.n.modes.known()...)
 		}
 		return nil
 	})
@@ -537,11 +555,11 @@ func (m *Mailboxes) candidates(ctx context.Context) (out []peer.AddrInfo, err er
 
 // serves asks a node whether it takes boxes.
 func (m *Mailboxes) serves(ctx context.Context, info peer.AddrInfo) error {
-	host, err := m.n.cfg.Errand()
+	host, done, err := m.n.modes.errand()
 	if err != nil {
 		return err
 	}
-	defer host.Close()
+	defer done()
 	s, err := dialMail(ctx, host, info)
 	if err != nil {
 		return err
@@ -662,9 +680,10 @@ func (w *work) publishBoxes() error {
 		if err != nil {
 			return errors.Join(store.ErrDamaged, err)
 		}
-		n := len(a.Bytes()) + 1
+		told := publicForm(a).Bytes()
+		n := len(told) + 1
 		if b.State == store.BoxActive && len(nodes) < mailbox.MaxSet && size+n <= maxSetBytes {
-			nodes, size = append(nodes, a.Bytes()), size+n
+			nodes, size = append(nodes, told), size+n
 		}
 	}
 	set, err := toldBoxes(w.tx)
@@ -695,6 +714,15 @@ func (w *work) publishBoxes() error {
 		}
 	}
 	return nil
+}
+
+// publicForm is what others are told of a node's address. A bridge's is ours: of
+// it they learn the node's name, under which they may know a way of their own.
+func publicForm(a ma.Multiaddr) ma.Multiaddr {
+	if !transport.HasPath(a) {
+		return a
+	}
+	return a[len(a)-1:]
 }
 
 // tellBoxes tells a contact where our boxes are.

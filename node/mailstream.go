@@ -105,6 +105,10 @@ func nodeKey(id peer.ID) (key [32]byte, err error) {
 	return [32]byte(raw), nil
 }
 
+func (m *mailStream) key() [32]byte { return m.node }
+
+func (m *mailStream) direct() bool { return true }
+
 func (m *mailStream) close() {
 	m.stop()
 	_ = m.stream.Reset()
@@ -193,6 +197,20 @@ func nonce(rand io.Reader) (n mailbox.Nonce, err error) {
 		return n, fmt.Errorf("make a nonce: %w", err)
 	}
 	return n, nil
+}
+
+// toldInfo reads the address of a node that somebody told us, which may be its
+// name alone.
+func toldInfo(address []byte) (peer.AddrInfo, error) {
+	a, err := ma.NewMultiaddrBytes(address)
+	if err != nil || len(address) > protocol.MaxAddress || transport.HasPath(a) {
+		return peer.AddrInfo{}, errNoMailbox
+	}
+	info, err := peer.AddrInfoFromP2pAddr(a)
+	if err != nil {
+		return peer.AddrInfo{}, errNoMailbox
+	}
+	return *info, nil
 }
 
 // mailInfo reads the address of a node.

@@ -52,6 +52,9 @@ func (r Role) String() string {
 type Config struct {
 	Store     *store.Store
 	Discovery *discovery.Discovery
+	// Lookups is the host of Discovery where that is another than Host, so that
+	// both are in one mode.
+	Lookups *transport.Host
 
 	// Host carries conversations. Its peer id is fresh for every run. On a
 	// community node it is the one persistent host.
@@ -106,6 +109,7 @@ type Node struct {
 	checker *checker
 	relays  *relays
 	mail    *Mailboxes
+	modes   *modes
 	gate    *gate
 	loaded  loaded
 	hasty   chan struct{} // something expires soon
@@ -151,6 +155,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	n.beacon = newBeacon(n)
 	n.relays = newRelays(n)
 	n.mail = newMailboxes(n)
+	n.modes = newModes(n)
 	if err := n.rename(ctx); err != nil {
 		return nil, fmt.Errorf("rename the account: %w", err)
 	}
@@ -178,6 +183,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.cfg.Host.Network().Notify(connections)
 	defer n.cfg.Host.Network().StopNotify(connections)
 	parts.Go(func() { n.relays.run(run) })
+	parts.Go(func() { n.modes.run(run) })
 	parts.Go(func() { n.beacon.run(run) })
 	parts.Go(func() { n.mail.run(run) })
 	parts.Go(func() { n.tidy(run) })

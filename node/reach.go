@@ -359,6 +359,9 @@ func (n *Node) addresses(encoded [][]byte, known bool) peer.AddrInfo {
 				dialled = way.Addrs[0]
 			}
 		}
+		if !n.cfg.Host.Permits(one.Addrs[0]) {
+			continue
+		}
 		if dialled != nil {
 			if _, again := transport.RelayOf(dialled); again || !n.reachable(dialled, known) {
 				continue

@@ -280,7 +280,7 @@ func (w *work) act(s *session, c store.ContactRow, m *message.Message, plaintext
 	case *message.Gone:
 		return w.takeGone(s, c, ch, content)
 	case *message.Rendezvous:
-		return w.takeRendezvous(s.device, content.Record)
+		return w.takeRendezvous(s.device, c, content.Record)
 	case *message.Held:
 		return w.takeHeld(c, content)
 	default:

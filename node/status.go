@@ -88,6 +88,7 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 	out.Peers += int32(d.Peers)
 	out.Account = n.self.account.Public().Fingerprint().Text()
 	p := n.beacon.status()
+	out.Mode = n.modes.show()
 	out.Published, out.PublishGoal = int32(p.kept), int32(p.goal)
 	out.Roads = map[string]string{string(roadDirect): "ok", string(roadLAN): lanRoad(out.Lan)}
 	if len(listen) == 0 {

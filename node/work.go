@@ -34,6 +34,7 @@ type work struct {
 	mail     bool                             // our boxes, or what we know of their nodes, have changed
 	shown    int                              // messages added to a history
 	moved    bool                             // what our records say has changed
+	roads    bool                             // the bridges we know, or the mode, have changed
 	publish  bool                             // what we publish has changed
 	hidden   bool                             // who may know our address has changed
 	event    bool                             // the event log has grown
@@ -108,6 +109,9 @@ func (w *work) committed() {
 	}
 	if w.names || w.tags {
 		w.n.mail.retag()
+	}
+	if w.roads {
+		poke(w.n.modes.changed)
 	}
 	if w.mail {
 		w.n.mail.wake()

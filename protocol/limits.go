@@ -24,6 +24,10 @@ const (
 	MaxHints   = 3
 	MaxAddress = 255
 
+	// MaxSharedWays bounds the bridges that one contact passes on to another: one
+	// may be blocked and one on its way to be, and no more burn with one leak.
+	MaxSharedWays = 3
+
 	// RecordSize is the size of every rendezvous record: all look alike, a
 	// bundle and a few addresses fit, and nodes of the DHT take no more.
 	RecordSize = 4096

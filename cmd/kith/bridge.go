@@ -20,7 +20,7 @@ person gets a path of their own, so that one that leaks can be taken back alone.
 
 To run one:  kith up --role community --bridge --site DIR`,
 	}
-	c.AddCommand(k.bridgeInviteCmd(), k.bridgeListCmd(), k.bridgeRevokeCmd(), k.learnHelloCmd())
+	c.AddCommand(k.bridgeAddCmd(), k.bridgeRemoveCmd(), k.bridgeWaysCmd(), k.bridgeInviteCmd(), k.bridgeListCmd(), k.bridgeRevokeCmd(), k.learnHelloCmd())
 	return group(c)
 }
 

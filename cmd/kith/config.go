@@ -38,6 +38,7 @@ type config struct {
 	lan        setting[string] // on or off; empty: as it was set before
 	hide       setting[bool]
 	upnp       setting[bool]
+	mode       setting[string] // auto, open or censored; empty: as it was set before
 	bridge     bridgeConfig
 	preset     setting[string]
 	perDay     setting[string] // bytes, as parseSize takes them; empty: as the preset says
@@ -82,6 +83,7 @@ type file struct {
 	LAN        *string   `toml:"lan"`
 	Hide       *bool     `toml:"hide-address"`
 	UPnP       *bool     `toml:"upnp"`
+	Mode       *string   `toml:"mode"`
 	Bridge     *bool     `toml:"bridge"`
 	Site       *string   `toml:"site"`
 	Domain     *string   `toml:"domain"`
@@ -126,6 +128,7 @@ func (k *kith) config() (*config, error) {
 		quota:      text("", f.Quota, "KITH_QUOTA"),
 		metrics:    text("", f.Metrics, "KITH_METRICS"),
 		lan:        text("", f.LAN, "KITH_LAN"),
+		mode:       text("", f.Mode, "KITH_MODE"),
 		preset:     text("", f.Preset, "KITH_PRESET"),
 		perDay:     text("", f.PerDay, "KITH_BYTES_PER_DAY"),
 		memory:     text("", f.Memory, "KITH_MEMORY"),
@@ -230,6 +233,7 @@ The config file (kith paths shows where) is TOML with these keys:
   quota = "5GB"                             what a community node keeps of others' mail
   metrics = "127.0.0.1:9090"                where a community node shows its counts
   lan = "on"                                be found on local networks; see kith lan
+  mode = "auto"                             or open, or censored; see kith mode
   preset = "laptop"                         what may be used; see kith budget --help
   bytes-per-day = "200MB"                   instead of what the preset says; as
   memory = "32MiB"                          are memory,
@@ -266,6 +270,7 @@ the file.`,
 			Quota      entry `json:"quota"`
 			Metrics    entry `json:"metrics"`
 			LAN        entry `json:"lan"`
+			Mode       entry `json:"mode"`
 			Preset     entry `json:"preset"`
 			PerDay     entry `json:"bytes-per-day"`
 			Memory     entry `json:"memory"`
@@ -295,6 +300,7 @@ the file.`,
 			entry{c.quota.value, c.quota.from},
 			entry{c.metrics.value, c.metrics.from},
 			entry{c.lan.value, c.lan.from},
+			entry{c.mode.value, c.mode.from},
 			entry{c.preset.value, c.preset.from},
 			entry{c.perDay.value, c.perDay.from},
 			entry{c.memory.value, c.memory.from},
@@ -323,7 +329,7 @@ the file.`,
 				row("hide-address", v.Hide), row("upnp", v.UPnP), row("bridge", v.Bridge), row("site", v.Site), row("domain", v.Domain), row("acme", v.ACME),
 				row("cert", v.Cert), row("key", v.Key), row("bridge-listen", v.BridgeAt),
 				row("bridge-address", v.BridgeAddr), row("bridge-behind", v.Behind),
-				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("preset", v.Preset),
+				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("mode", v.Mode), row("preset", v.Preset),
 				row("bytes-per-day", v.PerDay), row("memory", v.Memory), row("connections", v.Conns), row("dials-per-minute", v.Dials), row("passphrase-file", v.Passphrase))
 		})
 		return nil

@@ -91,6 +91,7 @@ type statusJSON struct {
 	Mailboxes   *mailboxCount     `json:"mailboxes"` // null on a community node
 	LAN         lanJSON           `json:"lan"`
 	Budget      budgetJSON        `json:"budget"`
+	Mode        *modeJSON         `json:"mode"` // null on a community node
 }
 
 type mailboxCount struct {
@@ -122,6 +123,10 @@ func toStatus(s *apiv1.StatusResponse) statusJSON {
 	}
 	if m := s.GetMailboxes(); m != nil {
 		out.Mailboxes = &mailboxCount{m.Mode, m.Healthy, m.Total, m.Needed}
+	}
+	if s.Mode != nil {
+		mode := toMode(s.Mode)
+		out.Mode = &mode
 	}
 	if out.Roads == nil {
 		out.Roads = map[string]string{}
@@ -181,6 +186,9 @@ func writeStatus(w io.Writer, s statusJSON) {
 	slices.Sort(roads)
 	for _, road := range roads {
 		rows = append(rows, []string{"road", road + ": " + s.Roads[road]})
+	}
+	if s.Mode != nil {
+		rows = append(rows, []string{"mode", s.Mode.String()})
 	}
 	if s.Mailboxes != nil {
 		rows = append(rows, []string{"mailboxes", s.Mailboxes.String()})

@@ -116,7 +116,7 @@ code: 0 done, 1 refused, 2 wrong command line, 3 not running, 4 no road, 5 full,
 		k.idCmd(), k.inviteCmd(), k.invitesCmd(), k.acceptCmd(), k.requestsCmd(), k.approveCmd(), k.rejectCmd(),
 		k.contactsCmd(), k.renameCmd(), k.blockCmd(), k.unblockCmd(), k.hideAddressCmd(), k.verifyCmd(), k.pingCmd(),
 		k.sendCmd(), k.readCmd(), k.chatsCmd(), k.traceCmd(), k.cancelCmd(), k.watchCmd(),
-		k.mailboxCmd(), k.bundleCmd(), k.nodeCmd(), k.bridgeCmd(), k.lanCmd(), k.netcheckCmd(), k.budgetCmd(),
+		k.mailboxCmd(), k.bundleCmd(), k.nodeCmd(), k.bridgeCmd(), k.modeCmd(), k.lanCmd(), k.netcheckCmd(), k.budgetCmd(),
 		k.demoCmd(), k.configCmd(), k.pathsCmd(), k.versionCmd(),
 	)
 	return root

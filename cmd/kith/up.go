@@ -102,6 +102,7 @@ account and can read nothing.`,
 	f.StringVar(&flags.perDay.value, "bytes-per-day", "", "the `SIZE` of what may be sent and received in a day")
 	f.BoolVar(&flags.hide.value, "hide-address", false, "keep this machine's address from all contacts: relays and mailboxes only")
 	f.BoolVar(&flags.upnp.value, "upnp", false, "ask routers on the network for ports (UPnP, NAT-PMP), which tells them that we listen")
+	f.StringVar(&flags.mode.value, "mode", "", "auto, open or censored (default as it was; see kith mode)")
 	flags.bridge.define(f)
 	f.StringVar(&flags.passphrase.value, "passphrase-file", "", "a `FILE` with the passphrase, which protects the store from then on")
 	f.BoolVar(&ask, "passphrase", false, "ask for the passphrase, which protects the store from then on")
@@ -127,6 +128,7 @@ account and can read nothing.`,
 		override(&cfg.perDay, flags.perDay, changed("bytes-per-day"))
 		override(&cfg.hide, flags.hide, changed("hide-address"))
 		override(&cfg.upnp, flags.upnp, changed("upnp"))
+		override(&cfg.mode, flags.mode, changed("mode"))
 		override(&cfg.passphrase, flags.passphrase, changed("passphrase-file"))
 		cfg.bridge.override(flags.bridge, changed)
 		d, err := newDaemon(k, cfg)
@@ -166,6 +168,9 @@ type daemon struct {
 	role       node.Role
 	listen     []ma.Multiaddr
 	bootstrap  []peer.AddrInfo
+	bridges    []ma.Multiaddr // of a user's bootstrap, those that are bridges
+	setting    node.ModeSetting
+	mode       transport.Mode // at the start
 	mailbox    node.MailboxMode
 	proxy      *transport.Proxy // nil: none
 	preset     string
@@ -203,6 +208,15 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 	default:
 		return nil, usagef("use one of the two", "lan is either on or off, not %q", clean(cfg.lan.value))
 	}
+	if s := cfg.mode.value; s != "" {
+		var err error
+		if d.setting, err = node.ParseModeSetting(s); err != nil {
+			return nil, usagef("use one of the three", "the mode is auto, open or censored, not %q", clean(s))
+		}
+		if d.role == node.RoleCommunity {
+			return nil, usagef("leave it away", "--mode is for a user: a community node is open to those it serves")
+		}
+	}
 	if cfg.web.value != "off" {
 		return nil, usagef("leave --web away, or set it to off", "this version of kith has no web UI")
 	}
@@ -217,6 +231,10 @@ func newDaemon(k *kith, cfg *config) (*daemon, error) {
 		info, err := peer.AddrInfoFromString(s)
 		if err != nil {
 			return nil, usagef("copy one that kith up --role community prints, such as /ip4/…/tcp/…/p2p/…", "%q is no address of a community node", clean(s))
+		}
+		if a := ma.StringCast(s); d.role == node.RoleUser && transport.IsVeil(a) {
+			d.bridges = append(d.bridges, a)
+			continue
 		}
 		d.bootstrap = append(d.bootstrap, *info)
 	}
@@ -408,6 +426,11 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	reach := d.reach(ways)
+	if d.role == node.RoleUser {
+		if d.mode, err = node.Prepare(ctx, st, d.setting, d.bridges, time.Now().UnixMilli()); err != nil {
+			return d.explainStore(err)
+		}
+	}
 	front, err := d.openBridge(ctx, st)
 	if err != nil {
 		return d.explainStore(err)
@@ -425,6 +448,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.stage("directory", "Joining the directory by %s", plural(len(d.bootstrap)+len(ways), "known node"))
 	dir, err := discovery.New(discovery.Config{
 		Host:       errands,
+		Carry:      node.Carry(errands),
 		Server:     d.role == node.RoleCommunity,
 		Public:     reach == transport.Public,
 		Bootstrap:  d.bootstrap,
@@ -443,6 +467,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Store:     st,
 		Discovery: dir,
 		Host:      main,
+		Lookups:   errands,
 		Role:      d.role,
 		Name:      d.cfg.name.value,
 		Version:   version,
@@ -795,7 +820,7 @@ func (d *daemon) reach(ways []peer.AddrInfo) transport.Reach {
 			reach |= transport.ReachOf(a)
 		}
 	}
-	for _, a := range d.listen {
+	for _, a := range slices.Concat(d.listen, d.bridges) {
 		reach |= transport.ReachOf(a)
 	}
 	if len(d.bootstrap) == 0 && len(ways) == 0 {
@@ -824,7 +849,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	}
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
-		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: d.meter.Budget().Memory / 2, Meter: d.meter, Dial: reach | d.private(),
+		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: d.meter.Budget().Memory / 2, Meter: d.meter, Mode: d.mode, Dial: reach | d.private(),
 		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos()},
 		PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
 	})
@@ -845,7 +870,7 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 		return nil, err
 	}
 	return transport.New(transport.Config{
-		Key: key, Role: transport.Errands, Memory: memory, Meter: d.meter, Dial: reach, DialTCP: d.dialTCP(),
+		Key: key, Role: transport.Errands, Memory: memory, Meter: d.meter, Mode: d.mode, Dial: reach, DialTCP: d.dialTCP(),
 		Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
 	})
 }

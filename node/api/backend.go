@@ -48,6 +48,12 @@ type Backend interface {
 	Cancel(context.Context, *apiv1.CancelRequest) (*apiv1.CancelResponse, error)
 	Ping(context.Context, *apiv1.PingRequest) (*apiv1.PingResponse, error)
 
+	GetMode(context.Context, *apiv1.GetModeRequest) (*apiv1.GetModeResponse, error)
+	SetMode(context.Context, *apiv1.SetModeRequest) (*apiv1.SetModeResponse, error)
+	ListBridges(context.Context, *apiv1.ListBridgesRequest) (*apiv1.ListBridgesResponse, error)
+	AddBridge(context.Context, *apiv1.AddBridgeRequest) (*apiv1.AddBridgeResponse, error)
+	RemoveBridge(context.Context, *apiv1.RemoveBridgeRequest) (*apiv1.RemoveBridgeResponse, error)
+
 	// WatchEvents calls emit for one event after another, in the order of
 	// their ids, from one goroutine, until ctx ends or emit fails, and returns
 	// that error. With auto_ack an event counts as acknowledged once emit has

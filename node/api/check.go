@@ -107,6 +107,12 @@ func check(req any) *Error {
 		return checkExport(r)
 	case *apiv1.NoteBundleRequest:
 		return checkRange("the number of entries", int64(len(r.Entries)), MaxBundleEntries)
+	case *apiv1.SetModeRequest:
+		return checkRef("the mode", r.Setting)
+	case *apiv1.AddBridgeRequest:
+		return checkAddress(r.Address)
+	case *apiv1.RemoveBridgeRequest:
+		return checkBridge(r.Id)
 	case *apiv1.SetNodeRequest:
 		return checkSetNode(r)
 	case *apiv1.WatchEventsRequest:
@@ -232,6 +238,14 @@ func checkAddress(s string) *Error {
 		return usage("copy one that kith up --role community prints, such as /ip4/…/tcp/…/p2p/…", "this is not the address of a community node")
 	}
 	return nil
+}
+
+// checkBridge takes an id or an address.
+func checkBridge(s string) *Error {
+	if len(s) <= MaxRef {
+		return checkRef("the bridge", s)
+	}
+	return checkAddress(s)
 }
 
 func checkSetNode(r *apiv1.SetNodeRequest) *Error {

@@ -77,7 +77,7 @@ const peer = "\xa5\x03\x26\x00\x24\x08\x01\x12\x20"
 // nodeOf returns the transport key of the node that an address leads to.
 func nodeOf(address []byte) (key [32]byte, ok bool) {
 	at := len(address) - len(peer) - len(key)
-	if at <= 0 || string(address[at:at+len(peer)]) != peer {
+	if at < 0 || string(address[at:at+len(peer)]) != peer {
 		return key, false
 	}
 	return [32]byte(address[at+len(peer):]), true

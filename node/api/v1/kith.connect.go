@@ -121,6 +121,17 @@ const (
 	// KithServiceImportBundleProcedure is the fully-qualified name of the KithService's ImportBundle
 	// RPC.
 	KithServiceImportBundleProcedure = "/kith.v1.KithService/ImportBundle"
+	// KithServiceGetModeProcedure is the fully-qualified name of the KithService's GetMode RPC.
+	KithServiceGetModeProcedure = "/kith.v1.KithService/GetMode"
+	// KithServiceSetModeProcedure is the fully-qualified name of the KithService's SetMode RPC.
+	KithServiceSetModeProcedure = "/kith.v1.KithService/SetMode"
+	// KithServiceListBridgesProcedure is the fully-qualified name of the KithService's ListBridges RPC.
+	KithServiceListBridgesProcedure = "/kith.v1.KithService/ListBridges"
+	// KithServiceAddBridgeProcedure is the fully-qualified name of the KithService's AddBridge RPC.
+	KithServiceAddBridgeProcedure = "/kith.v1.KithService/AddBridge"
+	// KithServiceRemoveBridgeProcedure is the fully-qualified name of the KithService's RemoveBridge
+	// RPC.
+	KithServiceRemoveBridgeProcedure = "/kith.v1.KithService/RemoveBridge"
 	// KithServiceNodeStatusProcedure is the fully-qualified name of the KithService's NodeStatus RPC.
 	KithServiceNodeStatusProcedure = "/kith.v1.KithService/NodeStatus"
 	// KithServiceSetNodeProcedure is the fully-qualified name of the KithService's SetNode RPC.
@@ -187,6 +198,12 @@ type KithServiceClient interface {
 	ExportBundle(context.Context, *ExportBundleRequest) (*connect.ServerStreamForClient[ExportBundleResponse], error)
 	NoteBundle(context.Context, *NoteBundleRequest) (*NoteBundleResponse, error)
 	ImportBundle(context.Context) (*connect.ClientStreamForClientSimple[ImportBundleRequest, ImportBundleResponse], error)
+	// What the daemon shows to the network, and the bridges it knows.
+	GetMode(context.Context, *GetModeRequest) (*GetModeResponse, error)
+	SetMode(context.Context, *SetModeRequest) (*SetModeResponse, error)
+	ListBridges(context.Context, *ListBridgesRequest) (*ListBridgesResponse, error)
+	AddBridge(context.Context, *AddBridgeRequest) (*AddBridgeResponse, error)
+	RemoveBridge(context.Context, *RemoveBridgeRequest) (*RemoveBridgeResponse, error)
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
@@ -410,6 +427,36 @@ func NewKithServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(kithServiceMethods.ByName("ImportBundle")),
 			connect.WithClientOptions(opts...),
 		),
+		getMode: connect.NewClient[GetModeRequest, GetModeResponse](
+			httpClient,
+			baseURL+KithServiceGetModeProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("GetMode")),
+			connect.WithClientOptions(opts...),
+		),
+		setMode: connect.NewClient[SetModeRequest, SetModeResponse](
+			httpClient,
+			baseURL+KithServiceSetModeProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("SetMode")),
+			connect.WithClientOptions(opts...),
+		),
+		listBridges: connect.NewClient[ListBridgesRequest, ListBridgesResponse](
+			httpClient,
+			baseURL+KithServiceListBridgesProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("ListBridges")),
+			connect.WithClientOptions(opts...),
+		),
+		addBridge: connect.NewClient[AddBridgeRequest, AddBridgeResponse](
+			httpClient,
+			baseURL+KithServiceAddBridgeProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("AddBridge")),
+			connect.WithClientOptions(opts...),
+		),
+		removeBridge: connect.NewClient[RemoveBridgeRequest, RemoveBridgeResponse](
+			httpClient,
+			baseURL+KithServiceRemoveBridgeProcedure,
+			connect.WithSchema(kithServiceMethods.ByName("RemoveBridge")),
+			connect.WithClientOptions(opts...),
+		),
 		nodeStatus: connect.NewClient[NodeStatusRequest, NodeStatusResponse](
 			httpClient,
 			baseURL+KithServiceNodeStatusProcedure,
@@ -496,6 +543,11 @@ type kithServiceClient struct {
 	exportBundle       *connect.Client[ExportBundleRequest, ExportBundleResponse]
 	noteBundle         *connect.Client[NoteBundleRequest, NoteBundleResponse]
 	importBundle       *connect.Client[ImportBundleRequest, ImportBundleResponse]
+	getMode            *connect.Client[GetModeRequest, GetModeResponse]
+	setMode            *connect.Client[SetModeRequest, SetModeResponse]
+	listBridges        *connect.Client[ListBridgesRequest, ListBridgesResponse]
+	addBridge          *connect.Client[AddBridgeRequest, AddBridgeResponse]
+	removeBridge       *connect.Client[RemoveBridgeRequest, RemoveBridgeResponse]
 	nodeStatus         *connect.Client[NodeStatusRequest, NodeStatusResponse]
 	setNode            *connect.Client[SetNodeRequest, SetNodeResponse]
 	createBridgeInvite *connect.Client[CreateBridgeInviteRequest, CreateBridgeInviteResponse]
@@ -795,6 +847,51 @@ func (c *kithServiceClient) ImportBundle(ctx context.Context) (*connect.ClientSt
 	return c.importBundle.CallClientStreamSimple(ctx)
 }
 
+// GetMode calls kith.v1.KithService.GetMode.
+func (c *kithServiceClient) GetMode(ctx context.Context, req *GetModeRequest) (*GetModeResponse, error) {
+	response, err := c.getMode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetMode calls kith.v1.KithService.SetMode.
+func (c *kithServiceClient) SetMode(ctx context.Context, req *SetModeRequest) (*SetModeResponse, error) {
+	response, err := c.setMode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListBridges calls kith.v1.KithService.ListBridges.
+func (c *kithServiceClient) ListBridges(ctx context.Context, req *ListBridgesRequest) (*ListBridgesResponse, error) {
+	response, err := c.listBridges.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AddBridge calls kith.v1.KithService.AddBridge.
+func (c *kithServiceClient) AddBridge(ctx context.Context, req *AddBridgeRequest) (*AddBridgeResponse, error) {
+	response, err := c.addBridge.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveBridge calls kith.v1.KithService.RemoveBridge.
+func (c *kithServiceClient) RemoveBridge(ctx context.Context, req *RemoveBridgeRequest) (*RemoveBridgeResponse, error) {
+	response, err := c.removeBridge.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeStatus calls kith.v1.KithService.NodeStatus.
 func (c *kithServiceClient) NodeStatus(ctx context.Context, req *NodeStatusRequest) (*NodeStatusResponse, error) {
 	response, err := c.nodeStatus.CallUnary(ctx, connect.NewRequest(req))
@@ -908,6 +1005,12 @@ type KithServiceHandler interface {
 	ExportBundle(context.Context, *ExportBundleRequest, *connect.ServerStream[ExportBundleResponse]) error
 	NoteBundle(context.Context, *NoteBundleRequest) (*NoteBundleResponse, error)
 	ImportBundle(context.Context, *connect.ClientStream[ImportBundleRequest]) (*ImportBundleResponse, error)
+	// What the daemon shows to the network, and the bridges it knows.
+	GetMode(context.Context, *GetModeRequest) (*GetModeResponse, error)
+	SetMode(context.Context, *SetModeRequest) (*SetModeResponse, error)
+	ListBridges(context.Context, *ListBridgesRequest) (*ListBridgesResponse, error)
+	AddBridge(context.Context, *AddBridgeRequest) (*AddBridgeResponse, error)
+	RemoveBridge(context.Context, *RemoveBridgeRequest) (*RemoveBridgeResponse, error)
 	// The operator of a community node, who sees counts and never names.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
@@ -1127,6 +1230,36 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(kithServiceMethods.ByName("ImportBundle")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kithServiceGetModeHandler := connect.NewUnaryHandlerSimple(
+		KithServiceGetModeProcedure,
+		svc.GetMode,
+		connect.WithSchema(kithServiceMethods.ByName("GetMode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceSetModeHandler := connect.NewUnaryHandlerSimple(
+		KithServiceSetModeProcedure,
+		svc.SetMode,
+		connect.WithSchema(kithServiceMethods.ByName("SetMode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceListBridgesHandler := connect.NewUnaryHandlerSimple(
+		KithServiceListBridgesProcedure,
+		svc.ListBridges,
+		connect.WithSchema(kithServiceMethods.ByName("ListBridges")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceAddBridgeHandler := connect.NewUnaryHandlerSimple(
+		KithServiceAddBridgeProcedure,
+		svc.AddBridge,
+		connect.WithSchema(kithServiceMethods.ByName("AddBridge")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kithServiceRemoveBridgeHandler := connect.NewUnaryHandlerSimple(
+		KithServiceRemoveBridgeProcedure,
+		svc.RemoveBridge,
+		connect.WithSchema(kithServiceMethods.ByName("RemoveBridge")),
+		connect.WithHandlerOptions(opts...),
+	)
 	kithServiceNodeStatusHandler := connect.NewUnaryHandlerSimple(
 		KithServiceNodeStatusProcedure,
 		svc.NodeStatus,
@@ -1243,6 +1376,16 @@ func NewKithServiceHandler(svc KithServiceHandler, opts ...connect.HandlerOption
 			kithServiceNoteBundleHandler.ServeHTTP(w, r)
 		case KithServiceImportBundleProcedure:
 			kithServiceImportBundleHandler.ServeHTTP(w, r)
+		case KithServiceGetModeProcedure:
+			kithServiceGetModeHandler.ServeHTTP(w, r)
+		case KithServiceSetModeProcedure:
+			kithServiceSetModeHandler.ServeHTTP(w, r)
+		case KithServiceListBridgesProcedure:
+			kithServiceListBridgesHandler.ServeHTTP(w, r)
+		case KithServiceAddBridgeProcedure:
+			kithServiceAddBridgeHandler.ServeHTTP(w, r)
+		case KithServiceRemoveBridgeProcedure:
+			kithServiceRemoveBridgeHandler.ServeHTTP(w, r)
 		case KithServiceNodeStatusProcedure:
 			kithServiceNodeStatusHandler.ServeHTTP(w, r)
 		case KithServiceSetNodeProcedure:
@@ -1398,6 +1541,26 @@ func (UnimplementedKithServiceHandler) NoteBundle(context.Context, *NoteBundleRe
 
 func (UnimplementedKithServiceHandler) ImportBundle(context.Context, *connect.ClientStream[ImportBundleRequest]) (*ImportBundleResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.ImportBundle is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) GetMode(context.Context, *GetModeRequest) (*GetModeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.GetMode is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) SetMode(context.Context, *SetModeRequest) (*SetModeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.SetMode is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) ListBridges(context.Context, *ListBridgesRequest) (*ListBridgesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.ListBridges is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) AddBridge(context.Context, *AddBridgeRequest) (*AddBridgeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.AddBridge is not implemented"))
+}
+
+func (UnimplementedKithServiceHandler) RemoveBridge(context.Context, *RemoveBridgeRequest) (*RemoveBridgeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("kith.v1.KithService.RemoveBridge is not implemented"))
 }
 
 func (UnimplementedKithServiceHandler) NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error) {

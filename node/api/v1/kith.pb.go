@@ -86,6 +86,7 @@ type StatusResponse struct {
 	Mailboxes     *MailboxCount          `protobuf:"bytes,17,opt,name=mailboxes,proto3" json:"mailboxes,omitempty"`                // absent on a community node
 	Lan           *Lan                   `protobuf:"bytes,30,opt,name=lan,proto3" json:"lan,omitempty"`
 	Budget        *Budget                `protobuf:"bytes,31,opt,name=budget,proto3" json:"budget,omitempty"`
+	Mode          *Mode                  `protobuf:"bytes,32,opt,name=mode,proto3" json:"mode,omitempty"` // absent on a community node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -249,6 +250,13 @@ func (x *StatusResponse) GetLan() *Lan {
 func (x *StatusResponse) GetBudget() *Budget {
 	if x != nil {
 		return x.Budget
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetMode() *Mode {
+	if x != nil {
+		return x.Mode
 	}
 	return nil
 }
@@ -793,7 +801,7 @@ func (x *MailboxCount) GetNeeded() int32 {
 
 type Dht struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"` // "client", "server" or "off"
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"` // "client", "server", "errand" (a bridge asks for us) or "off"
 	Table         int32                  `protobuf:"varint,2,opt,name=table,proto3" json:"table,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -843,6 +851,582 @@ func (x *Dht) GetTable() int32 {
 	return 0
 }
 
+type Mode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`        // "open", or "censored": nothing is listened on, and only bridges are dialled
+	Setting       string                 `protobuf:"bytes,2,opt,name=setting,proto3" json:"setting,omitempty"`  // "auto", or what the user has said
+	Bridges       int32                  `protobuf:"varint,3,opt,name=bridges,proto3" json:"bridges,omitempty"` // known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mode) Reset() {
+	*x = Mode{}
+	mi := &file_v1_kith_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mode) ProtoMessage() {}
+
+func (x *Mode) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mode.ProtoReflect.Descriptor instead.
+func (*Mode) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Mode) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Mode) GetSetting() string {
+	if x != nil {
+		return x.Setting
+	}
+	return ""
+}
+
+func (x *Mode) GetBridges() int32 {
+	if x != nil {
+		return x.Bridges
+	}
+	return 0
+}
+
+type GetModeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetModeRequest) Reset() {
+	*x = GetModeRequest{}
+	mi := &file_v1_kith_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetModeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetModeRequest) ProtoMessage() {}
+
+func (x *GetModeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetModeRequest.ProtoReflect.Descriptor instead.
+func (*GetModeRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{12}
+}
+
+type GetModeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          *Mode                  `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetModeResponse) Reset() {
+	*x = GetModeResponse{}
+	mi := &file_v1_kith_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetModeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetModeResponse) ProtoMessage() {}
+
+func (x *GetModeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetModeResponse.ProtoReflect.Descriptor instead.
+func (*GetModeResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetModeResponse) GetMode() *Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return nil
+}
+
+type SetModeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Setting       string                 `protobuf:"bytes,1,opt,name=setting,proto3" json:"setting,omitempty"` // "auto", "open" or "censored"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetModeRequest) Reset() {
+	*x = SetModeRequest{}
+	mi := &file_v1_kith_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetModeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetModeRequest) ProtoMessage() {}
+
+func (x *SetModeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetModeRequest.ProtoReflect.Descriptor instead.
+func (*SetModeRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SetModeRequest) GetSetting() string {
+	if x != nil {
+		return x.Setting
+	}
+	return ""
+}
+
+type SetModeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          *Mode                  `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetModeResponse) Reset() {
+	*x = SetModeResponse{}
+	mi := &file_v1_kith_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetModeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetModeResponse) ProtoMessage() {}
+
+func (x *SetModeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetModeResponse.ProtoReflect.Descriptor instead.
+func (*SetModeResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetModeResponse) GetMode() *Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return nil
+}
+
+type Bridge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                          // as a mailbox's: short enough to type
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                // multiaddr with /p2p/ID: a secret
+	Shared        bool                   `protobuf:"varint,3,opt,name=shared,proto3" json:"shared,omitempty"`                 // named in invites, and told to contacts
+	AddedBy       string                 `protobuf:"bytes,4,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"` // "you", "invite", or the name of the contact who passed it on
+	AddedMs       int64                  `protobuf:"varint,5,opt,name=added_ms,json=addedMs,proto3" json:"added_ms,omitempty"`
+	Connected     bool                   `protobuf:"varint,6,opt,name=connected,proto3" json:"connected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Bridge) Reset() {
+	*x = Bridge{}
+	mi := &file_v1_kith_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Bridge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Bridge) ProtoMessage() {}
+
+func (x *Bridge) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Bridge.ProtoReflect.Descriptor instead.
+func (*Bridge) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Bridge) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Bridge) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Bridge) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Bridge) GetAddedBy() string {
+	if x != nil {
+		return x.AddedBy
+	}
+	return ""
+}
+
+func (x *Bridge) GetAddedMs() int64 {
+	if x != nil {
+		return x.AddedMs
+	}
+	return 0
+}
+
+func (x *Bridge) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+type ListBridgesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBridgesRequest) Reset() {
+	*x = ListBridgesRequest{}
+	mi := &file_v1_kith_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBridgesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBridgesRequest) ProtoMessage() {}
+
+func (x *ListBridgesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBridgesRequest.ProtoReflect.Descriptor instead.
+func (*ListBridgesRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{17}
+}
+
+type ListBridgesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bridges       []*Bridge              `protobuf:"bytes,1,rep,name=bridges,proto3" json:"bridges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBridgesResponse) Reset() {
+	*x = ListBridgesResponse{}
+	mi := &file_v1_kith_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBridgesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBridgesResponse) ProtoMessage() {}
+
+func (x *ListBridgesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBridgesResponse.ProtoReflect.Descriptor instead.
+func (*ListBridgesResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListBridgesResponse) GetBridges() []*Bridge {
+	if x != nil {
+		return x.Bridges
+	}
+	return nil
+}
+
+type AddBridgeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // multiaddr with /p2p/ID
+	Secret        bool                   `protobuf:"varint,2,opt,name=secret,proto3" json:"secret,omitempty"`  // not to be shared
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddBridgeRequest) Reset() {
+	*x = AddBridgeRequest{}
+	mi := &file_v1_kith_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddBridgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddBridgeRequest) ProtoMessage() {}
+
+func (x *AddBridgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddBridgeRequest.ProtoReflect.Descriptor instead.
+func (*AddBridgeRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AddBridgeRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AddBridgeRequest) GetSecret() bool {
+	if x != nil {
+		return x.Secret
+	}
+	return false
+}
+
+type AddBridgeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bridge        *Bridge                `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Mode          *Mode                  `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddBridgeResponse) Reset() {
+	*x = AddBridgeResponse{}
+	mi := &file_v1_kith_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddBridgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddBridgeResponse) ProtoMessage() {}
+
+func (x *AddBridgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddBridgeResponse.ProtoReflect.Descriptor instead.
+func (*AddBridgeResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AddBridgeResponse) GetBridge() *Bridge {
+	if x != nil {
+		return x.Bridge
+	}
+	return nil
+}
+
+func (x *AddBridgeResponse) GetMode() *Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return nil
+}
+
+type RemoveBridgeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or a prefix of it, or of the node's peer id, or the address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveBridgeRequest) Reset() {
+	*x = RemoveBridgeRequest{}
+	mi := &file_v1_kith_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveBridgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveBridgeRequest) ProtoMessage() {}
+
+func (x *RemoveBridgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveBridgeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveBridgeRequest) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RemoveBridgeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveBridgeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveBridgeResponse) Reset() {
+	*x = RemoveBridgeResponse{}
+	mi := &file_v1_kith_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveBridgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveBridgeResponse) ProtoMessage() {}
+
+func (x *RemoveBridgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_kith_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveBridgeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveBridgeResponse) Descriptor() ([]byte, []int) {
+	return file_v1_kith_proto_rawDescGZIP(), []int{22}
+}
+
 type DoctorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -851,7 +1435,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1447,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[11]
+	mi := &file_v1_kith_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1460,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{11}
+	return file_v1_kith_proto_rawDescGZIP(), []int{23}
 }
 
 type DoctorResponse struct {
@@ -888,7 +1472,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1484,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[12]
+	mi := &file_v1_kith_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1497,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{12}
+	return file_v1_kith_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -935,7 +1519,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1531,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[13]
+	mi := &file_v1_kith_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1544,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{13}
+	return file_v1_kith_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Check) GetName() string {
@@ -999,7 +1583,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1595,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[14]
+	mi := &file_v1_kith_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1608,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{14}
+	return file_v1_kith_proto_rawDescGZIP(), []int{26}
 }
 
 type StopResponse struct {
@@ -1035,7 +1619,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1631,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[15]
+	mi := &file_v1_kith_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1644,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{15}
+	return file_v1_kith_proto_rawDescGZIP(), []int{27}
 }
 
 type GetIdentityRequest struct {
@@ -1071,7 +1655,7 @@ type GetIdentityRequest struct {
 
 func (x *GetIdentityRequest) Reset() {
 	*x = GetIdentityRequest{}
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1667,7 @@ func (x *GetIdentityRequest) String() string {
 func (*GetIdentityRequest) ProtoMessage() {}
 
 func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[16]
+	mi := &file_v1_kith_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1680,7 @@ func (x *GetIdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityRequest.ProtoReflect.Descriptor instead.
 func (*GetIdentityRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{16}
+	return file_v1_kith_proto_rawDescGZIP(), []int{28}
 }
 
 type GetIdentityResponse struct {
@@ -1110,7 +1694,7 @@ type GetIdentityResponse struct {
 
 func (x *GetIdentityResponse) Reset() {
 	*x = GetIdentityResponse{}
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1706,7 @@ func (x *GetIdentityResponse) String() string {
 func (*GetIdentityResponse) ProtoMessage() {}
 
 func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[17]
+	mi := &file_v1_kith_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1719,7 @@ func (x *GetIdentityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIdentityResponse.ProtoReflect.Descriptor instead.
 func (*GetIdentityResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{17}
+	return file_v1_kith_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetIdentityResponse) GetName() string {
@@ -1171,7 +1755,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1767,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[18]
+	mi := &file_v1_kith_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1780,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{18}
+	return file_v1_kith_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Device) GetId() string {
@@ -1238,7 +1822,7 @@ type CreateInviteRequest struct {
 
 func (x *CreateInviteRequest) Reset() {
 	*x = CreateInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1834,7 @@ func (x *CreateInviteRequest) String() string {
 func (*CreateInviteRequest) ProtoMessage() {}
 
 func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[19]
+	mi := &file_v1_kith_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1847,7 @@ func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{19}
+	return file_v1_kith_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateInviteRequest) GetReusable() bool {
@@ -1296,7 +1880,7 @@ type CreateInviteResponse struct {
 
 func (x *CreateInviteResponse) Reset() {
 	*x = CreateInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1892,7 @@ func (x *CreateInviteResponse) String() string {
 func (*CreateInviteResponse) ProtoMessage() {}
 
 func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[20]
+	mi := &file_v1_kith_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1905,7 @@ func (x *CreateInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{20}
+	return file_v1_kith_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateInviteResponse) GetInvite() *Invite {
@@ -1347,7 +1931,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1943,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[21]
+	mi := &file_v1_kith_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1956,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{21}
+	return file_v1_kith_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Invite) GetId() string {
@@ -1439,7 +2023,7 @@ type ListInvitesRequest struct {
 
 func (x *ListInvitesRequest) Reset() {
 	*x = ListInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +2035,7 @@ func (x *ListInvitesRequest) String() string {
 func (*ListInvitesRequest) ProtoMessage() {}
 
 func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[22]
+	mi := &file_v1_kith_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +2048,7 @@ func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{22}
+	return file_v1_kith_proto_rawDescGZIP(), []int{34}
 }
 
 type ListInvitesResponse struct {
@@ -1476,7 +2060,7 @@ type ListInvitesResponse struct {
 
 func (x *ListInvitesResponse) Reset() {
 	*x = ListInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +2072,7 @@ func (x *ListInvitesResponse) String() string {
 func (*ListInvitesResponse) ProtoMessage() {}
 
 func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[23]
+	mi := &file_v1_kith_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +2085,7 @@ func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{23}
+	return file_v1_kith_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListInvitesResponse) GetInvites() []*Invite {
@@ -1520,7 +2104,7 @@ type RevokeInviteRequest struct {
 
 func (x *RevokeInviteRequest) Reset() {
 	*x = RevokeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +2116,7 @@ func (x *RevokeInviteRequest) String() string {
 func (*RevokeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[24]
+	mi := &file_v1_kith_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +2129,7 @@ func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{24}
+	return file_v1_kith_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RevokeInviteRequest) GetId() string {
@@ -1563,7 +2147,7 @@ type RevokeInviteResponse struct {
 
 func (x *RevokeInviteResponse) Reset() {
 	*x = RevokeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +2159,7 @@ func (x *RevokeInviteResponse) String() string {
 func (*RevokeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[25]
+	mi := &file_v1_kith_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +2172,7 @@ func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{25}
+	return file_v1_kith_proto_rawDescGZIP(), []int{37}
 }
 
 type AcceptInviteRequest struct {
@@ -1601,7 +2185,7 @@ type AcceptInviteRequest struct {
 
 func (x *AcceptInviteRequest) Reset() {
 	*x = AcceptInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +2197,7 @@ func (x *AcceptInviteRequest) String() string {
 func (*AcceptInviteRequest) ProtoMessage() {}
 
 func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[26]
+	mi := &file_v1_kith_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +2210,7 @@ func (x *AcceptInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteRequest.ProtoReflect.Descriptor instead.
 func (*AcceptInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{26}
+	return file_v1_kith_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AcceptInviteRequest) GetLink() string {
@@ -1652,7 +2236,7 @@ type AcceptInviteResponse struct {
 
 func (x *AcceptInviteResponse) Reset() {
 	*x = AcceptInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +2248,7 @@ func (x *AcceptInviteResponse) String() string {
 func (*AcceptInviteResponse) ProtoMessage() {}
 
 func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[27]
+	mi := &file_v1_kith_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +2261,7 @@ func (x *AcceptInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptInviteResponse.ProtoReflect.Descriptor instead.
 func (*AcceptInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{27}
+	return file_v1_kith_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AcceptInviteResponse) GetContact() *Contact {
@@ -1695,7 +2279,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +2291,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[28]
+	mi := &file_v1_kith_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +2304,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{28}
+	return file_v1_kith_proto_rawDescGZIP(), []int{40}
 }
 
 type ListRequestsResponse struct {
@@ -1732,7 +2316,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +2328,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[29]
+	mi := &file_v1_kith_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +2341,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{29}
+	return file_v1_kith_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Contact {
@@ -1776,7 +2360,7 @@ type ApproveRequestRequest struct {
 
 func (x *ApproveRequestRequest) Reset() {
 	*x = ApproveRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +2372,7 @@ func (x *ApproveRequestRequest) String() string {
 func (*ApproveRequestRequest) ProtoMessage() {}
 
 func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[30]
+	mi := &file_v1_kith_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +2385,7 @@ func (x *ApproveRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{30}
+	return file_v1_kith_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApproveRequestRequest) GetId() string {
@@ -1820,7 +2404,7 @@ type ApproveRequestResponse struct {
 
 func (x *ApproveRequestResponse) Reset() {
 	*x = ApproveRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2416,7 @@ func (x *ApproveRequestResponse) String() string {
 func (*ApproveRequestResponse) ProtoMessage() {}
 
 func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[31]
+	mi := &file_v1_kith_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2429,7 @@ func (x *ApproveRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequestResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{31}
+	return file_v1_kith_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ApproveRequestResponse) GetContact() *Contact {
@@ -1864,7 +2448,7 @@ type RejectRequestRequest struct {
 
 func (x *RejectRequestRequest) Reset() {
 	*x = RejectRequestRequest{}
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2460,7 @@ func (x *RejectRequestRequest) String() string {
 func (*RejectRequestRequest) ProtoMessage() {}
 
 func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[32]
+	mi := &file_v1_kith_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2473,7 @@ func (x *RejectRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequestRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{32}
+	return file_v1_kith_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RejectRequestRequest) GetId() string {
@@ -1907,7 +2491,7 @@ type RejectRequestResponse struct {
 
 func (x *RejectRequestResponse) Reset() {
 	*x = RejectRequestResponse{}
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2503,7 @@ func (x *RejectRequestResponse) String() string {
 func (*RejectRequestResponse) ProtoMessage() {}
 
 func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[33]
+	mi := &file_v1_kith_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2516,7 @@ func (x *RejectRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequestResponse.ProtoReflect.Descriptor instead.
 func (*RejectRequestResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{33}
+	return file_v1_kith_proto_rawDescGZIP(), []int{45}
 }
 
 type Contact struct {
@@ -1957,7 +2541,7 @@ type Contact struct {
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2553,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[34]
+	mi := &file_v1_kith_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2566,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{34}
+	return file_v1_kith_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Contact) GetId() string {
@@ -2091,7 +2675,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2687,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[35]
+	mi := &file_v1_kith_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2700,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{35}
+	return file_v1_kith_proto_rawDescGZIP(), []int{47}
 }
 
 type ListContactsResponse struct {
@@ -2128,7 +2712,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2724,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[36]
+	mi := &file_v1_kith_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2737,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{36}
+	return file_v1_kith_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListContactsResponse) GetContacts() []*Contact {
@@ -2173,7 +2757,7 @@ type RenameContactRequest struct {
 
 func (x *RenameContactRequest) Reset() {
 	*x = RenameContactRequest{}
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2769,7 @@ func (x *RenameContactRequest) String() string {
 func (*RenameContactRequest) ProtoMessage() {}
 
 func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[37]
+	mi := &file_v1_kith_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2782,7 @@ func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactRequest.ProtoReflect.Descriptor instead.
 func (*RenameContactRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{37}
+	return file_v1_kith_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RenameContactRequest) GetContact() string {
@@ -2224,7 +2808,7 @@ type RenameContactResponse struct {
 
 func (x *RenameContactResponse) Reset() {
 	*x = RenameContactResponse{}
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2820,7 @@ func (x *RenameContactResponse) String() string {
 func (*RenameContactResponse) ProtoMessage() {}
 
 func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[38]
+	mi := &file_v1_kith_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2833,7 @@ func (x *RenameContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactResponse.ProtoReflect.Descriptor instead.
 func (*RenameContactResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{38}
+	return file_v1_kith_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RenameContactResponse) GetContact() *Contact {
@@ -2269,7 +2853,7 @@ type SetBlockedRequest struct {
 
 func (x *SetBlockedRequest) Reset() {
 	*x = SetBlockedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2865,7 @@ func (x *SetBlockedRequest) String() string {
 func (*SetBlockedRequest) ProtoMessage() {}
 
 func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[39]
+	mi := &file_v1_kith_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2878,7 @@ func (x *SetBlockedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedRequest.ProtoReflect.Descriptor instead.
 func (*SetBlockedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{39}
+	return file_v1_kith_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SetBlockedRequest) GetContact() string {
@@ -2320,7 +2904,7 @@ type SetBlockedResponse struct {
 
 func (x *SetBlockedResponse) Reset() {
 	*x = SetBlockedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2916,7 @@ func (x *SetBlockedResponse) String() string {
 func (*SetBlockedResponse) ProtoMessage() {}
 
 func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[40]
+	mi := &file_v1_kith_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2929,7 @@ func (x *SetBlockedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBlockedResponse.ProtoReflect.Descriptor instead.
 func (*SetBlockedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{40}
+	return file_v1_kith_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SetBlockedResponse) GetContact() *Contact {
@@ -2365,7 +2949,7 @@ type HideAddressRequest struct {
 
 func (x *HideAddressRequest) Reset() {
 	*x = HideAddressRequest{}
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2961,7 @@ func (x *HideAddressRequest) String() string {
 func (*HideAddressRequest) ProtoMessage() {}
 
 func (x *HideAddressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[41]
+	mi := &file_v1_kith_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2974,7 @@ func (x *HideAddressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HideAddressRequest.ProtoReflect.Descriptor instead.
 func (*HideAddressRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{41}
+	return file_v1_kith_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *HideAddressRequest) GetContact() string {
@@ -2416,7 +3000,7 @@ type HideAddressResponse struct {
 
 func (x *HideAddressResponse) Reset() {
 	*x = HideAddressResponse{}
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +3012,7 @@ func (x *HideAddressResponse) String() string {
 func (*HideAddressResponse) ProtoMessage() {}
 
 func (x *HideAddressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[42]
+	mi := &file_v1_kith_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +3025,7 @@ func (x *HideAddressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HideAddressResponse.ProtoReflect.Descriptor instead.
 func (*HideAddressResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{42}
+	return file_v1_kith_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *HideAddressResponse) GetContact() *Contact {
@@ -2460,7 +3044,7 @@ type GetSafetyNumberRequest struct {
 
 func (x *GetSafetyNumberRequest) Reset() {
 	*x = GetSafetyNumberRequest{}
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +3056,7 @@ func (x *GetSafetyNumberRequest) String() string {
 func (*GetSafetyNumberRequest) ProtoMessage() {}
 
 func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[43]
+	mi := &file_v1_kith_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +3069,7 @@ func (x *GetSafetyNumberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberRequest.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{43}
+	return file_v1_kith_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetSafetyNumberRequest) GetContact() string {
@@ -2506,7 +3090,7 @@ type GetSafetyNumberResponse struct {
 
 func (x *GetSafetyNumberResponse) Reset() {
 	*x = GetSafetyNumberResponse{}
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +3102,7 @@ func (x *GetSafetyNumberResponse) String() string {
 func (*GetSafetyNumberResponse) ProtoMessage() {}
 
 func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[44]
+	mi := &file_v1_kith_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +3115,7 @@ func (x *GetSafetyNumberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSafetyNumberResponse.ProtoReflect.Descriptor instead.
 func (*GetSafetyNumberResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{44}
+	return file_v1_kith_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetSafetyNumberResponse) GetContact() *Contact {
@@ -2565,7 +3149,7 @@ type SetVerifiedRequest struct {
 
 func (x *SetVerifiedRequest) Reset() {
 	*x = SetVerifiedRequest{}
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +3161,7 @@ func (x *SetVerifiedRequest) String() string {
 func (*SetVerifiedRequest) ProtoMessage() {}
 
 func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[45]
+	mi := &file_v1_kith_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +3174,7 @@ func (x *SetVerifiedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedRequest.ProtoReflect.Descriptor instead.
 func (*SetVerifiedRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{45}
+	return file_v1_kith_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetVerifiedRequest) GetContact() string {
@@ -2616,7 +3200,7 @@ type SetVerifiedResponse struct {
 
 func (x *SetVerifiedResponse) Reset() {
 	*x = SetVerifiedResponse{}
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +3212,7 @@ func (x *SetVerifiedResponse) String() string {
 func (*SetVerifiedResponse) ProtoMessage() {}
 
 func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[46]
+	mi := &file_v1_kith_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +3225,7 @@ func (x *SetVerifiedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVerifiedResponse.ProtoReflect.Descriptor instead.
 func (*SetVerifiedResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{46}
+	return file_v1_kith_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetVerifiedResponse) GetContact() *Contact {
@@ -2665,7 +3249,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +3261,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[47]
+	mi := &file_v1_kith_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +3274,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{47}
+	return file_v1_kith_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SendRequest) GetConversation() string {
@@ -2738,7 +3322,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +3334,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[48]
+	mi := &file_v1_kith_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +3347,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{48}
+	return file_v1_kith_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SendResponse) GetMessages() []*Message {
@@ -2803,7 +3387,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +3399,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[49]
+	mi := &file_v1_kith_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +3412,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{49}
+	return file_v1_kith_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Message) GetId() string {
@@ -2948,7 +3532,7 @@ type Holding struct {
 
 func (x *Holding) Reset() {
 	*x = Holding{}
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3544,7 @@ func (x *Holding) String() string {
 func (*Holding) ProtoMessage() {}
 
 func (x *Holding) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[50]
+	mi := &file_v1_kith_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3557,7 @@ func (x *Holding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holding.ProtoReflect.Descriptor instead.
 func (*Holding) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{50}
+	return file_v1_kith_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Holding) GetHeld() int32 {
@@ -3009,7 +3593,7 @@ type ListMessagesRequest struct {
 
 func (x *ListMessagesRequest) Reset() {
 	*x = ListMessagesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3605,7 @@ func (x *ListMessagesRequest) String() string {
 func (*ListMessagesRequest) ProtoMessage() {}
 
 func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[51]
+	mi := &file_v1_kith_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3618,7 @@ func (x *ListMessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesRequest.ProtoReflect.Descriptor instead.
 func (*ListMessagesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{51}
+	return file_v1_kith_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListMessagesRequest) GetConversation() string {
@@ -3075,7 +3659,7 @@ type ListMessagesResponse struct {
 
 func (x *ListMessagesResponse) Reset() {
 	*x = ListMessagesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +3671,7 @@ func (x *ListMessagesResponse) String() string {
 func (*ListMessagesResponse) ProtoMessage() {}
 
 func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[52]
+	mi := &file_v1_kith_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3684,7 @@ func (x *ListMessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMessagesResponse.ProtoReflect.Descriptor instead.
 func (*ListMessagesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{52}
+	return file_v1_kith_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListMessagesResponse) GetMessages() []*Message {
@@ -3125,7 +3709,7 @@ type ListConversationsRequest struct {
 
 func (x *ListConversationsRequest) Reset() {
 	*x = ListConversationsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3137,7 +3721,7 @@ func (x *ListConversationsRequest) String() string {
 func (*ListConversationsRequest) ProtoMessage() {}
 
 func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[53]
+	mi := &file_v1_kith_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3150,7 +3734,7 @@ func (x *ListConversationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsRequest.ProtoReflect.Descriptor instead.
 func (*ListConversationsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{53}
+	return file_v1_kith_proto_rawDescGZIP(), []int{65}
 }
 
 type ListConversationsResponse struct {
@@ -3162,7 +3746,7 @@ type ListConversationsResponse struct {
 
 func (x *ListConversationsResponse) Reset() {
 	*x = ListConversationsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3758,7 @@ func (x *ListConversationsResponse) String() string {
 func (*ListConversationsResponse) ProtoMessage() {}
 
 func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[54]
+	mi := &file_v1_kith_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3771,7 @@ func (x *ListConversationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConversationsResponse.ProtoReflect.Descriptor instead.
 func (*ListConversationsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{54}
+	return file_v1_kith_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListConversationsResponse) GetConversations() []*Conversation {
@@ -3211,7 +3795,7 @@ type Conversation struct {
 
 func (x *Conversation) Reset() {
 	*x = Conversation{}
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3807,7 @@ func (x *Conversation) String() string {
 func (*Conversation) ProtoMessage() {}
 
 func (x *Conversation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[55]
+	mi := &file_v1_kith_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3820,7 @@ func (x *Conversation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conversation.ProtoReflect.Descriptor instead.
 func (*Conversation) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{55}
+	return file_v1_kith_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Conversation) GetId() string {
@@ -3290,7 +3874,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3302,7 +3886,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[56]
+	mi := &file_v1_kith_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3315,7 +3899,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{56}
+	return file_v1_kith_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *TraceRequest) GetId() string {
@@ -3335,7 +3919,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +3931,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[57]
+	mi := &file_v1_kith_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3360,7 +3944,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{57}
+	return file_v1_kith_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TraceResponse) GetMessage() *Message {
@@ -3391,7 +3975,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +3987,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[58]
+	mi := &file_v1_kith_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +4000,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{58}
+	return file_v1_kith_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Delivery) GetDevice() string {
@@ -3472,7 +4056,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3484,7 +4068,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[59]
+	mi := &file_v1_kith_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3497,7 +4081,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{59}
+	return file_v1_kith_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Attempt) GetTimeMs() int64 {
@@ -3530,7 +4114,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +4126,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[60]
+	mi := &file_v1_kith_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +4139,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{60}
+	return file_v1_kith_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -3574,7 +4158,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +4170,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[61]
+	mi := &file_v1_kith_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +4183,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{61}
+	return file_v1_kith_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CancelResponse) GetMessage() *Message {
@@ -3618,7 +4202,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3630,7 +4214,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[62]
+	mi := &file_v1_kith_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3643,7 +4227,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{62}
+	return file_v1_kith_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PingRequest) GetContact() string {
@@ -3664,7 +4248,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +4260,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[63]
+	mi := &file_v1_kith_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +4273,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{63}
+	return file_v1_kith_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *PingResponse) GetMs() float64 {
@@ -3733,7 +4317,7 @@ type Mailbox struct {
 
 func (x *Mailbox) Reset() {
 	*x = Mailbox{}
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +4329,7 @@ func (x *Mailbox) String() string {
 func (*Mailbox) ProtoMessage() {}
 
 func (x *Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[64]
+	mi := &file_v1_kith_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +4342,7 @@ func (x *Mailbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
 func (*Mailbox) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{64}
+	return file_v1_kith_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Mailbox) GetId() string {
@@ -3853,7 +4437,7 @@ type ListMailboxesRequest struct {
 
 func (x *ListMailboxesRequest) Reset() {
 	*x = ListMailboxesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3865,7 +4449,7 @@ func (x *ListMailboxesRequest) String() string {
 func (*ListMailboxesRequest) ProtoMessage() {}
 
 func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[65]
+	mi := &file_v1_kith_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3878,7 +4462,7 @@ func (x *ListMailboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListMailboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{65}
+	return file_v1_kith_proto_rawDescGZIP(), []int{77}
 }
 
 type ListMailboxesResponse struct {
@@ -3893,7 +4477,7 @@ type ListMailboxesResponse struct {
 
 func (x *ListMailboxesResponse) Reset() {
 	*x = ListMailboxesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3905,7 +4489,7 @@ func (x *ListMailboxesResponse) String() string {
 func (*ListMailboxesResponse) ProtoMessage() {}
 
 func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[66]
+	mi := &file_v1_kith_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3918,7 +4502,7 @@ func (x *ListMailboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMailboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListMailboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{66}
+	return file_v1_kith_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListMailboxesResponse) GetMailboxes() []*Mailbox {
@@ -3958,7 +4542,7 @@ type AddMailboxRequest struct {
 
 func (x *AddMailboxRequest) Reset() {
 	*x = AddMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3970,7 +4554,7 @@ func (x *AddMailboxRequest) String() string {
 func (*AddMailboxRequest) ProtoMessage() {}
 
 func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[67]
+	mi := &file_v1_kith_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3983,7 +4567,7 @@ func (x *AddMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxRequest.ProtoReflect.Descriptor instead.
 func (*AddMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{67}
+	return file_v1_kith_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *AddMailboxRequest) GetAddress() string {
@@ -4002,7 +4586,7 @@ type AddMailboxResponse struct {
 
 func (x *AddMailboxResponse) Reset() {
 	*x = AddMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4014,7 +4598,7 @@ func (x *AddMailboxResponse) String() string {
 func (*AddMailboxResponse) ProtoMessage() {}
 
 func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[68]
+	mi := &file_v1_kith_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4027,7 +4611,7 @@ func (x *AddMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMailboxResponse.ProtoReflect.Descriptor instead.
 func (*AddMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{68}
+	return file_v1_kith_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *AddMailboxResponse) GetMailbox() *Mailbox {
@@ -4046,7 +4630,7 @@ type RemoveMailboxRequest struct {
 
 func (x *RemoveMailboxRequest) Reset() {
 	*x = RemoveMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4058,7 +4642,7 @@ func (x *RemoveMailboxRequest) String() string {
 func (*RemoveMailboxRequest) ProtoMessage() {}
 
 func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[69]
+	mi := &file_v1_kith_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4071,7 +4655,7 @@ func (x *RemoveMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{69}
+	return file_v1_kith_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RemoveMailboxRequest) GetId() string {
@@ -4090,7 +4674,7 @@ type RemoveMailboxResponse struct {
 
 func (x *RemoveMailboxResponse) Reset() {
 	*x = RemoveMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4102,7 +4686,7 @@ func (x *RemoveMailboxResponse) String() string {
 func (*RemoveMailboxResponse) ProtoMessage() {}
 
 func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[70]
+	mi := &file_v1_kith_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4115,7 +4699,7 @@ func (x *RemoveMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMailboxResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{70}
+	return file_v1_kith_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RemoveMailboxResponse) GetMailbox() *Mailbox {
@@ -4134,7 +4718,7 @@ type TestMailboxRequest struct {
 
 func (x *TestMailboxRequest) Reset() {
 	*x = TestMailboxRequest{}
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4146,7 +4730,7 @@ func (x *TestMailboxRequest) String() string {
 func (*TestMailboxRequest) ProtoMessage() {}
 
 func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[71]
+	mi := &file_v1_kith_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4159,7 +4743,7 @@ func (x *TestMailboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxRequest.ProtoReflect.Descriptor instead.
 func (*TestMailboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{71}
+	return file_v1_kith_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *TestMailboxRequest) GetId() string {
@@ -4178,7 +4762,7 @@ type TestMailboxResponse struct {
 
 func (x *TestMailboxResponse) Reset() {
 	*x = TestMailboxResponse{}
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4190,7 +4774,7 @@ func (x *TestMailboxResponse) String() string {
 func (*TestMailboxResponse) ProtoMessage() {}
 
 func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[72]
+	mi := &file_v1_kith_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4203,7 +4787,7 @@ func (x *TestMailboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMailboxResponse.ProtoReflect.Descriptor instead.
 func (*TestMailboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{72}
+	return file_v1_kith_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *TestMailboxResponse) GetResults() []*MailboxTest {
@@ -4225,7 +4809,7 @@ type MailboxTest struct {
 
 func (x *MailboxTest) Reset() {
 	*x = MailboxTest{}
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4237,7 +4821,7 @@ func (x *MailboxTest) String() string {
 func (*MailboxTest) ProtoMessage() {}
 
 func (x *MailboxTest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[73]
+	mi := &file_v1_kith_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4250,7 +4834,7 @@ func (x *MailboxTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailboxTest.ProtoReflect.Descriptor instead.
 func (*MailboxTest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{73}
+	return file_v1_kith_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *MailboxTest) GetId() string {
@@ -4290,7 +4874,7 @@ type MarkBundleRequest struct {
 
 func (x *MarkBundleRequest) Reset() {
 	*x = MarkBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4302,7 +4886,7 @@ func (x *MarkBundleRequest) String() string {
 func (*MarkBundleRequest) ProtoMessage() {}
 
 func (x *MarkBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[74]
+	mi := &file_v1_kith_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4315,7 +4899,7 @@ func (x *MarkBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkBundleRequest.ProtoReflect.Descriptor instead.
 func (*MarkBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{74}
+	return file_v1_kith_proto_rawDescGZIP(), []int{86}
 }
 
 type MarkBundleResponse struct {
@@ -4327,7 +4911,7 @@ type MarkBundleResponse struct {
 
 func (x *MarkBundleResponse) Reset() {
 	*x = MarkBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4339,7 +4923,7 @@ func (x *MarkBundleResponse) String() string {
 func (*MarkBundleResponse) ProtoMessage() {}
 
 func (x *MarkBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[75]
+	mi := &file_v1_kith_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4352,7 +4936,7 @@ func (x *MarkBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkBundleResponse.ProtoReflect.Descriptor instead.
 func (*MarkBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{75}
+	return file_v1_kith_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *MarkBundleResponse) GetMark() string {
@@ -4375,7 +4959,7 @@ type ExportBundleRequest struct {
 
 func (x *ExportBundleRequest) Reset() {
 	*x = ExportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4387,7 +4971,7 @@ func (x *ExportBundleRequest) String() string {
 func (*ExportBundleRequest) ProtoMessage() {}
 
 func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[76]
+	mi := &file_v1_kith_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4400,7 +4984,7 @@ func (x *ExportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ExportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{76}
+	return file_v1_kith_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExportBundleRequest) GetContacts() []string {
@@ -4451,7 +5035,7 @@ type ExportBundleResponse struct {
 
 func (x *ExportBundleResponse) Reset() {
 	*x = ExportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4463,7 +5047,7 @@ func (x *ExportBundleResponse) String() string {
 func (*ExportBundleResponse) ProtoMessage() {}
 
 func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[77]
+	mi := &file_v1_kith_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4476,7 +5060,7 @@ func (x *ExportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ExportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{77}
+	return file_v1_kith_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExportBundleResponse) GetData() []byte {
@@ -4521,7 +5105,7 @@ type BundleFile struct {
 
 func (x *BundleFile) Reset() {
 	*x = BundleFile{}
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +5117,7 @@ func (x *BundleFile) String() string {
 func (*BundleFile) ProtoMessage() {}
 
 func (x *BundleFile) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[78]
+	mi := &file_v1_kith_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +5130,7 @@ func (x *BundleFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleFile.ProtoReflect.Descriptor instead.
 func (*BundleFile) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{78}
+	return file_v1_kith_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *BundleFile) GetBytes() int64 {
@@ -4602,7 +5186,7 @@ type NoteBundleRequest struct {
 
 func (x *NoteBundleRequest) Reset() {
 	*x = NoteBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4614,7 +5198,7 @@ func (x *NoteBundleRequest) String() string {
 func (*NoteBundleRequest) ProtoMessage() {}
 
 func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[79]
+	mi := &file_v1_kith_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4627,7 +5211,7 @@ func (x *NoteBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleRequest.ProtoReflect.Descriptor instead.
 func (*NoteBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{79}
+	return file_v1_kith_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *NoteBundleRequest) GetEntries() []int64 {
@@ -4645,7 +5229,7 @@ type NoteBundleResponse struct {
 
 func (x *NoteBundleResponse) Reset() {
 	*x = NoteBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +5241,7 @@ func (x *NoteBundleResponse) String() string {
 func (*NoteBundleResponse) ProtoMessage() {}
 
 func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[80]
+	mi := &file_v1_kith_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +5254,7 @@ func (x *NoteBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteBundleResponse.ProtoReflect.Descriptor instead.
 func (*NoteBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{80}
+	return file_v1_kith_proto_rawDescGZIP(), []int{92}
 }
 
 // A file, or the texts of slips, in pieces of at most 1 MiB.
@@ -4685,7 +5269,7 @@ type ImportBundleRequest struct {
 
 func (x *ImportBundleRequest) Reset() {
 	*x = ImportBundleRequest{}
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4697,7 +5281,7 @@ func (x *ImportBundleRequest) String() string {
 func (*ImportBundleRequest) ProtoMessage() {}
 
 func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[81]
+	mi := &file_v1_kith_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4710,7 +5294,7 @@ func (x *ImportBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleRequest.ProtoReflect.Descriptor instead.
 func (*ImportBundleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{81}
+	return file_v1_kith_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ImportBundleRequest) GetData() []byte {
@@ -4757,7 +5341,7 @@ type ImportBundleResponse struct {
 
 func (x *ImportBundleResponse) Reset() {
 	*x = ImportBundleResponse{}
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4769,7 +5353,7 @@ func (x *ImportBundleResponse) String() string {
 func (*ImportBundleResponse) ProtoMessage() {}
 
 func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[82]
+	mi := &file_v1_kith_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4782,7 +5366,7 @@ func (x *ImportBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportBundleResponse.ProtoReflect.Descriptor instead.
 func (*ImportBundleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{82}
+	return file_v1_kith_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ImportBundleResponse) GetBytes() int64 {
@@ -4901,7 +5485,7 @@ type BundleSender struct {
 
 func (x *BundleSender) Reset() {
 	*x = BundleSender{}
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4913,7 +5497,7 @@ func (x *BundleSender) String() string {
 func (*BundleSender) ProtoMessage() {}
 
 func (x *BundleSender) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[83]
+	mi := &file_v1_kith_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4926,7 +5510,7 @@ func (x *BundleSender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleSender.ProtoReflect.Descriptor instead.
 func (*BundleSender) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{83}
+	return file_v1_kith_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *BundleSender) GetContact() string {
@@ -4969,7 +5553,7 @@ type NodeLimits struct {
 
 func (x *NodeLimits) Reset() {
 	*x = NodeLimits{}
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4981,7 +5565,7 @@ func (x *NodeLimits) String() string {
 func (*NodeLimits) ProtoMessage() {}
 
 func (x *NodeLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[84]
+	mi := &file_v1_kith_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4994,7 +5578,7 @@ func (x *NodeLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLimits.ProtoReflect.Descriptor instead.
 func (*NodeLimits) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{84}
+	return file_v1_kith_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *NodeLimits) GetQuota() int64 {
@@ -5068,7 +5652,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5080,7 +5664,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[85]
+	mi := &file_v1_kith_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5093,7 +5677,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{85}
+	return file_v1_kith_proto_rawDescGZIP(), []int{97}
 }
 
 type NodeStatusResponse struct {
@@ -5119,7 +5703,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5131,7 +5715,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[86]
+	mi := &file_v1_kith_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5144,7 +5728,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{86}
+	return file_v1_kith_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *NodeStatusResponse) GetState() string {
@@ -5257,7 +5841,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5269,7 +5853,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[87]
+	mi := &file_v1_kith_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5282,7 +5866,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{87}
+	return file_v1_kith_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *SetNodeRequest) GetDraining() bool {
@@ -5308,7 +5892,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5320,7 +5904,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[88]
+	mi := &file_v1_kith_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5333,7 +5917,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{88}
+	return file_v1_kith_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SetNodeResponse) GetStatus() *NodeStatusResponse {
@@ -5356,7 +5940,7 @@ type BridgeInvite struct {
 
 func (x *BridgeInvite) Reset() {
 	*x = BridgeInvite{}
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5368,7 +5952,7 @@ func (x *BridgeInvite) String() string {
 func (*BridgeInvite) ProtoMessage() {}
 
 func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[89]
+	mi := &file_v1_kith_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5381,7 +5965,7 @@ func (x *BridgeInvite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BridgeInvite.ProtoReflect.Descriptor instead.
 func (*BridgeInvite) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{89}
+	return file_v1_kith_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *BridgeInvite) GetId() string {
@@ -5421,7 +6005,7 @@ type CreateBridgeInviteRequest struct {
 
 func (x *CreateBridgeInviteRequest) Reset() {
 	*x = CreateBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5433,7 +6017,7 @@ func (x *CreateBridgeInviteRequest) String() string {
 func (*CreateBridgeInviteRequest) ProtoMessage() {}
 
 func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[90]
+	mi := &file_v1_kith_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5446,7 +6030,7 @@ func (x *CreateBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{90}
+	return file_v1_kith_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CreateBridgeInviteRequest) GetName() string {
@@ -5465,7 +6049,7 @@ type CreateBridgeInviteResponse struct {
 
 func (x *CreateBridgeInviteResponse) Reset() {
 	*x = CreateBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5477,7 +6061,7 @@ func (x *CreateBridgeInviteResponse) String() string {
 func (*CreateBridgeInviteResponse) ProtoMessage() {}
 
 func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[91]
+	mi := &file_v1_kith_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5490,7 +6074,7 @@ func (x *CreateBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*CreateBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{91}
+	return file_v1_kith_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CreateBridgeInviteResponse) GetInvite() *BridgeInvite {
@@ -5508,7 +6092,7 @@ type ListBridgeInvitesRequest struct {
 
 func (x *ListBridgeInvitesRequest) Reset() {
 	*x = ListBridgeInvitesRequest{}
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5520,7 +6104,7 @@ func (x *ListBridgeInvitesRequest) String() string {
 func (*ListBridgeInvitesRequest) ProtoMessage() {}
 
 func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[92]
+	mi := &file_v1_kith_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5533,7 +6117,7 @@ func (x *ListBridgeInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{92}
+	return file_v1_kith_proto_rawDescGZIP(), []int{104}
 }
 
 type ListBridgeInvitesResponse struct {
@@ -5545,7 +6129,7 @@ type ListBridgeInvitesResponse struct {
 
 func (x *ListBridgeInvitesResponse) Reset() {
 	*x = ListBridgeInvitesResponse{}
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5557,7 +6141,7 @@ func (x *ListBridgeInvitesResponse) String() string {
 func (*ListBridgeInvitesResponse) ProtoMessage() {}
 
 func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[93]
+	mi := &file_v1_kith_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5570,7 +6154,7 @@ func (x *ListBridgeInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBridgeInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListBridgeInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{93}
+	return file_v1_kith_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListBridgeInvitesResponse) GetInvites() []*BridgeInvite {
@@ -5589,7 +6173,7 @@ type RevokeBridgeInviteRequest struct {
 
 func (x *RevokeBridgeInviteRequest) Reset() {
 	*x = RevokeBridgeInviteRequest{}
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5601,7 +6185,7 @@ func (x *RevokeBridgeInviteRequest) String() string {
 func (*RevokeBridgeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[94]
+	mi := &file_v1_kith_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5614,7 +6198,7 @@ func (x *RevokeBridgeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{94}
+	return file_v1_kith_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RevokeBridgeInviteRequest) GetId() string {
@@ -5632,7 +6216,7 @@ type RevokeBridgeInviteResponse struct {
 
 func (x *RevokeBridgeInviteResponse) Reset() {
 	*x = RevokeBridgeInviteResponse{}
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5644,7 +6228,7 @@ func (x *RevokeBridgeInviteResponse) String() string {
 func (*RevokeBridgeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[95]
+	mi := &file_v1_kith_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5657,7 +6241,7 @@ func (x *RevokeBridgeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeBridgeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeBridgeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{95}
+	return file_v1_kith_proto_rawDescGZIP(), []int{107}
 }
 
 type WatchEventsRequest struct {
@@ -5672,7 +6256,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5684,7 +6268,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[96]
+	mi := &file_v1_kith_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5697,7 +6281,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{96}
+	return file_v1_kith_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *WatchEventsRequest) GetCursor() string {
@@ -5731,7 +6315,7 @@ func (x *WatchEventsRequest) GetAfter() uint64 {
 type Event struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Type   string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, ledger, contact, device, health, lan
+	Type   string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, ledger, contact, device, health, lan, mode
 	TimeMs int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
 	// A JSON object. All hold "id", and times in Unix milliseconds:
 	//
@@ -5741,6 +6325,7 @@ type Event struct {
 	//	device   {"id","contact","state"}
 	//	health   {"id","ok","text"}
 	//	lan      {"id","on"}: the local network was switched
+	//	mode     {"id","mode","setting"}: what the network is shown has changed
 	//
 	// "from_me", "ok" and "on" are booleans, "seq" and times numbers, the rest strings;
 	// a field without a value may be left out.
@@ -5751,7 +6336,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_v1_kith_proto_msgTypes[97]
+	mi := &file_v1_kith_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5763,7 +6348,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[97]
+	mi := &file_v1_kith_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5776,7 +6361,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{97}
+	return file_v1_kith_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Event) GetId() uint64 {
@@ -5820,7 +6405,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[98]
+	mi := &file_v1_kith_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5832,7 +6417,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[98]
+	mi := &file_v1_kith_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5845,7 +6430,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{98}
+	return file_v1_kith_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListEventsRequest) GetCursor() string {
@@ -5892,7 +6477,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[99]
+	mi := &file_v1_kith_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5904,7 +6489,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[99]
+	mi := &file_v1_kith_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5917,7 +6502,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{99}
+	return file_v1_kith_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5937,7 +6522,7 @@ type AckEventsRequest struct {
 
 func (x *AckEventsRequest) Reset() {
 	*x = AckEventsRequest{}
-	mi := &file_v1_kith_proto_msgTypes[100]
+	mi := &file_v1_kith_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5949,7 +6534,7 @@ func (x *AckEventsRequest) String() string {
 func (*AckEventsRequest) ProtoMessage() {}
 
 func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[100]
+	mi := &file_v1_kith_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5962,7 +6547,7 @@ func (x *AckEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsRequest.ProtoReflect.Descriptor instead.
 func (*AckEventsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{100}
+	return file_v1_kith_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *AckEventsRequest) GetCursor() string {
@@ -5987,7 +6572,7 @@ type AckEventsResponse struct {
 
 func (x *AckEventsResponse) Reset() {
 	*x = AckEventsResponse{}
-	mi := &file_v1_kith_proto_msgTypes[101]
+	mi := &file_v1_kith_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5999,7 +6584,7 @@ func (x *AckEventsResponse) String() string {
 func (*AckEventsResponse) ProtoMessage() {}
 
 func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[101]
+	mi := &file_v1_kith_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6012,7 +6597,7 @@ func (x *AckEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AckEventsResponse.ProtoReflect.Descriptor instead.
 func (*AckEventsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{101}
+	return file_v1_kith_proto_rawDescGZIP(), []int{113}
 }
 
 // ErrorDetail goes with every error.
@@ -6027,7 +6612,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_kith_proto_msgTypes[102]
+	mi := &file_v1_kith_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6039,7 +6624,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_kith_proto_msgTypes[102]
+	mi := &file_v1_kith_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6052,7 +6637,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_kith_proto_rawDescGZIP(), []int{102}
+	return file_v1_kith_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ErrorDetail) GetCode() string {
@@ -6081,7 +6666,7 @@ var File_v1_kith_proto protoreflect.FileDescriptor
 const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"\rv1/kith.proto\x12\akith.v1\"\x0f\n" +
-	"\rStatusRequest\"\x92\x05\n" +
+	"\rStatusRequest\"\xb5\x05\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
@@ -6104,7 +6689,8 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\tread_only\x18\x10 \x01(\bR\breadOnly\x123\n" +
 	"\tmailboxes\x18\x11 \x01(\v2\x15.kith.v1.MailboxCountR\tmailboxes\x12\x1e\n" +
 	"\x03lan\x18\x1e \x01(\v2\f.kith.v1.LanR\x03lan\x12'\n" +
-	"\x06budget\x18\x1f \x01(\v2\x0f.kith.v1.BudgetR\x06budget\x1a8\n" +
+	"\x06budget\x18\x1f \x01(\v2\x0f.kith.v1.BudgetR\x06budget\x12!\n" +
+	"\x04mode\x18  \x01(\v2\r.kith.v1.ModeR\x04mode\x1a8\n" +
 	"\n" +
 	"RoadsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -6153,7 +6739,37 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x06needed\x18\x04 \x01(\x05R\x06needed\"/\n" +
 	"\x03Dht\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x14\n" +
-	"\x05table\x18\x02 \x01(\x05R\x05table\"\x0f\n" +
+	"\x05table\x18\x02 \x01(\x05R\x05table\"N\n" +
+	"\x04Mode\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x18\n" +
+	"\asetting\x18\x02 \x01(\tR\asetting\x12\x18\n" +
+	"\abridges\x18\x03 \x01(\x05R\abridges\"\x10\n" +
+	"\x0eGetModeRequest\"4\n" +
+	"\x0fGetModeResponse\x12!\n" +
+	"\x04mode\x18\x01 \x01(\v2\r.kith.v1.ModeR\x04mode\"*\n" +
+	"\x0eSetModeRequest\x12\x18\n" +
+	"\asetting\x18\x01 \x01(\tR\asetting\"4\n" +
+	"\x0fSetModeResponse\x12!\n" +
+	"\x04mode\x18\x01 \x01(\v2\r.kith.v1.ModeR\x04mode\"\x9e\x01\n" +
+	"\x06Bridge\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06shared\x18\x03 \x01(\bR\x06shared\x12\x19\n" +
+	"\badded_by\x18\x04 \x01(\tR\aaddedBy\x12\x19\n" +
+	"\badded_ms\x18\x05 \x01(\x03R\aaddedMs\x12\x1c\n" +
+	"\tconnected\x18\x06 \x01(\bR\tconnected\"\x14\n" +
+	"\x12ListBridgesRequest\"@\n" +
+	"\x13ListBridgesResponse\x12)\n" +
+	"\abridges\x18\x01 \x03(\v2\x0f.kith.v1.BridgeR\abridges\"D\n" +
+	"\x10AddBridgeRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\bR\x06secret\"_\n" +
+	"\x11AddBridgeResponse\x12'\n" +
+	"\x06bridge\x18\x01 \x01(\v2\x0f.kith.v1.BridgeR\x06bridge\x12!\n" +
+	"\x04mode\x18\x02 \x01(\v2\r.kith.v1.ModeR\x04mode\"%\n" +
+	"\x13RemoveBridgeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
+	"\x14RemoveBridgeResponse\"\x0f\n" +
 	"\rDoctorRequest\"8\n" +
 	"\x0eDoctorResponse\x12&\n" +
 	"\x06checks\x18\x01 \x03(\v2\x0e.kith.v1.CheckR\x06checks\"S\n" +
@@ -6507,7 +7123,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\xb8\x17\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint2\x8f\x1a\n" +
 	"\vKithService\x129\n" +
 	"\x06Status\x12\x16.kith.v1.StatusRequest\x1a\x17.kith.v1.StatusResponse\x129\n" +
 	"\x06Doctor\x12\x16.kith.v1.DoctorRequest\x1a\x17.kith.v1.DoctorResponse\x123\n" +
@@ -6545,7 +7161,12 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\fExportBundle\x12\x1c.kith.v1.ExportBundleRequest\x1a\x1d.kith.v1.ExportBundleResponse0\x01\x12E\n" +
 	"\n" +
 	"NoteBundle\x12\x1a.kith.v1.NoteBundleRequest\x1a\x1b.kith.v1.NoteBundleResponse\x12M\n" +
-	"\fImportBundle\x12\x1c.kith.v1.ImportBundleRequest\x1a\x1d.kith.v1.ImportBundleResponse(\x01\x12E\n" +
+	"\fImportBundle\x12\x1c.kith.v1.ImportBundleRequest\x1a\x1d.kith.v1.ImportBundleResponse(\x01\x12<\n" +
+	"\aGetMode\x12\x17.kith.v1.GetModeRequest\x1a\x18.kith.v1.GetModeResponse\x12<\n" +
+	"\aSetMode\x12\x17.kith.v1.SetModeRequest\x1a\x18.kith.v1.SetModeResponse\x12H\n" +
+	"\vListBridges\x12\x1b.kith.v1.ListBridgesRequest\x1a\x1c.kith.v1.ListBridgesResponse\x12B\n" +
+	"\tAddBridge\x12\x19.kith.v1.AddBridgeRequest\x1a\x1a.kith.v1.AddBridgeResponse\x12K\n" +
+	"\fRemoveBridge\x12\x1c.kith.v1.RemoveBridgeRequest\x1a\x1d.kith.v1.RemoveBridgeResponse\x12E\n" +
 	"\n" +
 	"NodeStatus\x12\x1a.kith.v1.NodeStatusRequest\x1a\x1b.kith.v1.NodeStatusResponse\x12<\n" +
 	"\aSetNode\x12\x17.kith.v1.SetNodeRequest\x1a\x18.kith.v1.SetNodeResponse\x12]\n" +
@@ -6569,7 +7190,7 @@ func file_v1_kith_proto_rawDescGZIP() []byte {
 	return file_v1_kith_proto_rawDescData
 }
 
-var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 105)
+var file_v1_kith_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
 var file_v1_kith_proto_goTypes = []any{
 	(*StatusRequest)(nil),              // 0: kith.v1.StatusRequest
 	(*StatusResponse)(nil),             // 1: kith.v1.StatusResponse
@@ -6582,234 +7203,262 @@ var file_v1_kith_proto_goTypes = []any{
 	(*SetLanResponse)(nil),             // 8: kith.v1.SetLanResponse
 	(*MailboxCount)(nil),               // 9: kith.v1.MailboxCount
 	(*Dht)(nil),                        // 10: kith.v1.Dht
-	(*DoctorRequest)(nil),              // 11: kith.v1.DoctorRequest
-	(*DoctorResponse)(nil),             // 12: kith.v1.DoctorResponse
-	(*Check)(nil),                      // 13: kith.v1.Check
-	(*StopRequest)(nil),                // 14: kith.v1.StopRequest
-	(*StopResponse)(nil),               // 15: kith.v1.StopResponse
-	(*GetIdentityRequest)(nil),         // 16: kith.v1.GetIdentityRequest
-	(*GetIdentityResponse)(nil),        // 17: kith.v1.GetIdentityResponse
-	(*Device)(nil),                     // 18: kith.v1.Device
-	(*CreateInviteRequest)(nil),        // 19: kith.v1.CreateInviteRequest
-	(*CreateInviteResponse)(nil),       // 20: kith.v1.CreateInviteResponse
-	(*Invite)(nil),                     // 21: kith.v1.Invite
-	(*ListInvitesRequest)(nil),         // 22: kith.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),        // 23: kith.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),        // 24: kith.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),       // 25: kith.v1.RevokeInviteResponse
-	(*AcceptInviteRequest)(nil),        // 26: kith.v1.AcceptInviteRequest
-	(*AcceptInviteResponse)(nil),       // 27: kith.v1.AcceptInviteResponse
-	(*ListRequestsRequest)(nil),        // 28: kith.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),       // 29: kith.v1.ListRequestsResponse
-	(*ApproveRequestRequest)(nil),      // 30: kith.v1.ApproveRequestRequest
-	(*ApproveRequestResponse)(nil),     // 31: kith.v1.ApproveRequestResponse
-	(*RejectRequestRequest)(nil),       // 32: kith.v1.RejectRequestRequest
-	(*RejectRequestResponse)(nil),      // 33: kith.v1.RejectRequestResponse
-	(*Contact)(nil),                    // 34: kith.v1.Contact
-	(*ListContactsRequest)(nil),        // 35: kith.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),       // 36: kith.v1.ListContactsResponse
-	(*RenameContactRequest)(nil),       // 37: kith.v1.RenameContactRequest
-	(*RenameContactResponse)(nil),      // 38: kith.v1.RenameContactResponse
-	(*SetBlockedRequest)(nil),          // 39: kith.v1.SetBlockedRequest
-	(*SetBlockedResponse)(nil),         // 40: kith.v1.SetBlockedResponse
-	(*HideAddressRequest)(nil),         // 41: kith.v1.HideAddressRequest
-	(*HideAddressResponse)(nil),        // 42: kith.v1.HideAddressResponse
-	(*GetSafetyNumberRequest)(nil),     // 43: kith.v1.GetSafetyNumberRequest
-	(*GetSafetyNumberResponse)(nil),    // 44: kith.v1.GetSafetyNumberResponse
-	(*SetVerifiedRequest)(nil),         // 45: kith.v1.SetVerifiedRequest
-	(*SetVerifiedResponse)(nil),        // 46: kith.v1.SetVerifiedResponse
-	(*SendRequest)(nil),                // 47: kith.v1.SendRequest
-	(*SendResponse)(nil),               // 48: kith.v1.SendResponse
-	(*Message)(nil),                    // 49: kith.v1.Message
-	(*Holding)(nil),                    // 50: kith.v1.Holding
-	(*ListMessagesRequest)(nil),        // 51: kith.v1.ListMessagesRequest
-	(*ListMessagesResponse)(nil),       // 52: kith.v1.ListMessagesResponse
-	(*ListConversationsRequest)(nil),   // 53: kith.v1.ListConversationsRequest
-	(*ListConversationsResponse)(nil),  // 54: kith.v1.ListConversationsResponse
-	(*Conversation)(nil),               // 55: kith.v1.Conversation
-	(*TraceRequest)(nil),               // 56: kith.v1.TraceRequest
-	(*TraceResponse)(nil),              // 57: kith.v1.TraceResponse
-	(*Delivery)(nil),                   // 58: kith.v1.Delivery
-	(*Attempt)(nil),                    // 59: kith.v1.Attempt
-	(*CancelRequest)(nil),              // 60: kith.v1.CancelRequest
-	(*CancelResponse)(nil),             // 61: kith.v1.CancelResponse
-	(*PingRequest)(nil),                // 62: kith.v1.PingRequest
-	(*PingResponse)(nil),               // 63: kith.v1.PingResponse
-	(*Mailbox)(nil),                    // 64: kith.v1.Mailbox
-	(*ListMailboxesRequest)(nil),       // 65: kith.v1.ListMailboxesRequest
-	(*ListMailboxesResponse)(nil),      // 66: kith.v1.ListMailboxesResponse
-	(*AddMailboxRequest)(nil),          // 67: kith.v1.AddMailboxRequest
-	(*AddMailboxResponse)(nil),         // 68: kith.v1.AddMailboxResponse
-	(*RemoveMailboxRequest)(nil),       // 69: kith.v1.RemoveMailboxRequest
-	(*RemoveMailboxResponse)(nil),      // 70: kith.v1.RemoveMailboxResponse
-	(*TestMailboxRequest)(nil),         // 71: kith.v1.TestMailboxRequest
-	(*TestMailboxResponse)(nil),        // 72: kith.v1.TestMailboxResponse
-	(*MailboxTest)(nil),                // 73: kith.v1.MailboxTest
-	(*MarkBundleRequest)(nil),          // 74: kith.v1.MarkBundleRequest
-	(*MarkBundleResponse)(nil),         // 75: kith.v1.MarkBundleResponse
-	(*ExportBundleRequest)(nil),        // 76: kith.v1.ExportBundleRequest
-	(*ExportBundleResponse)(nil),       // 77: kith.v1.ExportBundleResponse
-	(*BundleFile)(nil),                 // 78: kith.v1.BundleFile
-	(*NoteBundleRequest)(nil),          // 79: kith.v1.NoteBundleRequest
-	(*NoteBundleResponse)(nil),         // 80: kith.v1.NoteBundleResponse
-	(*ImportBundleRequest)(nil),        // 81: kith.v1.ImportBundleRequest
-	(*ImportBundleResponse)(nil),       // 82: kith.v1.ImportBundleResponse
-	(*BundleSender)(nil),               // 83: kith.v1.BundleSender
-	(*NodeLimits)(nil),                 // 84: kith.v1.NodeLimits
-	(*NodeStatusRequest)(nil),          // 85: kith.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),         // 86: kith.v1.NodeStatusResponse
-	(*SetNodeRequest)(nil),             // 87: kith.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),            // 88: kith.v1.SetNodeResponse
-	(*BridgeInvite)(nil),               // 89: kith.v1.BridgeInvite
-	(*CreateBridgeInviteRequest)(nil),  // 90: kith.v1.CreateBridgeInviteRequest
-	(*CreateBridgeInviteResponse)(nil), // 91: kith.v1.CreateBridgeInviteResponse
-	(*ListBridgeInvitesRequest)(nil),   // 92: kith.v1.ListBridgeInvitesRequest
-	(*ListBridgeInvitesResponse)(nil),  // 93: kith.v1.ListBridgeInvitesResponse
-	(*RevokeBridgeInviteRequest)(nil),  // 94: kith.v1.RevokeBridgeInviteRequest
-	(*RevokeBridgeInviteResponse)(nil), // 95: kith.v1.RevokeBridgeInviteResponse
-	(*WatchEventsRequest)(nil),         // 96: kith.v1.WatchEventsRequest
-	(*Event)(nil),                      // 97: kith.v1.Event
-	(*ListEventsRequest)(nil),          // 98: kith.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 99: kith.v1.ListEventsResponse
-	(*AckEventsRequest)(nil),           // 100: kith.v1.AckEventsRequest
-	(*AckEventsResponse)(nil),          // 101: kith.v1.AckEventsResponse
-	(*ErrorDetail)(nil),                // 102: kith.v1.ErrorDetail
-	nil,                                // 103: kith.v1.StatusResponse.RoadsEntry
-	nil,                                // 104: kith.v1.NodeStatusResponse.RefusalsEntry
+	(*Mode)(nil),                       // 11: kith.v1.Mode
+	(*GetModeRequest)(nil),             // 12: kith.v1.GetModeRequest
+	(*GetModeResponse)(nil),            // 13: kith.v1.GetModeResponse
+	(*SetModeRequest)(nil),             // 14: kith.v1.SetModeRequest
+	(*SetModeResponse)(nil),            // 15: kith.v1.SetModeResponse
+	(*Bridge)(nil),                     // 16: kith.v1.Bridge
+	(*ListBridgesRequest)(nil),         // 17: kith.v1.ListBridgesRequest
+	(*ListBridgesResponse)(nil),        // 18: kith.v1.ListBridgesResponse
+	(*AddBridgeRequest)(nil),           // 19: kith.v1.AddBridgeRequest
+	(*AddBridgeResponse)(nil),          // 20: kith.v1.AddBridgeResponse
+	(*RemoveBridgeRequest)(nil),        // 21: kith.v1.RemoveBridgeRequest
+	(*RemoveBridgeResponse)(nil),       // 22: kith.v1.RemoveBridgeResponse
+	(*DoctorRequest)(nil),              // 23: kith.v1.DoctorRequest
+	(*DoctorResponse)(nil),             // 24: kith.v1.DoctorResponse
+	(*Check)(nil),                      // 25: kith.v1.Check
+	(*StopRequest)(nil),                // 26: kith.v1.StopRequest
+	(*StopResponse)(nil),               // 27: kith.v1.StopResponse
+	(*GetIdentityRequest)(nil),         // 28: kith.v1.GetIdentityRequest
+	(*GetIdentityResponse)(nil),        // 29: kith.v1.GetIdentityResponse
+	(*Device)(nil),                     // 30: kith.v1.Device
+	(*CreateInviteRequest)(nil),        // 31: kith.v1.CreateInviteRequest
+	(*CreateInviteResponse)(nil),       // 32: kith.v1.CreateInviteResponse
+	(*Invite)(nil),                     // 33: kith.v1.Invite
+	(*ListInvitesRequest)(nil),         // 34: kith.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),        // 35: kith.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),        // 36: kith.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),       // 37: kith.v1.RevokeInviteResponse
+	(*AcceptInviteRequest)(nil),        // 38: kith.v1.AcceptInviteRequest
+	(*AcceptInviteResponse)(nil),       // 39: kith.v1.AcceptInviteResponse
+	(*ListRequestsRequest)(nil),        // 40: kith.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),       // 41: kith.v1.ListRequestsResponse
+	(*ApproveRequestRequest)(nil),      // 42: kith.v1.ApproveRequestRequest
+	(*ApproveRequestResponse)(nil),     // 43: kith.v1.ApproveRequestResponse
+	(*RejectRequestRequest)(nil),       // 44: kith.v1.RejectRequestRequest
+	(*RejectRequestResponse)(nil),      // 45: kith.v1.RejectRequestResponse
+	(*Contact)(nil),                    // 46: kith.v1.Contact
+	(*ListContactsRequest)(nil),        // 47: kith.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),       // 48: kith.v1.ListContactsResponse
+	(*RenameContactRequest)(nil),       // 49: kith.v1.RenameContactRequest
+	(*RenameContactResponse)(nil),      // 50: kith.v1.RenameContactResponse
+	(*SetBlockedRequest)(nil),          // 51: kith.v1.SetBlockedRequest
+	(*SetBlockedResponse)(nil),         // 52: kith.v1.SetBlockedResponse
+	(*HideAddressRequest)(nil),         // 53: kith.v1.HideAddressRequest
+	(*HideAddressResponse)(nil),        // 54: kith.v1.HideAddressResponse
+	(*GetSafetyNumberRequest)(nil),     // 55: kith.v1.GetSafetyNumberRequest
+	(*GetSafetyNumberResponse)(nil),    // 56: kith.v1.GetSafetyNumberResponse
+	(*SetVerifiedRequest)(nil),         // 57: kith.v1.SetVerifiedRequest
+	(*SetVerifiedResponse)(nil),        // 58: kith.v1.SetVerifiedResponse
+	(*SendRequest)(nil),                // 59: kith.v1.SendRequest
+	(*SendResponse)(nil),               // 60: kith.v1.SendResponse
+	(*Message)(nil),                    // 61: kith.v1.Message
+	(*Holding)(nil),                    // 62: kith.v1.Holding
+	(*ListMessagesRequest)(nil),        // 63: kith.v1.ListMessagesRequest
+	(*ListMessagesResponse)(nil),       // 64: kith.v1.ListMessagesResponse
+	(*ListConversationsRequest)(nil),   // 65: kith.v1.ListConversationsRequest
+	(*ListConversationsResponse)(nil),  // 66: kith.v1.ListConversationsResponse
+	(*Conversation)(nil),               // 67: kith.v1.Conversation
+	(*TraceRequest)(nil),               // 68: kith.v1.TraceRequest
+	(*TraceResponse)(nil),              // 69: kith.v1.TraceResponse
+	(*Delivery)(nil),                   // 70: kith.v1.Delivery
+	(*Attempt)(nil),                    // 71: kith.v1.Attempt
+	(*CancelRequest)(nil),              // 72: kith.v1.CancelRequest
+	(*CancelResponse)(nil),             // 73: kith.v1.CancelResponse
+	(*PingRequest)(nil),                // 74: kith.v1.PingRequest
+	(*PingResponse)(nil),               // 75: kith.v1.PingResponse
+	(*Mailbox)(nil),                    // 76: kith.v1.Mailbox
+	(*ListMailboxesRequest)(nil),       // 77: kith.v1.ListMailboxesRequest
+	(*ListMailboxesResponse)(nil),      // 78: kith.v1.ListMailboxesResponse
+	(*AddMailboxRequest)(nil),          // 79: kith.v1.AddMailboxRequest
+	(*AddMailboxResponse)(nil),         // 80: kith.v1.AddMailboxResponse
+	(*RemoveMailboxRequest)(nil),       // 81: kith.v1.RemoveMailboxRequest
+	(*RemoveMailboxResponse)(nil),      // 82: kith.v1.RemoveMailboxResponse
+	(*TestMailboxRequest)(nil),         // 83: kith.v1.TestMailboxRequest
+	(*TestMailboxResponse)(nil),        // 84: kith.v1.TestMailboxResponse
+	(*MailboxTest)(nil),                // 85: kith.v1.MailboxTest
+	(*MarkBundleRequest)(nil),          // 86: kith.v1.MarkBundleRequest
+	(*MarkBundleResponse)(nil),         // 87: kith.v1.MarkBundleResponse
+	(*ExportBundleRequest)(nil),        // 88: kith.v1.ExportBundleRequest
+	(*ExportBundleResponse)(nil),       // 89: kith.v1.ExportBundleResponse
+	(*BundleFile)(nil),                 // 90: kith.v1.BundleFile
+	(*NoteBundleRequest)(nil),          // 91: kith.v1.NoteBundleRequest
+	(*NoteBundleResponse)(nil),         // 92: kith.v1.NoteBundleResponse
+	(*ImportBundleRequest)(nil),        // 93: kith.v1.ImportBundleRequest
+	(*ImportBundleResponse)(nil),       // 94: kith.v1.ImportBundleResponse
+	(*BundleSender)(nil),               // 95: kith.v1.BundleSender
+	(*NodeLimits)(nil),                 // 96: kith.v1.NodeLimits
+	(*NodeStatusRequest)(nil),          // 97: kith.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),         // 98: kith.v1.NodeStatusResponse
+	(*SetNodeRequest)(nil),             // 99: kith.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),            // 100: kith.v1.SetNodeResponse
+	(*BridgeInvite)(nil),               // 101: kith.v1.BridgeInvite
+	(*CreateBridgeInviteRequest)(nil),  // 102: kith.v1.CreateBridgeInviteRequest
+	(*CreateBridgeInviteResponse)(nil), // 103: kith.v1.CreateBridgeInviteResponse
+	(*ListBridgeInvitesRequest)(nil),   // 104: kith.v1.ListBridgeInvitesRequest
+	(*ListBridgeInvitesResponse)(nil),  // 105: kith.v1.ListBridgeInvitesResponse
+	(*RevokeBridgeInviteRequest)(nil),  // 106: kith.v1.RevokeBridgeInviteRequest
+	(*RevokeBridgeInviteResponse)(nil), // 107: kith.v1.RevokeBridgeInviteResponse
+	(*WatchEventsRequest)(nil),         // 108: kith.v1.WatchEventsRequest
+	(*Event)(nil),                      // 109: kith.v1.Event
+	(*ListEventsRequest)(nil),          // 110: kith.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 111: kith.v1.ListEventsResponse
+	(*AckEventsRequest)(nil),           // 112: kith.v1.AckEventsRequest
+	(*AckEventsResponse)(nil),          // 113: kith.v1.AckEventsResponse
+	(*ErrorDetail)(nil),                // 114: kith.v1.ErrorDetail
+	nil,                                // 115: kith.v1.StatusResponse.RoadsEntry
+	nil,                                // 116: kith.v1.NodeStatusResponse.RefusalsEntry
 }
 var file_v1_kith_proto_depIdxs = []int32{
 	10,  // 0: kith.v1.StatusResponse.dht:type_name -> kith.v1.Dht
-	103, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
+	115, // 1: kith.v1.StatusResponse.roads:type_name -> kith.v1.StatusResponse.RoadsEntry
 	9,   // 2: kith.v1.StatusResponse.mailboxes:type_name -> kith.v1.MailboxCount
 	4,   // 3: kith.v1.StatusResponse.lan:type_name -> kith.v1.Lan
 	2,   // 4: kith.v1.StatusResponse.budget:type_name -> kith.v1.Budget
-	3,   // 5: kith.v1.Budget.usage:type_name -> kith.v1.Usage
-	13,  // 6: kith.v1.NetcheckResponse.checks:type_name -> kith.v1.Check
-	4,   // 7: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
-	13,  // 8: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
-	18,  // 9: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
-	21,  // 10: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
-	21,  // 11: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
-	34,  // 12: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
-	34,  // 13: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
-	34,  // 14: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
-	34,  // 15: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
-	34,  // 16: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
-	34,  // 17: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
-	34,  // 18: kith.v1.HideAddressResponse.contact:type_name -> kith.v1.Contact
-	34,  // 19: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
-	34,  // 20: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
-	49,  // 21: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
-	50,  // 22: kith.v1.Message.holding:type_name -> kith.v1.Holding
-	49,  // 23: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
-	55,  // 24: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
-	49,  // 25: kith.v1.Conversation.last:type_name -> kith.v1.Message
-	34,  // 26: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
-	49,  // 27: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
-	58,  // 28: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
-	59,  // 29: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
-	50,  // 30: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
-	49,  // 31: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
-	64,  // 32: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
-	64,  // 33: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	64,  // 34: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
-	73,  // 35: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
-	78,  // 36: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
-	83,  // 37: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
-	84,  // 38: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
-	104, // 39: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
-	84,  // 40: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
-	86,  // 41: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
-	89,  // 42: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
-	89,  // 43: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
-	97,  // 44: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
-	0,   // 45: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
-	11,  // 46: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
-	14,  // 47: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
-	5,   // 48: kith.v1.KithService.Netcheck:input_type -> kith.v1.NetcheckRequest
-	7,   // 49: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
-	16,  // 50: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
-	19,  // 51: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
-	22,  // 52: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
-	24,  // 53: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
-	26,  // 54: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
-	28,  // 55: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
-	30,  // 56: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
-	32,  // 57: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
-	35,  // 58: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
-	37,  // 59: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
-	39,  // 60: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
-	41,  // 61: kith.v1.KithService.HideAddress:input_type -> kith.v1.HideAddressRequest
-	43,  // 62: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
-	45,  // 63: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
-	47,  // 64: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
-	51,  // 65: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
-	53,  // 66: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
-	56,  // 67: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
-	60,  // 68: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
-	62,  // 69: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
-	65,  // 70: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
-	67,  // 71: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
-	69,  // 72: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
-	71,  // 73: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
-	74,  // 74: kith.v1.KithService.MarkBundle:input_type -> kith.v1.MarkBundleRequest
-	76,  // 75: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
-	79,  // 76: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
-	81,  // 77: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
-	85,  // 78: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
-	87,  // 79: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
-	90,  // 80: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
-	92,  // 81: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
-	94,  // 82: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
-	96,  // 83: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
-	98,  // 84: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
-	100, // 85: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
-	1,   // 86: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
-	12,  // 87: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
-	15,  // 88: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
-	6,   // 89: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
-	8,   // 90: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
-	17,  // 91: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
-	20,  // 92: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
-	23,  // 93: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
-	25,  // 94: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
-	27,  // 95: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
-	29,  // 96: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
-	31,  // 97: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
-	33,  // 98: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
-	36,  // 99: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
-	38,  // 100: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
-	40,  // 101: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
-	42,  // 102: kith.v1.KithService.HideAddress:output_type -> kith.v1.HideAddressResponse
-	44,  // 103: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
-	46,  // 104: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
-	48,  // 105: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
-	52,  // 106: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
-	54,  // 107: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
-	57,  // 108: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
-	61,  // 109: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
-	63,  // 110: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
-	66,  // 111: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
-	68,  // 112: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
-	70,  // 113: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
-	72,  // 114: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
-	75,  // 115: kith.v1.KithService.MarkBundle:output_type -> kith.v1.MarkBundleResponse
-	77,  // 116: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
-	80,  // 117: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
-	82,  // 118: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
-	86,  // 119: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
-	88,  // 120: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
-	91,  // 121: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
-	93,  // 122: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
-	95,  // 123: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
-	97,  // 124: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
-	99,  // 125: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
-	101, // 126: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
-	86,  // [86:127] is the sub-list for method output_type
-	45,  // [45:86] is the sub-list for method input_type
-	45,  // [45:45] is the sub-list for extension type_name
-	45,  // [45:45] is the sub-list for extension extendee
-	0,   // [0:45] is the sub-list for field type_name
+	11,  // 5: kith.v1.StatusResponse.mode:type_name -> kith.v1.Mode
+	3,   // 6: kith.v1.Budget.usage:type_name -> kith.v1.Usage
+	25,  // 7: kith.v1.NetcheckResponse.checks:type_name -> kith.v1.Check
+	4,   // 8: kith.v1.SetLanResponse.lan:type_name -> kith.v1.Lan
+	11,  // 9: kith.v1.GetModeResponse.mode:type_name -> kith.v1.Mode
+	11,  // 10: kith.v1.SetModeResponse.mode:type_name -> kith.v1.Mode
+	16,  // 11: kith.v1.ListBridgesResponse.bridges:type_name -> kith.v1.Bridge
+	16,  // 12: kith.v1.AddBridgeResponse.bridge:type_name -> kith.v1.Bridge
+	11,  // 13: kith.v1.AddBridgeResponse.mode:type_name -> kith.v1.Mode
+	25,  // 14: kith.v1.DoctorResponse.checks:type_name -> kith.v1.Check
+	30,  // 15: kith.v1.GetIdentityResponse.devices:type_name -> kith.v1.Device
+	33,  // 16: kith.v1.CreateInviteResponse.invite:type_name -> kith.v1.Invite
+	33,  // 17: kith.v1.ListInvitesResponse.invites:type_name -> kith.v1.Invite
+	46,  // 18: kith.v1.AcceptInviteResponse.contact:type_name -> kith.v1.Contact
+	46,  // 19: kith.v1.ListRequestsResponse.requests:type_name -> kith.v1.Contact
+	46,  // 20: kith.v1.ApproveRequestResponse.contact:type_name -> kith.v1.Contact
+	46,  // 21: kith.v1.ListContactsResponse.contacts:type_name -> kith.v1.Contact
+	46,  // 22: kith.v1.RenameContactResponse.contact:type_name -> kith.v1.Contact
+	46,  // 23: kith.v1.SetBlockedResponse.contact:type_name -> kith.v1.Contact
+	46,  // 24: kith.v1.HideAddressResponse.contact:type_name -> kith.v1.Contact
+	46,  // 25: kith.v1.GetSafetyNumberResponse.contact:type_name -> kith.v1.Contact
+	46,  // 26: kith.v1.SetVerifiedResponse.contact:type_name -> kith.v1.Contact
+	61,  // 27: kith.v1.SendResponse.messages:type_name -> kith.v1.Message
+	62,  // 28: kith.v1.Message.holding:type_name -> kith.v1.Holding
+	61,  // 29: kith.v1.ListMessagesResponse.messages:type_name -> kith.v1.Message
+	67,  // 30: kith.v1.ListConversationsResponse.conversations:type_name -> kith.v1.Conversation
+	61,  // 31: kith.v1.Conversation.last:type_name -> kith.v1.Message
+	46,  // 32: kith.v1.Conversation.contact:type_name -> kith.v1.Contact
+	61,  // 33: kith.v1.TraceResponse.message:type_name -> kith.v1.Message
+	70,  // 34: kith.v1.TraceResponse.devices:type_name -> kith.v1.Delivery
+	71,  // 35: kith.v1.Delivery.attempts:type_name -> kith.v1.Attempt
+	62,  // 36: kith.v1.Delivery.holding:type_name -> kith.v1.Holding
+	61,  // 37: kith.v1.CancelResponse.message:type_name -> kith.v1.Message
+	76,  // 38: kith.v1.ListMailboxesResponse.mailboxes:type_name -> kith.v1.Mailbox
+	76,  // 39: kith.v1.AddMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	76,  // 40: kith.v1.RemoveMailboxResponse.mailbox:type_name -> kith.v1.Mailbox
+	85,  // 41: kith.v1.TestMailboxResponse.results:type_name -> kith.v1.MailboxTest
+	90,  // 42: kith.v1.ExportBundleResponse.file:type_name -> kith.v1.BundleFile
+	95,  // 43: kith.v1.ImportBundleResponse.from:type_name -> kith.v1.BundleSender
+	96,  // 44: kith.v1.NodeStatusResponse.limits:type_name -> kith.v1.NodeLimits
+	116, // 45: kith.v1.NodeStatusResponse.refusals:type_name -> kith.v1.NodeStatusResponse.RefusalsEntry
+	96,  // 46: kith.v1.SetNodeRequest.limits:type_name -> kith.v1.NodeLimits
+	98,  // 47: kith.v1.SetNodeResponse.status:type_name -> kith.v1.NodeStatusResponse
+	101, // 48: kith.v1.CreateBridgeInviteResponse.invite:type_name -> kith.v1.BridgeInvite
+	101, // 49: kith.v1.ListBridgeInvitesResponse.invites:type_name -> kith.v1.BridgeInvite
+	109, // 50: kith.v1.ListEventsResponse.events:type_name -> kith.v1.Event
+	0,   // 51: kith.v1.KithService.Status:input_type -> kith.v1.StatusRequest
+	23,  // 52: kith.v1.KithService.Doctor:input_type -> kith.v1.DoctorRequest
+	26,  // 53: kith.v1.KithService.Stop:input_type -> kith.v1.StopRequest
+	5,   // 54: kith.v1.KithService.Netcheck:input_type -> kith.v1.NetcheckRequest
+	7,   // 55: kith.v1.KithService.SetLan:input_type -> kith.v1.SetLanRequest
+	28,  // 56: kith.v1.KithService.GetIdentity:input_type -> kith.v1.GetIdentityRequest
+	31,  // 57: kith.v1.KithService.CreateInvite:input_type -> kith.v1.CreateInviteRequest
+	34,  // 58: kith.v1.KithService.ListInvites:input_type -> kith.v1.ListInvitesRequest
+	36,  // 59: kith.v1.KithService.RevokeInvite:input_type -> kith.v1.RevokeInviteRequest
+	38,  // 60: kith.v1.KithService.AcceptInvite:input_type -> kith.v1.AcceptInviteRequest
+	40,  // 61: kith.v1.KithService.ListRequests:input_type -> kith.v1.ListRequestsRequest
+	42,  // 62: kith.v1.KithService.ApproveRequest:input_type -> kith.v1.ApproveRequestRequest
+	44,  // 63: kith.v1.KithService.RejectRequest:input_type -> kith.v1.RejectRequestRequest
+	47,  // 64: kith.v1.KithService.ListContacts:input_type -> kith.v1.ListContactsRequest
+	49,  // 65: kith.v1.KithService.RenameContact:input_type -> kith.v1.RenameContactRequest
+	51,  // 66: kith.v1.KithService.SetBlocked:input_type -> kith.v1.SetBlockedRequest
+	53,  // 67: kith.v1.KithService.HideAddress:input_type -> kith.v1.HideAddressRequest
+	55,  // 68: kith.v1.KithService.GetSafetyNumber:input_type -> kith.v1.GetSafetyNumberRequest
+	57,  // 69: kith.v1.KithService.SetVerified:input_type -> kith.v1.SetVerifiedRequest
+	59,  // 70: kith.v1.KithService.Send:input_type -> kith.v1.SendRequest
+	63,  // 71: kith.v1.KithService.ListMessages:input_type -> kith.v1.ListMessagesRequest
+	65,  // 72: kith.v1.KithService.ListConversations:input_type -> kith.v1.ListConversationsRequest
+	68,  // 73: kith.v1.KithService.Trace:input_type -> kith.v1.TraceRequest
+	72,  // 74: kith.v1.KithService.Cancel:input_type -> kith.v1.CancelRequest
+	74,  // 75: kith.v1.KithService.Ping:input_type -> kith.v1.PingRequest
+	77,  // 76: kith.v1.KithService.ListMailboxes:input_type -> kith.v1.ListMailboxesRequest
+	79,  // 77: kith.v1.KithService.AddMailbox:input_type -> kith.v1.AddMailboxRequest
+	81,  // 78: kith.v1.KithService.RemoveMailbox:input_type -> kith.v1.RemoveMailboxRequest
+	83,  // 79: kith.v1.KithService.TestMailbox:input_type -> kith.v1.TestMailboxRequest
+	86,  // 80: kith.v1.KithService.MarkBundle:input_type -> kith.v1.MarkBundleRequest
+	88,  // 81: kith.v1.KithService.ExportBundle:input_type -> kith.v1.ExportBundleRequest
+	91,  // 82: kith.v1.KithService.NoteBundle:input_type -> kith.v1.NoteBundleRequest
+	93,  // 83: kith.v1.KithService.ImportBundle:input_type -> kith.v1.ImportBundleRequest
+	12,  // 84: kith.v1.KithService.GetMode:input_type -> kith.v1.GetModeRequest
+	14,  // 85: kith.v1.KithService.SetMode:input_type -> kith.v1.SetModeRequest
+	17,  // 86: kith.v1.KithService.ListBridges:input_type -> kith.v1.ListBridgesRequest
+	19,  // 87: kith.v1.KithService.AddBridge:input_type -> kith.v1.AddBridgeRequest
+	21,  // 88: kith.v1.KithService.RemoveBridge:input_type -> kith.v1.RemoveBridgeRequest
+	97,  // 89: kith.v1.KithService.NodeStatus:input_type -> kith.v1.NodeStatusRequest
+	99,  // 90: kith.v1.KithService.SetNode:input_type -> kith.v1.SetNodeRequest
+	102, // 91: kith.v1.KithService.CreateBridgeInvite:input_type -> kith.v1.CreateBridgeInviteRequest
+	104, // 92: kith.v1.KithService.ListBridgeInvites:input_type -> kith.v1.ListBridgeInvitesRequest
+	106, // 93: kith.v1.KithService.RevokeBridgeInvite:input_type -> kith.v1.RevokeBridgeInviteRequest
+	108, // 94: kith.v1.KithService.WatchEvents:input_type -> kith.v1.WatchEventsRequest
+	110, // 95: kith.v1.KithService.ListEvents:input_type -> kith.v1.ListEventsRequest
+	112, // 96: kith.v1.KithService.AckEvents:input_type -> kith.v1.AckEventsRequest
+	1,   // 97: kith.v1.KithService.Status:output_type -> kith.v1.StatusResponse
+	24,  // 98: kith.v1.KithService.Doctor:output_type -> kith.v1.DoctorResponse
+	27,  // 99: kith.v1.KithService.Stop:output_type -> kith.v1.StopResponse
+	6,   // 100: kith.v1.KithService.Netcheck:output_type -> kith.v1.NetcheckResponse
+	8,   // 101: kith.v1.KithService.SetLan:output_type -> kith.v1.SetLanResponse
+	29,  // 102: kith.v1.KithService.GetIdentity:output_type -> kith.v1.GetIdentityResponse
+	32,  // 103: kith.v1.KithService.CreateInvite:output_type -> kith.v1.CreateInviteResponse
+	35,  // 104: kith.v1.KithService.ListInvites:output_type -> kith.v1.ListInvitesResponse
+	37,  // 105: kith.v1.KithService.RevokeInvite:output_type -> kith.v1.RevokeInviteResponse
+	39,  // 106: kith.v1.KithService.AcceptInvite:output_type -> kith.v1.AcceptInviteResponse
+	41,  // 107: kith.v1.KithService.ListRequests:output_type -> kith.v1.ListRequestsResponse
+	43,  // 108: kith.v1.KithService.ApproveRequest:output_type -> kith.v1.ApproveRequestResponse
+	45,  // 109: kith.v1.KithService.RejectRequest:output_type -> kith.v1.RejectRequestResponse
+	48,  // 110: kith.v1.KithService.ListContacts:output_type -> kith.v1.ListContactsResponse
+	50,  // 111: kith.v1.KithService.RenameContact:output_type -> kith.v1.RenameContactResponse
+	52,  // 112: kith.v1.KithService.SetBlocked:output_type -> kith.v1.SetBlockedResponse
+	54,  // 113: kith.v1.KithService.HideAddress:output_type -> kith.v1.HideAddressResponse
+	56,  // 114: kith.v1.KithService.GetSafetyNumber:output_type -> kith.v1.GetSafetyNumberResponse
+	58,  // 115: kith.v1.KithService.SetVerified:output_type -> kith.v1.SetVerifiedResponse
+	60,  // 116: kith.v1.KithService.Send:output_type -> kith.v1.SendResponse
+	64,  // 117: kith.v1.KithService.ListMessages:output_type -> kith.v1.ListMessagesResponse
+	66,  // 118: kith.v1.KithService.ListConversations:output_type -> kith.v1.ListConversationsResponse
+	69,  // 119: kith.v1.KithService.Trace:output_type -> kith.v1.TraceResponse
+	73,  // 120: kith.v1.KithService.Cancel:output_type -> kith.v1.CancelResponse
+	75,  // 121: kith.v1.KithService.Ping:output_type -> kith.v1.PingResponse
+	78,  // 122: kith.v1.KithService.ListMailboxes:output_type -> kith.v1.ListMailboxesResponse
+	80,  // 123: kith.v1.KithService.AddMailbox:output_type -> kith.v1.AddMailboxResponse
+	82,  // 124: kith.v1.KithService.RemoveMailbox:output_type -> kith.v1.RemoveMailboxResponse
+	84,  // 125: kith.v1.KithService.TestMailbox:output_type -> kith.v1.TestMailboxResponse
+	87,  // 126: kith.v1.KithService.MarkBundle:output_type -> kith.v1.MarkBundleResponse
+	89,  // 127: kith.v1.KithService.ExportBundle:output_type -> kith.v1.ExportBundleResponse
+	92,  // 128: kith.v1.KithService.NoteBundle:output_type -> kith.v1.NoteBundleResponse
+	94,  // 129: kith.v1.KithService.ImportBundle:output_type -> kith.v1.ImportBundleResponse
+	13,  // 130: kith.v1.KithService.GetMode:output_type -> kith.v1.GetModeResponse
+	15,  // 131: kith.v1.KithService.SetMode:output_type -> kith.v1.SetModeResponse
+	18,  // 132: kith.v1.KithService.ListBridges:output_type -> kith.v1.ListBridgesResponse
+	20,  // 133: kith.v1.KithService.AddBridge:output_type -> kith.v1.AddBridgeResponse
+	22,  // 134: kith.v1.KithService.RemoveBridge:output_type -> kith.v1.RemoveBridgeResponse
+	98,  // 135: kith.v1.KithService.NodeStatus:output_type -> kith.v1.NodeStatusResponse
+	100, // 136: kith.v1.KithService.SetNode:output_type -> kith.v1.SetNodeResponse
+	103, // 137: kith.v1.KithService.CreateBridgeInvite:output_type -> kith.v1.CreateBridgeInviteResponse
+	105, // 138: kith.v1.KithService.ListBridgeInvites:output_type -> kith.v1.ListBridgeInvitesResponse
+	107, // 139: kith.v1.KithService.RevokeBridgeInvite:output_type -> kith.v1.RevokeBridgeInviteResponse
+	109, // 140: kith.v1.KithService.WatchEvents:output_type -> kith.v1.Event
+	111, // 141: kith.v1.KithService.ListEvents:output_type -> kith.v1.ListEventsResponse
+	113, // 142: kith.v1.KithService.AckEvents:output_type -> kith.v1.AckEventsResponse
+	97,  // [97:143] is the sub-list for method output_type
+	51,  // [51:97] is the sub-list for method input_type
+	51,  // [51:51] is the sub-list for extension type_name
+	51,  // [51:51] is the sub-list for extension extendee
+	0,   // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_v1_kith_proto_init() }
@@ -6817,14 +7466,14 @@ func file_v1_kith_proto_init() {
 	if File_v1_kith_proto != nil {
 		return
 	}
-	file_v1_kith_proto_msgTypes[87].OneofWrappers = []any{}
+	file_v1_kith_proto_msgTypes[99].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_kith_proto_rawDesc), len(file_v1_kith_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   105,
+			NumMessages:   117,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

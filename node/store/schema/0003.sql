@@ -49,3 +49,12 @@ CREATE TABLE carried (
 
 -- The user hides their address from this contact.
 ALTER TABLE contacts ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;
+
+-- Bridges that we know: ways in. Their addresses are secrets of who gave them.
+CREATE TABLE bridges (
+  address TEXT PRIMARY KEY,       -- multiaddr with /p2p
+  source  INTEGER NOT NULL,       -- 1 the user, 2 an invite, 3 a contact
+  contact INTEGER REFERENCES contacts(id) ON DELETE CASCADE, -- who told us of it, of source 3
+  shared  INTEGER NOT NULL,       -- named in invites, and told to contacts
+  added   INTEGER NOT NULL        -- Unix milliseconds
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,167 @@
+package node
+
+// Mail for nodes that we cannot dial, or know by name alone, is brought there by
+// community nodes that we can (docs/spec/errand.md, section 4). The receipt is
+// the mailbox's own either way.
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/kith-im/kith/discovery"
+	"github.com/kith-im/kith/node/transport"
+	"github.com/kith-im/kith/protocol/mailbox"
+)
+
+// Carry returns how a community node brings a mailbox's request to another node,
+// for discovery.Config.
+func Carry(host *transport.Host) func(ctx context.Context, address, mail []byte) ([]byte, error) {
+	return func(ctx context.Context, address, mail []byte) ([]byte, error) {
+		info, err := toldInfo(address)
+		if err != nil || info.ID == host.ID() {
+			return nil, discovery.ErrNotCarried
+		}
+		in := bytes.NewReader(mail)
+		request, err := mailbox.ReadRequest(bufio.NewReader(in))
+		if err != nil || !bytes.Equal(mailbox.AppendFrame(nil, request), mail) {
+			return nil, discovery.ErrNotCarried
+		}
+		switch request.(type) {
+		case *mailbox.Deposit, *mailbox.Audit:
+		default:
+			return nil, discovery.ErrNotCarried
+		}
+		m, err := dialMail(ctx, host, info)
+		if err != nil {
+			return nil, err
+		}
+		defer m.close()
+		answers, err := m.exchange([]mailbox.Frame{request})
+		if err != nil {
+			return nil, err
+		}
+		return mailbox.AppendFrame(nil, answers[0]), nil
+	}
+}
+
+// mailer is a way to a node that keeps mail: a stream to it, or others who bring
+// what we have for it.
+type mailer interface {
+	// exchange sends requests and returns as many answers.
+	exchange(requests []mailbox.Frame) ([]mailbox.Frame, error)
+	key() [32]byte // the node's
+	// direct reports whether nobody stands between: what is false is then the
+	// node's own.
+	direct() bool
+	close()
+}
+
+var (
+	_ mailer = (*mailStream)(nil)
+	_ mailer = (*errandMail)(nil)
+)
+
+// errandMail brings mail to a node by way of others.
+type errandMail struct {
+	ctx  context.Context //nolint:containedctx // of one round
+	host *transport.Host
+	by   []peer.AddrInfo // the one that did it last first
+	to   []byte          // the node's address
+	node [32]byte
+}
+
+// carriers are the community nodes that may bring mail to another one.
+func (n *Node) carriers(to peer.ID) []peer.AddrInfo {
+	all := n.modes.known()
+	for _, h := range n.cfg.Hints {
+		if info, err := peer.AddrInfoFromP2pAddr(h); err == nil && len(info.Addrs) > 0 && n.permits(info.Addrs[0]) {
+			all = append(all, *info)
+		}
+	}
+	return slices.DeleteFunc(all, func(info peer.AddrInfo) bool { return info.ID == to })
+}
+
+// carries says whether others can bring mail to a node.
+func (n *Node) carries(info peer.AddrInfo) bool { return len(n.carriers(info.ID)) > 0 }
+
+// reachMail opens a way to a node that keeps mail: directly where that works. An
+// error says nothing of the node; draining is an answer.
+func (n *Node) reachMail(ctx context.Context, host *transport.Host, info peer.AddrInfo) (mailer, error) {
+	var m *mailStream
+	err := errDial
+	if route := n.route(info); len(route.Addrs) > 0 {
+		if m, err = dialMail(ctx, host, route); err == nil {
+			if m.hello.Draining {
+				m.close()
+				return nil, &refusal{mailbox.Refused{Why: mailbox.RefusedDraining}}
+			}
+			return m, nil
+		}
+	}
+	by := n.carriers(info.ID)
+	key, keyErr := nodeKey(info.ID)
+	if len(by) == 0 || keyErr != nil || ctx.Err() != nil {
+		return nil, err
+	}
+	name, err := ma.NewComponent("p2p", info.ID.String())
+	if err != nil {
+		return nil, err
+	}
+	to := name.Multiaddr()
+	if len(info.Addrs) > 0 {
+		to = info.Addrs[0].Encapsulate(to)
+	}
+	return &errandMail{ctx: ctx, host: host, by: by, to: to.Bytes(), node: key}, nil
+}
+
+func (c *errandMail) key() [32]byte { return c.node }
+
+func (c *errandMail) direct() bool { return false }
+
+func (c *errandMail) close() {}
+
+// exchange has requests errandMail one after another.
+func (c *errandMail) exchange(requests []mailbox.Frame) ([]mailbox.Frame, error) {
+	answers := make([]mailbox.Frame, 0, len(requests))
+	for _, r := range requests {
+		a, err := c.one(mailbox.AppendFrame(nil, r))
+		if err != nil {
+			return nil, err
+		}
+		answers = append(answers, a)
+	}
+	return answers, nil
+}
+
+// one has a request errandMail by whoever can.
+func (c *errandMail) one(mail []byte) (mailbox.Frame, error) {
+	err := errDial
+	for i, info := range c.by {
+		back, carryErr := discovery.CarryMail(c.ctx, c.host, info, c.to, mail)
+		if carryErr != nil {
+			continue
+		}
+		answer, carryErr := mailbox.ReadAnswer(bufio.NewReader(bytes.NewReader(back)))
+		if carryErr != nil || !bytes.Equal(mailbox.AppendFrame(nil, answer), back) || !isVerdict(answer) {
+			continue // it is the carrier who is broken, or lies
+		}
+		c.by[0], c.by[i] = c.by[i], c.by[0]
+		return answer, nil
+	}
+	return nil, errors.Join(err, c.ctx.Err())
+}
+
+// isVerdict says whether a frame answers a deposit or an audit.
+func isVerdict(f mailbox.Frame) bool {
+	switch f.(type) {
+	case *mailbox.Stored, *mailbox.Proof, *mailbox.Refused:
+		return true
+	}
+	return false
+}
