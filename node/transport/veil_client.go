@@ -625,7 +625,8 @@ type veilCaller struct {
 	early     map[uint64]*veilAnswer
 	pushes    int
 	pulls     int
-	polls     int // at most one
+	polls     int       // at most one
+	pollLink  *veilLink // that carries it
 	pollAt    time.Time
 	finished  bool // our end is on its way
 
@@ -837,9 +838,17 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 	}
 	room := c.limit()
 	// A parked request brings what has come to be there, unless it is lost.
-	lost := c.polls > 0 && c.asked < c.written
-	if at := c.writtenAt.Add(c.patience/4 + 2*c.rtt); lost && now.Before(at) {
-		return min(wait, at.Sub(now)), false
+	if c.polls > 0 && c.asked < c.written {
+		at := c.writtenAt
+		if c.pollLink != nil {
+			if _, _, _, heard := c.pollLink.meter.read(); heard.After(at) {
+				at = heard // it is coming, slowly
+			}
+		}
+		at = at.Add(c.patience/4 + 2*c.rtt)
+		if now.Before(at) {
+			return min(wait, at.Sub(now)), false
+		}
 	}
 	for c.opened && c.pulls < maxLanes && c.asked < min(c.written, room) {
 		n := min(uint64(chunk), c.written-c.asked, room-c.asked)
@@ -872,6 +881,9 @@ func (c *veilCaller) exchange(ctx context.Context, x *exchange) {
 	}
 	// What stands in a request is what is true when it leaves.
 	c.mu.Lock()
+	if x.kind == polling {
+		c.pollLink = link
+	}
 	x.req.number = c.number
 	c.number++
 	x.req.received = c.got

@@ -5,7 +5,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -169,6 +173,32 @@ func TestBridgeBehindWebServer(t *testing.T) {
 	if s := b.sessions[r.session]; s == nil || s.remote.String() != "/ip4/192.0.2.2/tcp/0/tls" {
 		t.Errorf("a session from another address: %v", s)
 	}
+}
+
+// TestVeilThroughWebServer goes through a reverse proxy that speaks HTTP/2 to
+// the client and HTTP/1.1 to the bridge.
+func TestVeilThroughWebServer(t *testing.T) {
+	b := newTestBridge(t, func(cfg *Bridge) { cfg.Certificate = nil })
+	go b.echo()
+	cert := selfSigned(t, "cats.example")
+	front := httptest.NewUnstartedServer(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: b.addr.hostPort()}))
+	front.EnableHTTP2 = true
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{*cert}}
+	front.StartTLS()
+	t.Cleanup(front.Close)
+	pin := PinOf(cert.Certificate[0])
+	b.addr.Pin, b.addr.Port = &pin, uint16(front.Listener.Addr().(*net.TCPAddr).Port)
+	c := dialTest(t, b, VeilClient{})
+	for _, n := range []int{10, 10_000, 1 << 20} {
+		echoed(t, c, randomBytes(n))
+	}
+	c.mu.Lock()
+	if c.parallel {
+		t.Error("it isn't HTTP/2")
+	}
+	c.mu.Unlock()
+	c.Close()
+	<-c.done
 }
 
 func TestBridgeRefused(t *testing.T) {
