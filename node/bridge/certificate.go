@@ -206,7 +206,7 @@ func writeFile(name string, b []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(f.Name())
+			_ = os.Remove(f.Name()) // the error that made us give up is the one to report
 		}
 	}()
 	_, err = f.Write(b)
