@@ -246,6 +246,7 @@ func (m *modes) load(ctx context.Context) error {
 	if changed {
 		m.n.outbox.hurry()
 		m.n.mail.restart()
+		m.n.relays.readdressed()
 		m.n.beacon.renew()
 	}
 	return failed

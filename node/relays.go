@@ -288,7 +288,7 @@ func (r *relays) candidates(ctx context.Context) (out []peer.AddrInfo) {
 		if r.refused[info.ID].After(now) || len(info.Addrs) == 0 || info.ID == r.n.cfg.Host.ID() {
 			continue
 		}
-		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool { return !r.n.reachable(a, true) })
+		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool { return !r.n.permits(a) })
 		i := slices.IndexFunc(out, func(o peer.AddrInfo) bool { return o.ID == info.ID })
 		switch {
 		case len(info.Addrs) == 0:
