@@ -66,8 +66,8 @@ type Link interface {
 type LANConfig struct {
 	// Open opens the way to the local networks; nil opens sockets.
 	Open func() (Link, error)
-	// Packet makes a packet that will be sent from source; nil means that there
-	// is nothing to say there.
+	// Packet makes a packet that will be sent from source, which has a zone where
+	// it needs one; nil means that there is nothing to say there.
 	Packet func(source netip.Addr) []byte
 	// Heard is given every packet of somebody else's in its turn, and the
 	// address to reach its sender at, with a zone where one is needed. It
@@ -239,7 +239,11 @@ func (l *LAN) look(link Link) []LocalNetwork {
 // as good as lost.
 func (l *LAN) say(link Link, networks []LocalNetwork) {
 	for _, on := range networks {
-		if packet := l.cfg.Packet(on.Prefix.Addr().WithZone("")); packet != nil {
+		source := on.Prefix.Addr().WithZone("")
+		if source.Is6() {
+			source = source.WithZone(on.Interface)
+		}
+		if packet := l.cfg.Packet(source); packet != nil {
 			_ = link.Send(on, packet)
 		}
 	}

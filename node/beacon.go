@@ -145,8 +145,7 @@ func (b *beacon) run(ctx context.Context) {
 				}
 				addresses = now
 				b.n.relays.readdressed()
-				b.n.outbox.hurry()
-				b.n.mail.hurry()
+				b.n.revive(ctx)
 			case wasAlone && !alone: // they may have forgotten us
 			default:
 				continue

@@ -170,6 +170,7 @@ func (l *locals) serve(ctx context.Context) {
 	l.radio, l.stale = radio, true
 	l.mu.Unlock()
 	_ = radio.Run(ctx) // it ends with ctx
+	l.n.cfg.Host.CloseNear()
 	l.mu.Lock()
 	l.radio, l.spoken, l.answers, l.heard = nil, nil, nil, nil
 	clear(l.seen)
@@ -282,6 +283,12 @@ func (l *locals) packet(ctx context.Context, source netip.Addr) []byte {
 	if !l.bring(ctx) {
 		return nil
 	}
+	if l.n.cfg.Host.Mode() == transport.Censored {
+		if err := l.n.cfg.Host.ListenNear(source); err != nil {
+			return nil
+		}
+	}
+	source = source.WithZone("")
 	here, ok := l.n.hereAt(source)
 	if !ok {
 		return nil

@@ -178,6 +178,7 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	parts.Go(func() { n.checker.run(run) })
+	parts.Go(func() { n.watch(run) })
 	n.lobby.open(run)
 	connections := &network.NotifyBundle{ConnectedF: n.outbox.connected}
 	n.cfg.Host.Network().Notify(connections)

@@ -45,6 +45,7 @@ type Network struct {
 	nats      map[netip.Addr]NAT
 	knocking  map[[2]netip.Addr]*knock // dials, from and to, that a NAT does not let in
 	dials     map[[2]netip.Addr]int
+	oneWay    map[[2]netip.Addr]bool // what the first sends does not reach the second
 	listeners map[netip.AddrPort]*listener
 	conns     map[*conn]struct{}
 	dead      map[netip.Addr]bool // crashed
@@ -64,6 +65,7 @@ func NewNetwork(seed uint64) *Network {
 		nats:      make(map[netip.Addr]NAT),
 		knocking:  make(map[[2]netip.Addr]*knock),
 		dials:     make(map[[2]netip.Addr]int),
+		oneWay:    make(map[[2]netip.Addr]bool),
 		listeners: make(map[netip.AddrPort]*listener),
 		conns:     make(map[*conn]struct{}),
 		dead:      make(map[netip.Addr]bool),
@@ -133,9 +135,14 @@ type Tap func(from, to netip.Addr) func(b []byte) []byte
 // which nobody on the wire can.
 func (n *Network) Tap(f Tap) { n.update(func() { n.tap = f; n.taps++ }) }
 
-// Heal ends all partitions and black holes. What stalled connections had
+// Cut makes what from sends to to vanish until Heal; the other way goes on.
+func (n *Network) Cut(from, to netip.Addr) {
+	n.update(func() { n.oneWay[[2]netip.Addr{from, to}] = true })
+}
+
+// Heal ends all partitions, cuts and black holes. What stalled connections had
 // sent arrives.
-func (n *Network) Heal() { n.update(func() { n.group = nil; clear(n.hole) }) }
+func (n *Network) Heal() { n.update(func() { n.group = nil; clear(n.hole); clear(n.oneWay) }) }
 
 // update changes the links and wakes everyone who waits for one.
 func (n *Network) update(change func()) {
@@ -146,12 +153,12 @@ func (n *Network) update(change func()) {
 	n.changed = make(chan struct{})
 }
 
-// link reports whether a and b hear each other, and a channel closed when that
-// may have changed.
+// link reports whether what a sends reaches b, and a channel closed when that may
+// have changed.
 func (n *Network) link(a, b netip.Addr) (up bool, changed <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	up = !n.hole[a] && !n.hole[b] && (n.group == nil || n.group[a] == n.group[b])
+	up = !n.hole[a] && !n.hole[b] && !n.oneWay[[2]netip.Addr{a, b}] && (n.group == nil || n.group[a] == n.group[b])
 	return up, n.changed
 }
 
@@ -236,7 +243,8 @@ func (n *Network) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) 
 	}
 	for {
 		up, changed := n.link(from, to.Addr())
-		if up {
+		back, _ := n.link(to.Addr(), from)
+		if up && back {
 			break
 		}
 		select {

@@ -91,7 +91,7 @@ var _ connmgr.ConnectionGater = gater{}
 func (g gater) InterceptPeerDial(p peer.ID) bool { return g.welcome(p) && g.meter.mayDial(g.role) }
 
 func (g gater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
-	if !g.welcome(p) || !g.mode.permits(a) {
+	if !g.welcome(p) || !g.mode.permits(a) && !g.isNear(a) {
 		return false
 	}
 	if relay, ok := RelayOf(a); ok {
@@ -121,8 +121,14 @@ func (g gater) isNear(a ma.Multiaddr) bool {
 }
 
 // InterceptAccept lets every address try while there is a budget: limits are the
-// resource manager's.
-func (g gater) InterceptAccept(network.ConnMultiaddrs) bool { return g.meter.mayAccept(g.role) }
+// resource manager's. In censored mode only relays and the local network are listened
+// on, and taken from.
+func (g gater) InterceptAccept(c network.ConnMultiaddrs) bool {
+	if g.mode != nil && g.mode.get() == Censored && !isRelayed(c.RemoteMultiaddr()) && ReachOf(c.RemoteMultiaddr()) != Private {
+		return false
+	}
+	return g.meter.mayAccept(g.role)
+}
 
 func (g gater) InterceptSecured(_ network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {
 	return g.welcome(p)

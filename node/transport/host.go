@@ -304,6 +304,18 @@ func (h *Host) BridgeAddr() ma.Multiaddr {
 	return nil
 }
 
+// ForgetFailures lets every address be dialled again at once that could not be
+// reached: the network is another one now, or the machine has slept.
+func (h *Host) ForgetFailures() {
+	sw, ok := h.Network().(*swarm.Swarm)
+	if !ok {
+		return
+	}
+	for _, p := range h.Peerstore().Peers() {
+		sw.Backoff().Clear(p)
+	}
+}
+
 // Meter returns what counts the host's use.
 func (h *Host) Meter() *Meter { return h.meter }
 

@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -101,7 +102,7 @@ func (h *Host) SetMode(mode Mode) error {
 		}
 	}
 	for _, c := range sw.Conns() {
-		if !OverVeil(c) && !m.permits(c.RemoteMultiaddr()) {
+		if !OverVeil(c) && !m.permits(c.RemoteMultiaddr()) && !h.isNear(c.RemoteMultiaddr()) {
 			_ = c.Close() // the other side sees it end either way
 		}
 	}
@@ -145,7 +146,7 @@ func (m *modeState) filter(addrs []ma.Multiaddr) (kept []ma.Multiaddr) {
 // with a name in them would be looked up before the gater sees them.
 func (h *Host) Connect(ctx context.Context, info peer.AddrInfo) error {
 	if h.mode.get() == Censored {
-		info.Addrs = h.mode.filter(info.Addrs)
+		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool { return !h.mode.permits(a) && !h.isNear(a) })
 		if len(info.Addrs) == 0 && h.Network().Connectedness(info.ID) != network.Connected && len(h.Peerstore().Addrs(info.ID)) == 0 {
 			return errNotPermitted
 		}
@@ -157,4 +158,4 @@ var errNotPermitted = errors.New("no address of this peer may be dialled in cens
 
 // Permits reports whether an address may be dialled in the host's mode. The
 // gater may still refuse it.
-func (h *Host) Permits(a ma.Multiaddr) bool { return h.mode.permits(a) }
+func (h *Host) Permits(a ma.Multiaddr) bool { return h.mode.permits(a) || h.isNear(a) }

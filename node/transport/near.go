@@ -9,6 +9,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/transport"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -110,5 +111,49 @@ func (h *Host) spareNear(dial DialFunc) DialFunc {
 			}
 		}
 		return dial(ctx, network, address)
+	}
+}
+
+// isNear reports whether somebody we know was heard at a private address.
+func (h *Host) isNear(a ma.Multiaddr) bool { return gater{near: &h.near}.isNear(a) }
+
+// ListenNear listens by TCP at one of our private addresses on the local network,
+// with a zone where it needs one, for a host in censored mode, which listens
+// nowhere else. It does nothing in open mode, or if it listens there already.
+func (h *Host) ListenNear(at netip.Addr) error {
+	h.mode.changing.Lock()
+	defer h.mode.changing.Unlock()
+	ip, err := manet.FromIPAndZone(at.AsSlice(), at.Zone())
+	if err != nil {
+		return err
+	}
+	tcp, err := ma.NewMultiaddr("/tcp/0")
+	if err != nil {
+		return err
+	}
+	a := ip.Encapsulate(tcp)
+	if h.mode.get() != Censored || h.mode.dead || ReachOf(a) != Private {
+		return nil
+	}
+	for _, l := range h.Network().ListenAddresses() {
+		if have, err := manet.ToIP(l); err == nil && have.Equal(at.AsSlice()) {
+			return nil
+		}
+	}
+	return h.Network().Listen(a)
+}
+
+// CloseNear ends what ListenNear began.
+func (h *Host) CloseNear() {
+	h.mode.changing.Lock()
+	defer h.mode.changing.Unlock()
+	sw, ok := h.Network().(*swarm.Swarm)
+	if !ok || h.mode.get() != Censored {
+		return
+	}
+	for _, l := range sw.ListenAddresses() {
+		if ReachOf(l) == Private {
+			sw.ListenClose(l)
+		}
 	}
 }
