@@ -406,7 +406,7 @@ func (d *veilDialer) attempt(ctx context.Context, v VeilAddr, h Hello, frugal bo
 	rtt := time.Since(start)
 	connected <- rtt
 	if t, ok := raw.(*net.TCPConn); ok {
-		t.SetKeepAlive(false) // each probe would count against a flow
+		_ = t.SetKeepAlive(false) // each probe would count against a flow
 	}
 	m := &meter{Conn: raw, packets: 3}
 	helloCtx, cancel := context.WithTimeout(ctx, helloPatience+4*rtt)
@@ -460,7 +460,7 @@ func (m *meter) Write(p []byte) (int, error) {
 		m.flush = time.AfterFunc(flushAfter, func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			m.send(nil)
+			_ = m.send(nil) // the next write says what is wrong
 		})
 		return len(p), nil
 	}
@@ -486,11 +486,12 @@ func (m *meter) send(p []byte) error {
 	return err
 }
 
-// read returns packets carried, their bound being an estimate, bytes received, and when the last came.
-func (m *meter) read() (packets, sent, received int, heard time.Time) {
+// read returns the packets carried, an estimate, the bytes received, and when
+// the last of them came.
+func (m *meter) read() (packets, received int, heard time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.packets, m.writes, m.received, m.heard
+	return m.packets, m.received, m.heard
 }
 
 // veilLink is one TLS connection to a bridge.
@@ -541,7 +542,7 @@ func (l *veilLink) room(lesson Lesson) int {
 	if lesson.Packets == 0 {
 		return maxVeilData
 	}
-	packets, _, received, _ := l.meter.read()
+	packets, received, _ := l.meter.read()
 	// Three quarters of what was once too much; an exchange costs two packets
 	// and their acknowledgements, and its data as much again as its length.
 	left := lesson.room(packets, received)
@@ -663,7 +664,7 @@ func (d *veilDialer) dial(ctx context.Context, v VeilAddr, remote ma.Multiaddr) 
 		links: []*veilLink{l}, parallel: !l.many, lastGood: time.Now(),
 		peerLimit: veilBuffer, patience: answerPatience, hold: minHoldTime, chunk: firstChunk, rtt: l.rtt,
 	}
-	c.handshake.packets, _, c.handshake.received, _ = l.meter.read()
+	c.handshake.packets, c.handshake.received, _ = l.meter.read()
 	if at, ok := l.meter.LocalAddr().(*net.TCPAddr); ok {
 		if a, err := veilEndpoint(at.AddrPort().Addr().Unmap().WithZone(""), at.AddrPort().Port()); err == nil {
 			c.localMA = a
@@ -841,7 +842,7 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 	if c.polls > 0 && c.asked < c.written {
 		at := c.writtenAt
 		if c.pollLink != nil {
-			if _, _, _, heard := c.pollLink.meter.read(); heard.After(at) {
+			if _, _, heard := c.pollLink.meter.read(); heard.After(at) {
 				at = heard // it is coming, slowly
 			}
 		}
@@ -923,7 +924,7 @@ func (c *veilCaller) exchange(ctx context.Context, x *exchange) {
 			c.mu.Unlock()
 			timer.Reset(patience)
 		case <-timer.C:
-			_, _, _, heard := link.meter.read()
+			_, _, heard := link.meter.read()
 			from := due
 			if heard.After(from) {
 				from = heard // it is coming, slowly
@@ -965,7 +966,7 @@ func (c *veilCaller) bury(l *veilLink, since time.Time) {
 	}
 	c.remove(l)
 	if c.lastAlive.After(since) {
-		packets, _, received, _ := l.meter.read()
+		packets, received, _ := l.meter.read()
 		c.site.died(packets, received)
 	}
 	if c.hold > minHoldTime {
@@ -1122,8 +1123,8 @@ func (c *veilCaller) learn(x *exchange, a *veilAnswer, took time.Duration) {
 	switch {
 	case ms < quickAnswer && bytes >= c.chunk/2:
 		c.chunk = min(c.chunk*2, maxVeilData)
-	case ms > slowAnswer:
-		c.chunk = max(c.chunk/2, 4*minChunk)
+	case ms > slowAnswer && c.chunk > firstChunk: // smaller ones would be padding for the most part
+		c.chunk = max(c.chunk/2, firstChunk)
 	}
 	if bytes >= 4<<10 {
 		c.rate = max(c.rate*7/8, int(float64(bytes)/took.Seconds()))
@@ -1176,7 +1177,7 @@ func (c *veilCaller) take(ctx context.Context, x *exchange) (*veilLink, error) {
 			c.remove(l)
 			defer l.close()
 			if l.served > 0 && !isClosed(l.doubt) {
-				packets, _, received, _ := l.meter.read()
+				packets, received, _ := l.meter.read()
 				c.site.carried(packets, received)
 			}
 		}
@@ -1206,7 +1207,7 @@ func (c *veilCaller) take(ctx context.Context, x *exchange) (*veilLink, error) {
 		}
 		c.parallel = !l.many
 		c.lastAlive = time.Now()
-		c.handshake.packets, _, c.handshake.received, _ = l.meter.read()
+		c.handshake.packets, c.handshake.received, _ = l.meter.read()
 		l.inFlight++
 		c.links = append(c.links, l)
 		return l, nil

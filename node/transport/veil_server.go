@@ -114,7 +114,7 @@ func newVeilServer(bridge Bridge) (*veilServer, error) {
 	go func() {
 		defer close(v.served)
 		if bridge.Certificate == nil {
-			v.http.Serve(l)
+			_ = v.http.Serve(l) // ends with Close, or when nothing can be accepted any more
 			return
 		}
 		v.http.TLSConfig = &tls.Config{
@@ -124,7 +124,7 @@ func newVeilServer(bridge Bridge) (*veilServer, error) {
 			// Fewer packets, and what nginx does.
 			DynamicRecordSizingDisabled: true,
 		}
-		v.http.ServeTLS(l, "", "")
+		_ = v.http.ServeTLS(l, "", "")
 	}()
 	return v, nil
 }
@@ -139,9 +139,9 @@ func (v *veilServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	control := http.NewResponseController(w)
-	control.SetReadDeadline(time.Now().Add(bodyPatience))
+	_ = control.SetReadDeadline(time.Now().Add(bodyPatience))
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxVeilBody+maxVeilPad))
-	control.SetReadDeadline(time.Time{}) // one that passes later would cancel the request
+	_ = control.SetReadDeadline(time.Time{}) // one that passes later would cancel the request
 	var req veilRequest
 	if err == nil {
 		err = req.unmarshal(body)
@@ -164,7 +164,7 @@ func (v *veilServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	b := answer.marshal()
 	h.Set("Content-Length", fmt.Sprint(len(b)))
-	w.Write(b)
+	_, _ = w.Write(b) // what is lost is asked for again
 }
 
 // exchange answers one request, or returns nil if it gets the site.

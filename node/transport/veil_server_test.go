@@ -137,9 +137,26 @@ func TestReplayWindow(t *testing.T) {
 		n    uint64
 		want bool
 	}{
-		{0, true}, {0, false}, {2, true}, {1, true}, {1, false}, {2, false}, {65, true}, {1, false}, {3, true}, {64, true},
-		{1000, true}, {65, false}, {936, false}, {937, true}, {937, false}, {1 << 62, true}, {1000, false},
-		{1<<64 - 1, false}, {1<<64 - 2, true}, {1<<64 - 2, false},
+		{0, true},
+		{0, false},
+		{2, true},
+		{1, true},
+		{1, false},
+		{2, false},
+		{65, true},
+		{1, false},
+		{3, true},
+		{64, true},
+		{1000, true},
+		{65, false},
+		{936, false},
+		{937, true},
+		{937, false},
+		{1 << 62, true},
+		{1000, false},
+		{1<<64 - 1, false},
+		{1<<64 - 2, true},
+		{1<<64 - 2, false},
 	} {
 		if got := w.use(step.n); got != step.want {
 			t.Errorf("number %d: %v, want %v", step.n, got, step.want)
