@@ -319,6 +319,39 @@ func TestBundlePaper(t *testing.T) {
 	})
 }
 
+// What has no room yet is said to wait, keeps nothing else away, and comes when
+// the file is read again.
+func TestBundleStranger(t *testing.T) {
+	simulate(t, 0, func(t *testing.T, w *world) {
+		alice, bob := w.user("alice"), w.user("bob")
+		link := alice.Invite(&apiv1.CreateInviteRequest{Reusable: true})
+		bob.Accept(link, "alice")
+		importAll(t, bob, export(t, alice, all()).files...)
+		long := numbered("long", 12)
+		for i := range long {
+			long[i] += strings.Repeat(" and on", 8000)
+		}
+		bob.Say("alice", long...)
+		s := export(t, bob, all())
+		got := importAll(t, alice, s.files...)
+		if got.Waiting == 0 || got.Messages == 0 || int(got.Waiting+got.Messages) != len(long) {
+			t.Fatalf("a stranger's many words: %v", got)
+		}
+		requests, err := alice.ListRequests(context.Background(), &apiv1.ListRequestsRequest{})
+		if err != nil || len(requests.Requests) != 1 {
+			t.Fatalf("the requests are %v, %v", requests, err)
+		}
+		if _, err := alice.ApproveRequest(context.Background(), &apiv1.ApproveRequestRequest{Id: requests.Requests[0].Id}); err != nil {
+			t.Fatal(err)
+		}
+		if again := importAll(t, alice, s.files...); again.Waiting != 0 || again.Messages != got.Waiting {
+			t.Errorf("after the approval: %v", again)
+		}
+		hand(t, alice, bob)
+		agree(t, alice, bob, len(long))
+	})
+}
+
 // What is refused says why, and nothing is lost.
 func TestBundleRefusals(t *testing.T) {
 	simulate(t, 3, func(t *testing.T, w *world) {
@@ -340,6 +373,10 @@ func TestBundleRefusals(t *testing.T) {
 		s := export(t, alice, all())
 		if _, err := tryImport(alice, s.files[0], nil); code(err) != node.CodeRefused {
 			t.Errorf("a bundle of our own: %v", err)
+		}
+		time.Sleep(6 * time.Hour) // many a direct try fails, and the ledger keeps the newest
+		if got := road(t, alice, id); got != "bundle carried" {
+			t.Errorf("the ledger has forgotten the bundle: %q", got)
 		}
 		if _, err := alice.Cancel(context.Background(), &apiv1.CancelRequest{Id: id}); code(err) != node.CodeRefused {
 			t.Errorf("what is on its way was cancelled: %v", err)
