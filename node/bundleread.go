@@ -158,12 +158,11 @@ func (b *Bundles) ImportBundle(ctx context.Context, next func() (*apiv1.ImportBu
 	return r.finish(ctx)
 }
 
-// isText says whether bytes may be a slip's text. A part of noise is not.
+// isText says whether somebody may have typed b: a slip's text, with mistakes. A
+// part of noise is no such thing.
 func isText(b []byte) bool {
 	for _, c := range b {
-		switch {
-		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '2' <= c && c <= '7', c == ' ', c == '\t', c == '\r', c == '\n':
-		default:
+		if (c < ' ' || c > '~') && c != '\t' && c != '\r' && c != '\n' {
 			return false
 		}
 	}
@@ -391,7 +390,7 @@ func (r *reading) nothing() error {
 	case out.Text && r.misread:
 		return refuse(CodeRefused, "compare the text with the paper, letter by letter, and try again", "a letter of the text is wrong or missing")
 	case out.Text && out.Parts == 0:
-		return refuse(CodeUsage, "copy the whole text, from its first letter to its last", "this is no text that kith bundle export made")
+		return refuse(CodeUsage, "copy all of it, from its first letter to its last; it has the letters A to Z and the digits 2 to 7", "this is no text that kith bundle export made")
 	case out.Parts == 0:
 		return refuse(CodeUsage, "name the file that kith bundle export made, and copy it again if it was cut short", "this file is too small to be a bundle")
 	case out.Damaged > 0:

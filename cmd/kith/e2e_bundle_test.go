@@ -123,7 +123,7 @@ func TestBundles(t *testing.T) {
 	ben.refused(exitUsage, "too small", "bundle", "import", file("short"))
 	ben.refused(exitUsage, "too small", "bundle", "import", file("empty"))
 	ben.refused(exitNotFound, "nothing in this file is for you", "bundle", "import", file("photo"))
-	ben.refused(exitUsage, "too small", "bundle", "import", file("letter"))
+	ben.refused(exitUsage, "no text", "bundle", "import", file("letter"))
 	ben.refused(exitNotFound, "there is no", "bundle", "import", file("missing"))
 	ben.refused(exitNotFound, "no bundle in this folder", "bundle", "import", t.TempDir())
 	ann.refused(exitRefused, "made here", "bundle", "import", file("there"))
