@@ -41,6 +41,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/quic-go/quic-go"
 
 	"github.com/kith-im/kith/protocol"
@@ -277,15 +278,17 @@ func (cfg *Config) published(addrs []ma.Multiaddr) []ma.Multiaddr {
 // and those that routers of the LAN gave it, whatever its role publishes. Those
 // at which relays listen for it are not among them, nor is a bridge's.
 func (h *Host) ListenAddrs() ([]ma.Multiaddr, error) {
-	addrs, err := h.Network().InterfaceListenAddresses()
+	listen := slices.DeleteFunc(h.Network().ListenAddresses(), func(a ma.Multiaddr) bool { return isRelayed(a) || HasPath(a) })
+	if len(listen) == 0 {
+		return nil, nil
+	}
+	// The swarm would answer from a memory of up to a minute, in which a laptop has
+	// long been elsewhere.
+	addrs, err := manet.ResolveUnspecifiedAddresses(listen, nil)
 	if err != nil {
 		return nil, err
 	}
-	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool {
-		_, err := a.ValueForProtocol(ma.P_CIRCUIT)
-		return err == nil || HasPath(a)
-	})
-	return append(addrs, h.mapped(h.Network().ListenAddresses())...), nil
+	return append(addrs, h.mapped(listen)...), nil
 }
 
 // AllowNear lets the host dial private addresses for which near reports that

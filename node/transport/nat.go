@@ -261,8 +261,8 @@ func (o offers) FilterRemote(p peer.ID, addrs []ma.Multiaddr) []ma.Multiaddr {
 
 // Punch goes through the NATs between us and a peer that came to us through a
 // relay and for whom Open said Trusted. It returns when there is a direct
-// connection, or when three attempts of three seconds have failed, or the host
-// is closed.
+// connection, or when three attempts of punchTime have failed, or the host is
+// closed.
 func (h *Host) Punch(p peer.ID) error {
 	if h.through.punch == nil || h.roads.get(p) != Trusted || h.mode.get() != Open {
 		return errNoHole

@@ -40,9 +40,11 @@ const (
 	relayedPerPeer = 24
 
 	// reserveTime bounds the asking for a reservation, and punchTime the dials of one
-	// attempt to go through two NATs, of which there are three.
+	// attempt to go through two NATs, of which there are three. It is short, because
+	// the third has the other side dial: what a symmetric NAT before the one and an
+	// open one before the other need. A round trip of half a second still fits.
 	reserveTime = 10 * time.Second
-	punchTime   = dialTimeout
+	punchTime   = 1200 * time.Millisecond
 )
 
 // Relaying is what a relay carries, counted since its start.
