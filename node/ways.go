@@ -211,7 +211,8 @@ func joinAddresses(all [][]byte) (out []byte) {
 
 func splitAddresses(b []byte) (all [][]byte) {
 	for len(b) > 0 && len(b) > int(b[0]) {
-		all, b = append(all, b[1:1+b[0]]), b[1+b[0]:]
+		n := 1 + int(b[0])
+		all, b = append(all, b[1:n]), b[n:]
 	}
 	return all
 }

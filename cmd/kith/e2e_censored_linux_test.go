@@ -111,3 +111,20 @@ func TestD06_CensoredNewcomer(t *testing.T) {
 		t.Errorf("open again: %+v, listens on %v", mode, s.Listen)
 	}
 }
+
+// TestD17_NothingBuiltIn: a first start that was told of no way in connects to
+// nobody: there is no built-in address, and no look for updates.
+func TestD17_NothingBuiltIn(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	h := n.home("a", "--name", "ann", "--listen", "/ip4/127.0.0.1/tcp/0")
+	h.up()
+	h.status()
+	for _, socket := range h.tcpOf() {
+		if remote, state, _ := strings.Cut(socket, " "); state != "0A" {
+			t.Errorf("a socket to %s in state %s", remote, state)
+		}
+	}
+	if s := h.status(); s.Peers > 0 || s.DHT.Table > 0 {
+		t.Errorf("connected to %d peers, %d known", s.Peers, s.DHT.Table)
+	}
+}
