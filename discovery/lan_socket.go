@@ -165,7 +165,8 @@ func (s *sockets) join(i net.Interface) {
 // Send uses a socket of its own, bound to our address on the network: the packet
 // is sealed to that address, and its port says nothing.
 func (s *sockets) Send(on LocalNetwork, packet []byte) error {
-	ip, to := on.Prefix.Addr(), netip.AddrPort{}
+	ip := on.Prefix.Addr()
+	var to netip.AddrPort
 	if ip.Is4() {
 		to = netip.AddrPortFrom(broadcast(on.Prefix), lanPort)
 	} else {

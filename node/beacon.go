@@ -264,6 +264,7 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Poin
 			defer func() { <-places }()
 			record, err := a.point.Seal(a.seq, b.n.now().Add(recordLife), a.body)
 			if err != nil {
+				b.n.log.Warn("a record of ours could not be sealed", "cause", err)
 				return
 			}
 			p, err := b.n.cfg.Discovery.Announce(ctx, a.point, record)
@@ -359,13 +360,25 @@ type whereabouts struct {
 	fields  []rendezvous.Field
 }
 
-// to is what one audience is told (docs/spec/roads.md, section 3).
+// to is what one audience is told (docs/spec/roads.md, section 3): as many of
+// the addresses, the best of each kind, as fit beside the rest.
 func (w whereabouts) to(a audience) rendezvous.Body {
-	body := rendezvous.Body{Addresses: w.relayed, Bundle: a.bundle, Fields: w.fields}
-	if a.direct {
-		body.Addresses = slices.Concat(w.direct, w.relayed)
+	direct, relayed := w.direct, w.relayed
+	if !a.direct {
+		direct = nil
 	}
-	return body
+	for {
+		body := rendezvous.Body{Addresses: slices.Concat(direct, relayed), Bundle: a.bundle, Fields: w.fields}
+		_, err := body.Marshal()
+		switch {
+		case err == nil || len(direct)+len(relayed) == 0:
+			return body
+		case len(relayed) >= len(direct):
+			relayed = relayed[:len(relayed)-1]
+		default:
+			direct = direct[:len(direct)-1]
+		}
+	}
 }
 
 // whereWeAre returns what our records say of us: where we listen, the relays we

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -53,7 +54,16 @@ func TestF12_DialBudget(t *testing.T) {
 // this machine or its LAN (docs/spec/roads.md, section 3).
 func TestE10_RecordAddresses(t *testing.T) {
 	const id, other = "/p2p/12D3KooWCjTcdWn6bcSjW5bT5bVFi5BRGcTrXd2RAz5yPdvrQKJW", "/p2p/12D3KooWQ6xG4Y8r7NwEjnCGDAs8dXo2VcY4vCpw8vBBo2AbcVZE"
-	n := &Node{checker: &checker{}, cfg: Config{Reachable: func(a ma.Multiaddr, known bool) bool {
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, err := transport.New(transport.Config{Key: key, Role: transport.Errands, Memory: transport.MinMemory})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	n := &Node{checker: &checker{}, cfg: Config{Host: host, Reachable: func(a ma.Multiaddr, known bool) bool {
 		if known {
 			return transport.ReachOf(a)&(transport.Public|transport.Private) != 0
 		}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"crypto/rand"
 	"fmt"
 	"testing"
@@ -64,5 +65,38 @@ func TestSetBesideLeavingBoxes(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// However many addresses there are, a record takes those that fit beside the
+// prekey bundle, the best of each kind first.
+func TestAddressesThatFit(t *testing.T) {
+	var w whereabouts
+	for i := range 4 {
+		w.direct = append(w.direct, bytes.Repeat([]byte{byte(i)}, 60))
+		w.relayed = append(w.relayed, bytes.Repeat([]byte{byte(4 + i)}, 100))
+	}
+	for name, test := range map[string]struct {
+		bundle int
+		direct bool
+		want   int
+	}{
+		"all fit":      {2000, true, 8},
+		"some fit":     {3400, true, 7},
+		"relays alone": {3400, false, 4},
+		"fewer relays": {3700, false, 2},
+		"none fits":    {3925, true, 0},
+	} {
+		body := w.to(audience{direct: test.direct, bundle: make([]byte, test.bundle)})
+		if _, err := body.Marshal(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		t.Log(name, len(body.Addresses))
+		if len(body.Addresses) != test.want {
+			t.Errorf("%s: %d addresses, want %d", name, len(body.Addresses), test.want)
+		}
+		if test.direct && test.want > 1 && !bytes.Equal(body.Addresses[0], w.direct[0]) {
+			t.Errorf("%s: the best address is not the first", name)
+		}
 	}
 }

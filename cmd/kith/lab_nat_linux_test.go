@@ -12,8 +12,13 @@ import (
 
 // natKinds are the lab's clients and what stands before each.
 var natKinds = []struct{ ns, kind string }{
-	{"p", "none"}, {"f", "full cone"}, {"a", "port-restricted"}, {"b", "port-restricted"}, {"a2", "port-restricted, a's"},
-	{"s", "symmetric"}, {"y", "symmetric"},
+	{"p", "none"},
+	{"f", "full cone"},
+	{"a", "port-restricted"},
+	{"b", "port-restricted"},
+	{"a2", "port-restricted, a's"},
+	{"s", "symmetric"},
+	{"y", "symmetric"},
 }
 
 // natRoad is the road that two kinds of NAT allow at best: whoever is symmetric

@@ -299,7 +299,12 @@ func serve(t testing.TB, b api.Backend) (home string) {
 
 // verbs is every command that asks the daemon something.
 var verbs = [][]string{
-	{"budget"}, {"netcheck"}, {"doctor", "--report"}, {"lan"}, {"lan", "on"}, {"lan", "off"},
+	{"budget"},
+	{"netcheck"},
+	{"doctor", "--report"},
+	{"lan"},
+	{"lan", "on"},
+	{"lan", "off"},
 	{"status"},
 	{"doctor"},
 	{"id"},

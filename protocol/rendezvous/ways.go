@@ -55,7 +55,7 @@ func validWays(ways [][]byte) bool {
 			return false
 		}
 		for _, other := range ways[:i] {
-			if bytes.Compare(a, other) == 0 {
+			if bytes.Equal(a, other) {
 				return false
 			}
 		}
