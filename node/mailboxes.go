@@ -741,6 +741,9 @@ func (w *work) tellBoxes(c store.ContactRow) error {
 // neighbourhood is the part of the network that a node lies in: whoever runs or
 // blocks one address there can do so with the others.
 func neighbourhood(info peer.AddrInfo) netip.Prefix {
+	if len(info.Addrs) == 0 {
+		return netip.Prefix{} // known by its id alone, behind a bridge
+	}
 	a := placeOf(info.Addrs[0])
 	if !a.IsValid() {
 		return netip.Prefix{} // a name: its own place

@@ -187,7 +187,7 @@ func (m *modes) errand() (host *transport.Host, done func(), err error) {
 	}
 	m.mu.Lock()
 	m.errands[host] = struct{}{}
-	mode := m.mode
+	err = host.SetMode(m.mode) // or a change in between would be undone
 	m.mu.Unlock()
 	done = func() {
 		m.mu.Lock()
@@ -195,7 +195,7 @@ func (m *modes) errand() (host *transport.Host, done func(), err error) {
 		m.mu.Unlock()
 		host.Close()
 	}
-	if err := host.SetMode(mode); err != nil {
+	if err != nil {
 		done()
 		return nil, nil, err
 	}

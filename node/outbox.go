@@ -399,6 +399,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 		if draining != nil {
 			n, err := c.offer(ctx, conv, &last)
 			if err != nil {
+				offered++ // it was not taken: the next call waits
 				return
 			}
 			if offered += uint64(n); n > 0 {

@@ -144,7 +144,7 @@ func (r *relays) run(ctx context.Context) {
 		}
 		wait := r.next()
 		if lacking {
-			wait = min(wait, pause/2+rand.N(pause))
+			wait = min(max(wait, relayRetryMin), pause/2+rand.N(pause))
 			pause = min(2*pause, relayRetryMax)
 		} else {
 			pause = relayRetryMin
@@ -328,11 +328,17 @@ func (r *relays) proven(id peer.ID) peer.AddrInfo {
 		if transport.IsRelayed(c) {
 			continue
 		}
-		used := c.RemoteMultiaddr()
+		// Of a bridge only what it tells everybody.
+		used, veiled := c.RemoteMultiaddr(), transport.OverVeil(c)
 		at := placeOf(used)
-		info.Addrs = append(info.Addrs, used)
+		if !veiled {
+			info.Addrs = append(info.Addrs, used)
+		}
 		for _, a := range published {
-			if p := placeOf(a); p == at && p.IsValid() || transport.IsVeil(used) && transport.ReachOf(a) == transport.Public {
+			if transport.HasPath(a) {
+				continue
+			}
+			if p := placeOf(a); !veiled && p == at && p.IsValid() || veiled && transport.ReachOf(a) == transport.Public {
 				info.Addrs = append(info.Addrs, a)
 			}
 		}

@@ -44,7 +44,7 @@ type through struct {
 
 // mapper makes what asks routers for ports, or nil.
 func (t *through) mapper(cfg Config) func(network.Network) basichost.NATManager {
-	if !cfg.PortMapping {
+	if !cfg.PortMapping || cfg.Mode != Open {
 		return nil
 	}
 	return func(n network.Network) basichost.NATManager {
@@ -181,7 +181,7 @@ func (unnoticed) StopNotify(network.Notifiee) {}
 // sees the relay.
 func (h *Host) observe(e event.EvtPeerIdentificationCompleted) {
 	if e.ObservedAddr == nil || e.Conn.Stat().Direction != network.DirOutbound || IsRelayed(e.Conn) ||
-		ReachOf(e.ObservedAddr) != Public || IsVeil(e.Conn.RemoteMultiaddr()) {
+		ReachOf(e.ObservedAddr) != Public || OverVeil(e.Conn) {
 		return
 	}
 	t := &h.through

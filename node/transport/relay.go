@@ -167,7 +167,7 @@ func Circuit(node peer.AddrInfo) []ma.Multiaddr {
 	through := self.Multiaddr().Encapsulate(ma.StringCast("/p2p-circuit"))
 	var quic, tcp ma.Multiaddr
 	for _, a := range node.Addrs {
-		if IsVeil(a) || ReachOf(a) == 0 {
+		if HasPath(a) || endsInTLS(a) || ReachOf(a) == 0 {
 			continue
 		}
 		if _, err := a.ValueForProtocol(ma.P_QUIC_V1); err == nil {

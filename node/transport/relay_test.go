@@ -197,11 +197,12 @@ func TestCircuit(t *testing.T) {
 	for name, test := range map[string]struct {
 		addrs, want []string
 	}{
-		"both":        {[]string{"/ip4/20.1.1.1/tcp/1", "/ip4/20.1.1.1/udp/2/quic-v1", "/ip4/20.1.1.2/tcp/3"}, []string{"/ip4/20.1.1.1/udp/2/quic-v1/p2p/" + id + "/p2p-circuit", "/ip4/20.1.1.1/tcp/1/p2p/" + id + "/p2p-circuit"}},
-		"a bridge":    {[]string{veil}, []string{"/p2p/" + id + "/p2p-circuit"}},
-		"both again":  {[]string{veil, "/ip4/20.1.1.1/tcp/1"}, []string{"/ip4/20.1.1.1/tcp/1/p2p/" + id + "/p2p-circuit"}},
-		"its name":    {nil, []string{"/p2p/" + id + "/p2p-circuit"}},
-		"unspecified": {[]string{"/ip4/0.0.0.0/tcp/1"}, []string{"/p2p/" + id + "/p2p-circuit"}},
+		"both":         {[]string{"/ip4/20.1.1.1/tcp/1", "/ip4/20.1.1.1/udp/2/quic-v1", "/ip4/20.1.1.2/tcp/3"}, []string{"/ip4/20.1.1.1/udp/2/quic-v1/p2p/" + id + "/p2p-circuit", "/ip4/20.1.1.1/tcp/1/p2p/" + id + "/p2p-circuit"}},
+		"a bridge":     {[]string{veil}, []string{"/p2p/" + id + "/p2p-circuit"}},
+		"as we see it": {[]string{"/ip4/20.1.1.1/tcp/443/tls"}, []string{"/p2p/" + id + "/p2p-circuit"}},
+		"both again":   {[]string{veil, "/ip4/20.1.1.1/tcp/1"}, []string{"/ip4/20.1.1.1/tcp/1/p2p/" + id + "/p2p-circuit"}},
+		"its name":     {nil, []string{"/p2p/" + id + "/p2p-circuit"}},
+		"unspecified":  {[]string{"/ip4/0.0.0.0/tcp/1"}, []string{"/p2p/" + id + "/p2p-circuit"}},
 	} {
 		got := transport.Circuit(info(test.addrs...))
 		if len(got) != len(test.want) {

@@ -651,7 +651,7 @@ type veilCaller struct {
 // dial begins a stream. It returns when a TLS connection is there and the
 // certificate was found to be the bridge's; the first exchange comes with the
 // first bytes written. The context ends the dialling, not the stream.
-func (d *veilDialer) dial(ctx context.Context, v VeilAddr, remote ma.Multiaddr) (*veilCaller, error) {
+func (d *veilDialer) dial(ctx context.Context, v VeilAddr) (*veilCaller, error) {
 	site := d.site(v)
 	l, err := d.link(ctx, v, site.now().Packets > 0)
 	if err != nil {
@@ -659,7 +659,7 @@ func (d *veilDialer) dial(ctx context.Context, v VeilAddr, remote ma.Multiaddr) 
 	}
 	c := &veilCaller{
 		veilStream: newVeilStream(l.meter.LocalAddr(), l.meter.RemoteAddr()),
-		dialer:     d, site: site, addr: v, remoteMA: remote, localMA: remote,
+		dialer:     d, site: site, addr: v, remoteMA: somewhere, localMA: somewhere,
 		done: make(chan struct{}), early: make(map[uint64]*veilAnswer),
 		links: []*veilLink{l}, parallel: !l.many, lastGood: time.Now(),
 		peerLimit: veilBuffer, patience: answerPatience, hold: minHoldTime, chunk: firstChunk, rtt: l.rtt,

@@ -261,8 +261,7 @@ func TestVeilHelloFallback(t *testing.T) {
 
 func dialTest2(t testing.TB, b *testBridge, d *veilDialer) *veilCaller {
 	t.Helper()
-	remote, _ := b.addr.endpoint()
-	c, err := d.dial(t.Context(), b.addr, remote)
+	c, err := d.dial(t.Context(), b.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,8 +275,7 @@ func TestVeilWrongCertificate(t *testing.T) {
 	dial := func(v VeilAddr, client VeilClient) error {
 		d := newVeilDialer(client, Loopback)
 		defer d.close()
-		remote, _ := v.endpoint()
-		c, err := d.dial(t.Context(), v, remote)
+		c, err := d.dial(t.Context(), v)
 		if err != nil {
 			return err
 		}

@@ -118,11 +118,7 @@ func dialTest(t testing.TB, b *testBridge, client VeilClient) *veilCaller {
 	t.Helper()
 	d := newVeilDialer(client, Loopback)
 	t.Cleanup(d.close)
-	remote, err := b.addr.endpoint()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := d.dial(t.Context(), b.addr, remote)
+	c, err := d.dial(t.Context(), b.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +230,7 @@ func TestVeilHosts(t *testing.T) {
 	}
 
 	conn := client.Network().ConnsToPeer(bridge.ID())[0]
-	if !OverVeil(conn) || HasPath(conn.RemoteMultiaddr()) {
+	if !OverVeil(conn) || !conn.RemoteMultiaddr().Equal(somewhere) { // whom identify tells it, it tells nothing
 		t.Errorf("the connection goes to %v", conn.RemoteMultiaddr())
 	}
 	if there := bridge.Network().ConnsToPeer(client.ID())[0]; !OverVeil(there) {
