@@ -1,7 +1,6 @@
 package rendezvous
 
 import (
-	"bytes"
 	"errors"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -55,7 +54,7 @@ func validWays(ways [][]byte) bool {
 			return false
 		}
 		for _, other := range ways[:i] {
-			if bytes.Equal(a, other) {
+			if string(a) == string(other) {
 				return false
 			}
 		}
