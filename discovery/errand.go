@@ -212,54 +212,81 @@ func (d *Discovery) ask(ctx context.Context, info peer.AddrInfo, request errand.
 }
 
 func askErrand(ctx context.Context, from host.Host, info peer.AddrInfo, request errand.Frame) (errand.Frame, error) {
-	if err := from.Connect(ctx, info); err != nil {
-		return nil, err
-	}
-	s, err := from.NewStream(ctx, info.ID, libp2p.ID(errand.Protocol))
+	answers, err := askErrands(ctx, from, info, []errand.Frame{request})
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
-	defer stop()
-	answer, err := exchange(s, request)
-	if err != nil {
-		_ = s.Reset()
-		return nil, err
-	}
-	_ = s.Close()
-	if r, ok := answer.(*errand.Refused); ok {
+	if r, ok := answers[0].(*errand.Refused); ok {
 		return nil, &errandRefusal{*r}
 	}
-	return answer, nil
+	return answers[0], nil
 }
 
-func exchange(s network.Stream, request errand.Frame) (errand.Frame, error) {
-	if err := s.SetDeadline(time.Now().Add(errandTry)); err != nil {
-		return nil, err
-	}
-	if _, err := s.Write(errand.AppendFrame(nil, request)); err != nil {
-		return nil, err
-	}
-	if err := s.CloseWrite(); err != nil {
-		return nil, err
-	}
-	return errand.ReadAnswer(bufio.NewReader(s))
-}
-
-// CarryMail has a community node bring a mailbox's request to another one, and
-// returns the answer, which is for the caller to check. It is asked from a host
-// that the node is to know us by.
-func CarryMail(ctx context.Context, from host.Host, node peer.AddrInfo, address, mail []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, errandTry)
+// askErrands has one node do errands in their order, over one stream, up to the
+// first that it refuses, and returns its answers. There is an error if they are
+// none.
+func askErrands(ctx context.Context, from host.Host, info peer.AddrInfo, requests []errand.Frame) (answers []errand.Frame, err error) {
+	dial, cancel := context.WithTimeout(ctx, errandTry)
 	defer cancel()
-	answer, err := askErrand(ctx, from, node, &errand.Carry{Address: address, Mail: mail})
+	if err := from.Connect(dial, info); err != nil {
+		return nil, err
+	}
+	s, err := from.NewStream(dial, info.ID, libp2p.ID(errand.Protocol))
 	if err != nil {
 		return nil, err
 	}
-	if a, ok := answer.(*errand.Carried); ok {
-		return a.Mail, nil
+	defer func() { _ = s.Reset() }() // nothing, once all is answered and read
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
+	defer stop()
+	// What is on its way is no longer than a round of mail, and the answers to
+	// it fit a stream's window: nobody waits for the other to read.
+	for _, r := range requests {
+		if err := s.SetWriteDeadline(time.Now().Add(errandTry)); err != nil {
+			break
+		}
+		if _, err := s.Write(errand.AppendFrame(nil, r)); err != nil {
+			break // it may have answered some all the same
+		}
 	}
-	return nil, errOddErrand
+	_ = s.CloseWrite() // reading says what is wrong
+	in := bufio.NewReader(s)
+	for range requests {
+		if err = s.SetReadDeadline(time.Now().Add(errandTry)); err != nil {
+			break
+		}
+		var a errand.Frame
+		if a, err = errand.ReadAnswer(in); err != nil {
+			break
+		}
+		answers = append(answers, a)
+		if _, refused := a.(*errand.Refused); refused {
+			break // it would keep the others waiting for the same
+		}
+	}
+	if len(answers) == 0 {
+		return nil, err
+	}
+	return answers, nil
+}
+
+// CarryMail has a community node bring a mailbox's requests to another one, in
+// their order, and returns the mailbox's answers, which are for the caller to
+// check: fewer if the node does not bring all. It is asked from a host that the
+// node is to know us by.
+func CarryMail(ctx context.Context, from host.Host, node peer.AddrInfo, address []byte, mails [][]byte) (answers [][]byte, err error) {
+	requests := make([]errand.Frame, len(mails))
+	for i, mail := range mails {
+		requests[i] = &errand.Carry{Address: address, Mail: mail}
+	}
+	carried, err := askErrands(ctx, from, node, requests)
+	for _, c := range carried {
+		c, ok := c.(*errand.Carried)
+		if !ok {
+			break
+		}
+		answers = append(answers, c.Mail)
+	}
+	return answers, err
 }
 
 var errOddErrand = errors.New("the community node answers what was not asked")

@@ -3,6 +3,7 @@ package discovery_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"net/netip"
 	"sync/atomic"
@@ -211,6 +212,49 @@ func TestErrandRefused(t *testing.T) {
 		}
 		if f, err := errand.ReadAnswer(a.in); err == nil {
 			t.Errorf("an answer to a broken frame: %+v", f)
+		}
+	})
+}
+
+// TestErrandsCarried: mail is carried in its order and as much as one stream takes,
+// and a request that is refused is the last of them.
+func TestErrandsCarried(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		w := newWorld(t, n, 1)
+		var at atomic.Int64
+		server := w.member(discovery.Config{Server: true, Carry: func(_ context.Context, address, mail []byte) ([]byte, error) {
+			at.Add(1)
+			if string(mail) == "broken" {
+				return nil, discovery.ErrNotCarried
+			}
+			return append(address, mail[:8]...), nil
+		}})
+		device := w.carried()
+		to := nodetest.AddrInfo(t, server.host)
+		var mails [][]byte
+		for i := range 64 {
+			mails = append(mails, bytes.Repeat([]byte{byte(i)}, 1<<14))
+		}
+		carry := func() ([][]byte, error) {
+			backs, err := discovery.CarryMail(t.Context(), device.host, to, []byte("to"), mails)
+			for i, back := range backs {
+				if want := append([]byte("to"), mails[i][:8]...); !bytes.Equal(back, want) {
+					t.Errorf("answer %d is %.20q", i, back)
+				}
+			}
+			return backs, err
+		}
+		if backs, err := carry(); len(backs) != len(mails) || err != nil {
+			t.Errorf("%d of %d were carried: %v", len(backs), len(mails), err)
+		}
+		at.Store(0)
+		mails[10] = []byte("broken")
+		if backs, err := carry(); len(backs) != 10 || err != nil {
+			t.Errorf("%d were carried before the one that is not: %v", len(backs), err)
+		}
+		server.host.Close()
+		if backs, err := carry(); len(backs) != 0 || err == nil {
+			t.Errorf("%d were carried by a node that is gone", len(backs))
 		}
 	})
 }

@@ -30,8 +30,11 @@ const (
 	errandBurst     = 1024
 	errandRate      = 32
 	errandWorkers   = 32 // look-ups and publications at one time
-	errandCarried   = 16 // requests carried at one time
-	errandSources   = 8192
+	errandCarried   = 64 // requests carried at one time, 8 MiB of them
+	// errandCarry is what carrying a request counts beside a look-up, which asks
+	// dozens of nodes where that asks one.
+	errandCarry   = 1. / 16
+	errandSources = 8192
 
 	errandIdle  = 60 * time.Second // between frames
 	errandFrame = 10 * time.Second // from a frame's first byte to its last
@@ -161,10 +164,10 @@ func (s *errandServer) leave(v *visitor) {
 
 // spend takes n look-ups from everybody's allowances, or says for how long they
 // are used up.
-func (s *errandServer) spend(v *visitor, n int) (refused *errand.Refused) {
+func (s *errandServer) spend(v *visitor, cost float64) (refused *errand.Refused) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, cost := time.Now(), float64(n)
+	now := time.Now()
 	for _, a := range []struct {
 		source      *errandSource
 		burst, rate float64
@@ -255,7 +258,7 @@ func (s *errandServer) work(ctx context.Context) (done func(), ok bool) {
 }
 
 func (s *errandServer) find(ctx context.Context, v *visitor, r *errand.Find) errand.Frame {
-	if refused := s.spend(v, len(r.Keys)); refused != nil {
+	if refused := s.spend(v, float64(len(r.Keys))); refused != nil {
 		return refused
 	}
 	found := make([][]byte, len(r.Keys))
@@ -342,7 +345,7 @@ func (s *errandServer) carry(ctx context.Context, v *visitor, r *errand.Carry) e
 	if s.d.cfg.Carry == nil {
 		return &errand.Refused{Why: errand.RefusedInvalid}
 	}
-	if refused := s.spend(v, 1); refused != nil {
+	if refused := s.spend(v, errandCarry); refused != nil {
 		return refused
 	}
 	select {

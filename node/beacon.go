@@ -14,6 +14,7 @@ import (
 
 	"github.com/kith-im/kith/discovery"
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/invite"
 	"github.com/kith-im/kith/protocol/rendezvous"
@@ -113,7 +114,7 @@ func (b *beacon) run(ctx context.Context) {
 	soon.Stop()
 	around := time.NewTicker(lookAround)
 	defer around.Stop()
-	addresses := b.addresses()
+	here := b.place()
 	done := make(map[[32]byte]rendezvous.Point) // points whose record is in place
 	proof := time.NewTimer(proofMin + rand.N(proofMax-proofMin))
 	defer proof.Stop()
@@ -134,16 +135,16 @@ func (b *beacon) run(ctx context.Context) {
 			clear(done)
 			renew.Reset(b.renewal())
 		case <-around.C:
-			now, wasAlone := b.addresses(), alone
+			was, wasAlone := here, alone
+			here = b.place()
 			alone = b.n.cfg.Discovery.Status().Peers == 0
+			moved, lost := here.since(was)
 			switch {
-			case !slices.Equal(now, addresses):
-				// What went out from an address that is gone hangs until a timeout.
-				if slices.ContainsFunc(addresses, func(a string) bool { return !slices.Contains(now, a) }) {
+			case moved:
+				if lost { // what went out from there hangs until a timeout
 					b.n.cfg.Host.Drop()
 					b.n.cfg.Discovery.Drop()
 				}
-				addresses = now
 				b.n.relays.readdressed()
 				b.n.revive(ctx)
 			case wasAlone && !alone: // they may have forgotten us
@@ -186,16 +187,33 @@ func (b *beacon) renewal() time.Duration {
 	return min(announceMin+rand.N(announceMax-announceMin), midnight.Sub(now)+rand.N(midnightSpread))
 }
 
-// addresses is where we can be reached now, to compare.
-func (b *beacon) addresses() (out []string) {
-	addrs, err := b.n.cfg.Host.ListenAddrs()
+// place is where the machine is, as far as its addresses say.
+type place struct {
+	mode      transport.Mode // in censored mode nothing is listened on, wherever it is
+	addresses []string
+}
+
+func (b *beacon) place() (p place) {
+	mode, addrs, err := b.n.cfg.Host.Place()
+	p.mode = mode
 	if err != nil {
-		return nil
+		return p
 	}
 	for _, a := range sortAddresses(addrs) {
-		out = append(out, a.String())
+		p.addresses = append(p.addresses, a.String())
 	}
-	return out
+	return p
+}
+
+// since says whether the machine has moved since it was in another place, and
+// whether an address was lost. Another mode is no move: who changed it saw to the
+// connections, and those it left are good.
+func (p place) since(was place) (moved, lost bool) {
+	if p.mode != was.mode {
+		return false, false
+	}
+	lost = slices.ContainsFunc(was.addresses, func(a string) bool { return !slices.Contains(p.addresses, a) })
+	return lost || len(p.addresses) != len(was.addresses), lost
 }
 
 // audience is one group that looks for us under one secret.

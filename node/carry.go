@@ -126,35 +126,33 @@ func (c *errandMail) direct() bool { return false }
 
 func (c *errandMail) close() {}
 
-// exchange has requests errandMail one after another.
-func (c *errandMail) exchange(requests []mailbox.Frame) ([]mailbox.Frame, error) {
-	answers := make([]mailbox.Frame, 0, len(requests))
-	for _, r := range requests {
-		a, err := c.one(mailbox.AppendFrame(nil, r))
-		if err != nil {
-			return nil, err
+// exchange has requests brought by whoever can, what one could not by the next.
+func (c *errandMail) exchange(requests []mailbox.Frame) (answers []mailbox.Frame, _ error) {
+	for by, info := range c.by {
+		var mails [][]byte
+		for _, r := range requests[len(answers):] {
+			mails = append(mails, mailbox.AppendFrame(nil, r))
 		}
-		answers = append(answers, a)
+		if len(mails) == 0 {
+			break
+		}
+		backs, _ := discovery.CarryMail(c.ctx, c.host, info, c.to, mails) // what is missing is asked elsewhere
+		before := len(answers)
+		for _, back := range backs {
+			answer, err := mailbox.ReadAnswer(bufio.NewReader(bytes.NewReader(back)))
+			if err != nil || !bytes.Equal(mailbox.AppendFrame(nil, answer), back) || !isVerdict(answer) {
+				break // it is the carrier who is broken, or lies
+			}
+			answers = append(answers, answer)
+		}
+		if len(answers) > before {
+			c.by[0], c.by[by] = c.by[by], c.by[0]
+		}
+	}
+	if len(answers) < len(requests) {
+		return nil, errors.Join(errDial, c.ctx.Err())
 	}
 	return answers, nil
-}
-
-// one has a request errandMail by whoever can.
-func (c *errandMail) one(mail []byte) (mailbox.Frame, error) {
-	err := errDial
-	for i, info := range c.by {
-		back, carryErr := discovery.CarryMail(c.ctx, c.host, info, c.to, mail)
-		if carryErr != nil {
-			continue
-		}
-		answer, carryErr := mailbox.ReadAnswer(bufio.NewReader(bytes.NewReader(back)))
-		if carryErr != nil || !bytes.Equal(mailbox.AppendFrame(nil, answer), back) || !isVerdict(answer) {
-			continue // it is the carrier who is broken, or lies
-		}
-		c.by[0], c.by[i] = c.by[i], c.by[0]
-		return answer, nil
-	}
-	return nil, errors.Join(err, c.ctx.Err())
 }
 
 // isVerdict says whether a frame answers a deposit or an audit.

@@ -572,6 +572,7 @@ func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, f
 		return done, false, nil
 	}
 	if got, err := c.n.lobby.receiveAll(ctx, batch, c.info.ID); err == nil {
+		c.n.outbox.alive(got.from)
 		return append(done, ids...), got.opened > 0, nil
 	}
 	// One that cannot be taken now must not keep the others away.

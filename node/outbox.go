@@ -194,6 +194,28 @@ func (c *courier) hurry() {
 	poke(c.depositor.news)
 }
 
+// failuresAlive is how many failures count of a device that has just written: it
+// is called again after some seconds, not minutes.
+const failuresAlive = 3
+
+// alive has a device called again that could not be reached for a while, because
+// something it wrote has come by a mailbox: it may be there now, and may have no
+// way to call us itself. The pause is that of receipts, and for the same reason:
+// the node that handed the mail out is not to see whom it came from.
+func (o *outbox) alive(device identity.DeviceHash) {
+	c := o.courier(device)
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	soon := time.Now().Add(receiptsMin + rand.N(receiptsMax-receiptsMin))
+	if c.conv == nil && c.retry.After(soon) {
+		c.failures, c.retry = min(c.failures, failuresAlive), soon
+		poke(c.changed)
+	}
+}
+
 // outlook is what a courier knows of its device before it acts.
 type outlook struct {
 	known   bool          // there is such a device

@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol/mailbox"
 )
 
@@ -99,4 +100,57 @@ func TestAddressesThatFit(t *testing.T) {
 			t.Errorf("%s: the best address is not the first", name)
 		}
 	}
+}
+
+// A change of the mode is not taken for one of the network: what still works
+// through a bridge would be dropped.
+func TestPlace(t *testing.T) {
+	at := func(mode transport.Mode, addresses ...string) place { return place{mode, addresses} }
+	for name, test := range map[string]struct {
+		was, is     place
+		moved, lost bool
+	}{
+		"nothing changed":   {at(transport.Open, "a", "b"), at(transport.Open, "a", "b"), false, false},
+		"another network":   {at(transport.Open, "a", "b"), at(transport.Open, "c", "b"), true, true},
+		"one more":          {at(transport.Open, "a"), at(transport.Open, "a", "b"), true, false},
+		"one less":          {at(transport.Open, "a", "b"), at(transport.Open, "a"), true, true},
+		"became censored":   {at(transport.Open, "a", "b"), at(transport.Censored), false, false},
+		"is open again":     {at(transport.Censored), at(transport.Open, "a", "b"), false, false},
+		"another in hiding": {at(transport.Censored, "a"), at(transport.Censored, "b"), true, true},
+	} {
+		if moved, lost := test.is.since(test.was); moved != test.moved || lost != test.lost {
+			t.Errorf("%s: moved %v, lost %v", name, moved, lost)
+		}
+	}
+}
+
+// While relays are looked for anew, records go on saying what they said.
+func TestRelaysTold(t *testing.T) {
+	n := &Node{}
+	n.beacon = newBeacon(n)
+	r := newRelays(n)
+	id, err := peer.Decode("12D3KooWDBEmPh41n4p3WTk6z6Xu1REDq2pwn59fd4HiyehFnFVy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := func(want int, renewed bool) {
+		t.Helper()
+		r.tell()
+		if got := len(r.addresses()); got != want {
+			t.Errorf("%d addresses are told, want %d", got, want)
+		}
+		if got := n.beacon.anew.Swap(false); got != renewed {
+			t.Errorf("records are made anew: %v", got)
+		}
+	}
+	r.held[id] = reservation{info: peer.AddrInfo{ID: id}}
+	told(1, true)
+	r.forget(id)
+	if len(r.addresses()) != 1 {
+		t.Error("a reservation that is being renewed left the records")
+	}
+	r.held[id] = reservation{info: peer.AddrInfo{ID: id}}
+	told(1, false)
+	r.forget(id)
+	told(0, true)
 }

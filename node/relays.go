@@ -57,11 +57,11 @@ type relays struct {
 	refused map[peer.ID]time.Time // not asked before
 	probe   time.Time             // whether we can be dialled is asked then
 	dialled bool                  // we can be
-	told    []ma.Multiaddr        // what our records say
 
 	mu     sync.Mutex
 	held   map[peer.ID]reservation
-	spared bool // we need none
+	told   []ma.Multiaddr // what our records are to say, as of the last review
+	spared bool           // we need none
 }
 
 // reservation is one that a community node made us.
@@ -87,15 +87,28 @@ func (r *relays) readdressed() {
 }
 
 // addresses are those under which contacts dial us through relays, without our
-// own name, in an order that stays.
-func (r *relays) addresses() (out []ma.Multiaddr) {
+// own name, in an order that stays: what a whole review came to. In the middle of
+// one a reservation may be missing that is being asked for anew, and a record that
+// said so would stay.
+func (r *relays) addresses() []ma.Multiaddr {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.told
+}
+
+// tell takes what a review came to into our records.
+func (r *relays) tell() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var now []ma.Multiaddr
 	for _, h := range r.held {
-		out = append(out, transport.Circuit(h.info)...)
+		now = append(now, transport.Circuit(h.info)...)
 	}
-	slices.SortFunc(out, func(a, b ma.Multiaddr) int { return a.Compare(b) })
-	return out
+	slices.SortFunc(now, func(a, b ma.Multiaddr) int { return a.Compare(b) })
+	if !slices.EqualFunc(now, r.told, ma.Multiaddr.Equal) {
+		r.told = now
+		r.n.beacon.renew()
+	}
 }
 
 // count is how many relays we are reached through.
@@ -135,12 +148,9 @@ func (r *relays) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		r.tell()
 		if first {
 			close(r.settled)
-		}
-		if told := r.addresses(); !slices.EqualFunc(told, r.told, ma.Multiaddr.Equal) {
-			r.told = told
-			r.n.beacon.renew()
 		}
 		wait := r.next()
 		if lacking {

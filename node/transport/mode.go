@@ -66,6 +66,15 @@ func isRelayed(a ma.Multiaddr) bool {
 	return false
 }
 
+// Place returns what ListenAddrs does and the mode the host is in, both of one
+// moment: addresses that a change of the mode took away are no move of the machine.
+func (h *Host) Place() (Mode, []ma.Multiaddr, error) {
+	h.mode.changing.Lock()
+	defer h.mode.changing.Unlock()
+	addrs, err := h.ListenAddrs()
+	return h.mode.get(), addrs, err
+}
+
 // errMode says that a community node can't hide: others are told to dial it.
 var errMode = errors.New("a community node is always open")
 
