@@ -36,7 +36,7 @@ cross:
 
 # Everything once as it ships, without C, and once under the race detector.
 test:
-	@tools/need.sh gcc
+	@tools/need.sh gcc ip=iproute2 nft=nftables ethtool curl chromium
 	CGO_ENABLED=0 go vet ./...
 	CGO_ENABLED=0 $(GOTESTSUM) --format pkgname-and-test-fails -- -timeout 20m ./...
 	@$(MAKE) --no-print-directory race

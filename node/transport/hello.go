@@ -123,9 +123,22 @@ func (h Hello) spec() (*utls.ClientHelloSpec, error) {
 		}
 		return &spec, nil
 	}
-	spec, err := (&utls.Fingerprinter{}).RawClientHello(h.record)
+	spec, err := (&utls.Fingerprinter{AllowBluntMimicry: true}).RawClientHello(h.record)
 	if err != nil {
 		return nil, fmt.Errorf("recorded hello: %w", err)
 	}
+	// What utls does not know it repeats byte for byte. That gives nothing away
+	// where a browser does the same.
+	for _, e := range spec.Extensions {
+		if e, ok := e.(*utls.GenericExtension); ok && !slices.Contains(repeatable, e.Id) {
+			return nil, fmt.Errorf("recorded hello has extension %d, which this version of kith does not know", e.Id)
+		}
+	}
 	return spec, nil
+}
+
+// repeatable are extensions unknown to utls that a browser fills alike in every
+// hello to servers it knows nothing of.
+var repeatable = []uint16{
+	0xca34, // trust_anchors: draft-ietf-tls-trust-anchor-ids; empty unless DNS named some
 }

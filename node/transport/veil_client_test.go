@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -374,11 +375,33 @@ func TestVeilHello(t *testing.T) {
 	}
 	for name, record := range map[string][]byte{
 		"nothing": nil, "no hello": []byte("GET / HTTP/1.1\r\n\r\n"), "cut": r.hellos[0][:100], "long": make([]byte, MaxHello+1),
+		"an extension of tomorrow": withExtension(r.hellos[0], 0xfa01),
 	} {
 		if _, err := RecordedHello("x", record); err == nil {
 			t.Errorf("recorded hello, %s: accepted", name)
 		}
 	}
+	// Chromium 156 asks for trust anchors, which utls does not know.
+	if _, err := RecordedHello("x", withExtension(r.hellos[0], 0xca34)); err != nil {
+		t.Error(err)
+	}
+}
+
+// withExtension returns a ClientHello with one more extension, of two bytes.
+func withExtension(record []byte, id uint16) []byte {
+	more := []byte{byte(id >> 8), byte(id), 0, 2, 0, 0}
+	out := append(slices.Clone(record), more...)
+	grow := func(at int) {
+		binary.BigEndian.PutUint16(out[at:], binary.BigEndian.Uint16(out[at:])+uint16(len(more)))
+	}
+	grow(3) // the record
+	grow(7) // the hello: the lower two of its three bytes
+	at := 5 + 4 + 2 + 32
+	at += 1 + int(out[at])
+	at += 2 + int(binary.BigEndian.Uint16(out[at:]))
+	at += 1 + int(out[at])
+	grow(at)
+	return out
 }
 
 // parseHello returns a hash of the ciphers of a ClientHello, without GREASE,
