@@ -223,8 +223,8 @@ func askErrand(ctx context.Context, from host.Host, info peer.AddrInfo, request 
 }
 
 // askErrands has one node do errands in their order, over one stream, up to the
-// first that it refuses, and returns its answers. There is an error if they are
-// none.
+// first that it refuses, and returns its answers. There is an error if there are
+// fewer for another reason.
 func askErrands(ctx context.Context, from host.Host, info peer.AddrInfo, requests []errand.Frame) (answers []errand.Frame, err error) {
 	dial, cancel := context.WithTimeout(ctx, errandTry)
 	defer cancel()
@@ -263,16 +263,13 @@ func askErrands(ctx context.Context, from host.Host, info peer.AddrInfo, request
 			break // it would keep the others waiting for the same
 		}
 	}
-	if len(answers) == 0 {
-		return nil, err
-	}
-	return answers, nil
+	return answers, err
 }
 
 // CarryMail has a community node bring a mailbox's requests to another one, in
 // their order, and returns the mailbox's answers, which are for the caller to
-// check: fewer if the node does not bring all. It is asked from a host that the
-// node is to know us by.
+// check. It is asked from a host that the node is to know us by. With an error the
+// answers are those that came before.
 func CarryMail(ctx context.Context, from host.Host, node peer.AddrInfo, address []byte, mails [][]byte) (answers [][]byte, err error) {
 	requests := make([]errand.Frame, len(mails))
 	for i, mail := range mails {
@@ -280,11 +277,14 @@ func CarryMail(ctx context.Context, from host.Host, node peer.AddrInfo, address 
 	}
 	carried, err := askErrands(ctx, from, node, requests)
 	for _, c := range carried {
-		c, ok := c.(*errand.Carried)
-		if !ok {
-			break
+		switch c := c.(type) {
+		case *errand.Carried:
+			answers = append(answers, c.Mail)
+		case *errand.Refused:
+			return answers, &errandRefusal{*c}
+		default:
+			return answers, errOddErrand
 		}
-		answers = append(answers, c.Mail)
 	}
 	return answers, err
 }

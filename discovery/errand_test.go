@@ -249,7 +249,7 @@ func TestErrandsCarried(t *testing.T) {
 		}
 		at.Store(0)
 		mails[10] = []byte("broken")
-		if backs, err := carry(); len(backs) != 10 || err != nil {
+		if backs, err := carry(); len(backs) != 10 || err == nil {
 			t.Errorf("%d were carried before the one that is not: %v", len(backs), err)
 		}
 		server.host.Close()
