@@ -27,8 +27,11 @@ const (
 	errandTime = 40 * time.Second
 	errandTry  = 20 * time.Second
 	// errandNext is how long a node has the field alone before another is asked
-	// besides: a bridge that was blocked in mid-run does not say so.
-	errandNext = 2 * time.Second
+	// besides: a bridge that was blocked in mid-run does not say so. Nobody waits
+	// for an announcement, and at 128 kbit/s one second of a second copy is taken
+	// from somebody who waits.
+	errandNext         = 2 * time.Second
+	errandNextAnnounce = 8 * time.Second
 	// errandsAtOnce bounds what is asked at one time, below what nodes allow.
 	errandsAtOnce = 6
 	// errandTend is how often a lost connection to a bridge is noticed, and
@@ -41,13 +44,14 @@ const (
 type carriers struct {
 	mu      sync.Mutex
 	on      bool
+	begun   chan struct{}   // closed while they are on
 	nodes   []peer.AddrInfo // the one that answered last first
 	changed chan struct{}
 	places  chan struct{} // one for each errand on its way
 }
 
 func newCarriers() *carriers {
-	return &carriers{changed: make(chan struct{}, 1), places: make(chan struct{}, errandsAtOnce)}
+	return &carriers{begun: make(chan struct{}), changed: make(chan struct{}, 1), places: make(chan struct{}, errandsAtOnce)}
 }
 
 // SetErrands says whether all announcing and finding is to be done by errands,
@@ -68,6 +72,12 @@ func (d *Discovery) SetErrands(on bool, nodes []peer.AddrInfo) {
 			next = append(next, capAddrs(info))
 		}
 	}
+	switch {
+	case on && !c.on:
+		close(c.begun)
+	case !on && c.on:
+		c.begun = make(chan struct{})
+	}
 	c.on, c.nodes = on, next
 	c.mu.Unlock()
 	select {
@@ -85,6 +95,28 @@ func (d *Discovery) byErrand() bool {
 	d.carriers.mu.Lock()
 	defer d.carriers.mu.Unlock()
 	return d.carriers.on
+}
+
+// whileOpen returns a context that ends when errands begin, so that nothing goes
+// on waiting for a table that is left alone; or nil if they are on. The caller
+// calls stop.
+func (d *Discovery) whileOpen(ctx context.Context) (open context.Context, stop func()) {
+	c := d.carriers
+	c.mu.Lock()
+	on, begun := c.on, c.begun
+	c.mu.Unlock()
+	if on {
+		return nil, nil
+	}
+	open, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-begun:
+			cancel()
+		case <-open.Done():
+		}
+	}()
+	return open, cancel
 }
 
 func (c *carriers) list() []peer.AddrInfo {
@@ -140,7 +172,7 @@ func (d *Discovery) tendErrands(ctx context.Context) {
 
 // reachCarrier connects to a carrier, trying another whenever one takes long.
 func (d *Discovery) reachCarrier(ctx context.Context) (reached bool) {
-	d.race(ctx, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
+	d.race(ctx, errandNext, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
 		err := d.cfg.Host.Connect(ctx, info)
 		return err == nil, err == nil
 	}, func() { reached = true })
@@ -148,9 +180,9 @@ func (d *Discovery) reachCarrier(ctx context.Context) (reached bool) {
 }
 
 // race has try called with one carrier after another, the next when one has
-// failed, or has not come back for errandNext. It ends when one is done, and
+// failed, or has not come back for a while. It ends when one is done, and
 // calls won before it returns; or when all have come back.
-func (d *Discovery) race(ctx context.Context, try func(context.Context, peer.AddrInfo) (done, ok bool), won func()) {
+func (d *Discovery) race(ctx context.Context, patience time.Duration, try func(context.Context, peer.AddrInfo) (done, ok bool), won func()) {
 	ctx, cancel := context.WithTimeout(ctx, errandTime)
 	var trying sync.WaitGroup
 	defer trying.Wait()
@@ -177,7 +209,7 @@ func (d *Discovery) race(ctx context.Context, try func(context.Context, peer.Add
 		})
 	}
 	start()
-	timer := time.NewTicker(errandNext)
+	timer := time.NewTicker(patience)
 	defer timer.Stop()
 	for open > 0 {
 		select {
@@ -191,7 +223,7 @@ func (d *Discovery) race(ctx context.Context, try func(context.Context, peer.Add
 				return
 			}
 			start()
-			timer.Reset(errandNext)
+			timer.Reset(patience)
 		case <-timer.C:
 			start()
 		case <-ctx.Done():
@@ -301,7 +333,7 @@ func (d *Discovery) announceByErrand(ctx context.Context, point rendezvous.Point
 	request := &errand.Announce{Key: point.Key(), Record: record}
 	var mu sync.Mutex
 	var best Published
-	d.race(ctx, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
+	d.race(ctx, errandNextAnnounce, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
 		answer, err := d.ask(ctx, info, request)
 		kept, ok := answer.(*errand.Kept)
 		if err != nil || !ok {
@@ -335,7 +367,7 @@ func (d *Discovery) findByErrand(ctx context.Context, points []rendezvous.Point)
 	var mu sync.Mutex
 	var best *hit
 	answered := false
-	d.race(ctx, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
+	d.race(ctx, errandNext, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
 		answer, err := d.ask(ctx, info, request)
 		records, ok := answer.(*errand.Records)
 		if err != nil || !ok {

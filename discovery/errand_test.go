@@ -74,6 +74,22 @@ func TestErrands(t *testing.T) {
 	})
 }
 
+// TestErrandsBegin: who waits for a table that nobody leads to goes on by errand as
+// soon as there are nodes that do them.
+func TestErrandsBegin(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		w := newWorld(t, n, 2)
+		points := person(t, time.Now())
+		w.carried(w.servers[1]).announce(t, points[:], 1)
+		n.Blackhole(nodetest.IP(0))
+		newcomer := w.member(discovery.Config{Bootstrap: w.infos(w.servers[:1])})
+		time.AfterFunc(time.Second, func() { newcomer.SetErrands(true, w.infos(w.servers[1:])) })
+		if found, took := newcomer.find(t, points[:]); found.Seq != 1 || took > 4*time.Second {
+			t.Errorf("found %+v after %v", found, took)
+		}
+	})
+}
+
 // TestErrandsOfOneNode: a bridge that knows no other community node keeps
 // records itself.
 func TestErrandsOfOneNode(t *testing.T) {

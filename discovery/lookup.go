@@ -265,9 +265,17 @@ func (d *Discovery) Announce(ctx context.Context, point rendezvous.Point, record
 	if err := d.table.validate(key, record); err != nil {
 		return Published{}, err
 	}
-	if d.byErrand() {
-		return d.announceByErrand(ctx, point, record)
+	if open, stop := d.whileOpen(ctx); open != nil {
+		defer stop()
+		p, err := d.announceInTable(open, key, record)
+		if err == nil || ctx.Err() != nil || !d.byErrand() {
+			return p, err
+		}
 	}
+	return d.announceByErrand(ctx, point, record)
+}
+
+func (d *Discovery) announceInTable(ctx context.Context, key [32]byte, record []byte) (Published, error) {
 	ctx, cancel := context.WithTimeout(ctx, announceTime)
 	defer cancel()
 	if !d.ready(ctx) {
@@ -315,9 +323,17 @@ type hit struct {
 // with a lower number than one already found at the same point are not
 // believed. It returns ErrNoPeers or ErrNotFound, or the error of ctx.
 func (d *Discovery) Find(ctx context.Context, points []rendezvous.Point) (Found, error) {
-	if d.byErrand() {
-		return d.findByErrand(ctx, points)
+	if open, stop := d.whileOpen(ctx); open != nil {
+		defer stop()
+		found, err := d.findInTable(open, points)
+		if err == nil || ctx.Err() != nil || !d.byErrand() {
+			return found, err
+		}
 	}
+	return d.findByErrand(ctx, points)
+}
+
+func (d *Discovery) findInTable(ctx context.Context, points []rendezvous.Point) (Found, error) {
 	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, findTime)
 	defer cancel()
