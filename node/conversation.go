@@ -38,7 +38,8 @@ const (
 	writeTurn = 32 << 10
 	// Who answers an invite has guestTime until the first envelope opens.
 	guestTime = 15 * time.Second
-	// An envelope not acknowledged after ackTime is taken back.
+	// No device is given longer than ackTime to acknowledge something, but for what
+	// a slow line takes.
 	ackTime = 30 * time.Second
 	// A stream nothing happens on is closed after idleTime.
 	idleTime = 10 * time.Minute

@@ -447,13 +447,18 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 	return out, explain(err)
 }
 
-// askAgain is how long a request for missing messages is given to be answered.
-const askAgain = 10 * time.Second
+// askAgain is how long a request for missing messages is given to be answered, as
+// long as the conversation lives on which it went; and answerAgain how long one is
+// not answered again.
+const (
+	askAgain    = 10 * time.Second
+	answerAgain = askAgain / 2
+)
 
 // askForMissing asks the author of a chain for what is missing below its end,
 // if that was not done just now.
-func (w *work) askForMissing(c store.ContactRow, end *store.ChainRow) error {
-	if !receipted(c) || w.age-end.Asked < askAgain.Milliseconds() {
+func (w *work) askForMissing(c store.ContactRow, end *store.ChainRow, again time.Duration) error {
+	if !receipted(c) || w.age-end.Asked < again.Milliseconds() {
 		return nil
 	}
 	gaps, err := w.tx.Gaps(c.ID, end.Author, protocol.MaxBatch)
@@ -488,7 +493,7 @@ func (w *work) lookForGaps(device identity.DeviceHash) error {
 		return err
 	}
 	ch.dirty = true
-	return w.askForMissing(c, ch.of(device))
+	return w.askForMissing(c, ch.of(device), answerAgain)
 }
 
 // maxResend and maxResendBytes bound what one request makes us send again.
@@ -501,7 +506,7 @@ const (
 // the same messages under the same ids, newly sealed in place of what waits.
 // What it has receipted it has; what will not come is said to be gone.
 func (w *work) takeResend(s *session, c store.ContactRow, ch *chain, m *message.Resend) error {
-	if w.age-ch.mine.Asked < askAgain.Milliseconds()/2 {
+	if w.age-ch.mine.Asked < answerAgain.Milliseconds() {
 		return nil
 	}
 	ch.mine.Asked, ch.dirty = w.age, true

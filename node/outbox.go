@@ -43,6 +43,12 @@ const (
 	settleDelay  = 100 * time.Millisecond
 	maxUnsettled = 512
 
+	// What is offered and not acknowledged after doubtMin, twice that with every
+	// conversation that ended so, up to ackTime, is taken back; what it weighs has
+	// the time that it takes at slowLine bytes a second besides, half of 128 kbit/s.
+	doubtMin = 6 * time.Second
+	slowLine = 8 << 10
+
 	// maxDials bounds the devices that are being reached at one time, and
 	// maxUrgent those besides that somebody waits for, or for which something has
 	// come up: they do not queue behind all who are away.
@@ -81,6 +87,7 @@ type courier struct {
 	summons []chan *conversation // who waits for a conversation
 
 	failures int
+	doubt    time.Duration  // how long the device has to acknowledge something
 	withheld map[int64]bool // cancelled: not offered, whatever was read before
 	left     map[int64]bool // being left at mailboxes
 
@@ -391,6 +398,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 	taken := uint64(0)   // how many the device has acknowledged
 	offered := uint64(0) // of how many
 	moved := time.Now()
+	var heard time.Time // when something was last acknowledged
 	draining := c.o.draining
 	var settleAt time.Time // when what was taken is noted; zero: nothing was
 	defer func() {
@@ -429,8 +437,12 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 				continue
 			}
 		}
-		wait, ok := c.patience(ctx, moved)
-		if !ok {
+		wait, ok, stalled := c.patience(ctx, moved, heard)
+		switch {
+		case stalled:
+			c.giveUp(conv)
+			return
+		case !ok:
 			conv.close(stream.ReasonIdle)
 			return
 		}
@@ -445,7 +457,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			if !hear(count) {
 				return
 			}
-			moved = time.Now()
+			moved, heard = time.Now(), time.Now()
 			if settleAt.IsZero() {
 				settleAt = time.Now().Add(settleDelay)
 			}
@@ -495,18 +507,28 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 
 // patience is how long to wait before something has to happen by itself; ok is
 // false when the conversation is to end: nothing was said for long, or what
-// was offered is not acknowledged.
-func (c *courier) patience(ctx context.Context, moved time.Time) (wait time.Duration, ok bool) {
+// was offered is not acknowledged, which is then stalled. heard is when the device
+// last acknowledged something.
+func (c *courier) patience(ctx context.Context, moved, heard time.Time) (wait time.Duration, ok, stalled bool) {
 	c.mu.Lock()
-	flight := c.flight
+	size, since := 0, heard
+	for _, f := range c.flight {
+		if !f.acked && size == 0 && f.at.After(since) {
+			since = f.at
+		}
+		if !f.acked {
+			size += f.size
+		}
+	}
+	doubt := max(c.doubt, doubtMin)
 	c.mu.Unlock()
-	if len(flight) > 0 {
-		wait = ackTime - time.Since(flight[0].at)
-		return wait, wait > 0
+	if size > 0 {
+		wait = doubt + time.Duration(size)*time.Second/slowLine - time.Since(since)
+		return wait, wait > 0, wait <= 0
 	}
 	wait = idleTime - time.Since(moved)
 	if wait <= 0 {
-		return 0, false
+		return 0, false, false
 	}
 	// An error shows up again when offering.
 	_ = c.n.view(ctx, func(tx *store.Tx) error {
@@ -516,7 +538,19 @@ func (c *courier) patience(ctx context.Context, moved time.Time) (wait time.Dura
 		}
 		return err
 	})
-	return wait, true
+	return wait, true, false
+}
+
+// giveUp ends a conversation that takes nothing any more, and the connection
+// under it, or the next call would go the same way. A bridge or a relay that was
+// blocked in the middle says nothing of it. Whoever is only slow is given twice the
+// time on the next one.
+func (c *courier) giveUp(conv *conversation) {
+	c.mu.Lock()
+	c.doubt = min(2*max(c.doubt, doubtMin), ackTime)
+	c.mu.Unlock()
+	// What says goodbye there may wait for as long as the road is dead.
+	go func() { _ = conv.stream.Conn().Close() }()
 }
 
 // offer writes what is due and fits the window, and says how many envelopes
@@ -630,7 +664,7 @@ func (c *courier) acknowledged(n int) {
 			n--
 		}
 	}
-	c.flight, c.failures, c.retry = flight, 0, time.Time{}
+	c.flight, c.failures, c.retry, c.doubt = flight, 0, time.Time{}, doubtMin
 }
 
 // landed says whether nothing is in flight.

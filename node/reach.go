@@ -395,7 +395,7 @@ var circuit = ma.StringCast("/p2p-circuit")
 // remember keeps where a device was reached. That is a help for the next time
 // and no more, so it is not an error if it fails.
 func (c *courier) remember(ctx context.Context, conv *conversation) {
-	where := encodeAddresses(peer.AddrInfo{ID: conv.remote(), Addrs: []ma.Multiaddr{conv.stream.Conn().RemoteMultiaddr()}})
+	where := encodeAddresses(peer.AddrInfo{ID: conv.remote(), Addrs: []ma.Multiaddr{transport.Dialable(conv.stream.Conn().RemoteMultiaddr())}})
 	err := c.n.update(ctx, func(w *work) error {
 		d, err := w.tx.Device(c.device[:])
 		if err != nil || bytes.Equal(d.Addresses, where) {

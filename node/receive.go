@@ -338,7 +338,7 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 	w.shown++
 	shown := showMessage(row, m, c, w.n.self.name)
 	if m.Seq <= end.Seq {
-		if err := w.askForMissing(c, end); err != nil { // is there more to ask for?
+		if err := w.askForMissing(c, end, askAgain); err != nil { // is there more to ask for?
 			return err
 		}
 		ch.dirty = true
@@ -349,7 +349,7 @@ func (w *work) keep(s *session, c store.ContactRow, ch *chain, m *message.Messag
 		end.Depth = max(end.Depth, m.Depth)
 		ch.dirty = true
 		if missing > 0 || end.Asked > 0 {
-			if err := w.askForMissing(c, end); err != nil {
+			if err := w.askForMissing(c, end, askAgain); err != nil {
 				return err
 			}
 		}

@@ -459,6 +459,47 @@ func TestLab_Policies(t *testing.T) {
 	}
 }
 
+// TestLab_Blocked blocks one bridge and then the other in the middle of a
+// conversation: with the one that is left it goes on within half a minute.
+func TestLab_Blocked(t *testing.T) {
+	if !labAll {
+		t.Skip("make lab")
+	}
+	l := newLab(t)
+	w := newWorld(l)
+	const censor = "fet+alpn+regex+lat"
+	l.run("policy", censor)
+	link := w.inviter.invite("--name", "new")
+	h := w.home("new", "--name", "new")
+	defer h.kill()
+	w.enter = l.in("a")
+	err := h.start()
+	w.enter = nil
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.must("accept", link, "--name", "friend", "--timeout", "20s")
+	h.must("send", "friend", "first", "--wait", "delivered", "--timeout", "60s")
+	contact := newest(w.inviter, "new")
+	want := []string{"first"}
+	for _, ip := range []string{labBridge1, labBridge2} {
+		l.run("policy", censor, fmt.Sprintf("block_ip=[%q]", ip))
+		began := time.Now()
+		h.must("send", "friend", "out past "+ip)
+		w.inviter.must("send", contact, "in past "+ip)
+		want = append(want, "out past "+ip, "in past "+ip)
+		if !w.within(30*time.Second, func() bool { return len(w.inviter.read(contact)) == len(want) && len(h.read("friend")) == len(want) }) {
+			t.Errorf("without %s: %d and %d of %d texts after half a minute", ip, len(w.inviter.read(contact)), len(h.read("friend")), len(want))
+		}
+		t.Logf("without %s: both ways after %.1f s", ip, time.Since(began).Seconds())
+	}
+	for _, wrong := range []string{same("the newcomer", h.read("friend"), want), same("the inviter", w.inviter.read(contact), want)} {
+		if wrong != "" {
+			t.Error(wrong)
+		}
+	}
+}
+
 // TestLab_Capture looks at everything that crossed the border while a newcomer in
 // censored mode came and talked: only web traffic, only to what the invite named,
 // with a browser's hello; and what must stay secret is in no log and in the

@@ -210,6 +210,16 @@ func veilListenAddr(a ma.Multiaddr) ma.Multiaddr { return a.Encapsulate(listenin
 // of the relay: whoever is met through a bridge would learn where it is.
 var somewhere = ma.StringCast("/ip4/192.0.2.1/tcp/443/tls")
 
+// Dialable is the address of a connection as it may be dialled again: of a relay
+// that is a bridge, its name alone.
+func Dialable(a ma.Multiaddr) ma.Multiaddr {
+	at, rest := ma.SplitFunc(a, func(c ma.Component) bool { return c.Protocol().Code == ma.P_P2P })
+	if at.Equal(somewhere) && rest != nil {
+		return rest
+	}
+	return a
+}
+
 // veilEndpoint is where a client of ours is.
 func veilEndpoint(ip netip.Addr, port uint16) (ma.Multiaddr, error) {
 	family := 4

@@ -240,3 +240,19 @@ func TestVeilHosts(t *testing.T) {
 		t.Errorf("the bridge publishes %v", a)
 	}
 }
+
+// TestDialable: where a contact was met through a bridge is remembered in a form
+// that leads there again.
+func TestDialable(t *testing.T) {
+	const name = "/p2p/12D3KooWRYNMtdNnRnnamsYwfMzXUMXphE6mgrRsvvw8nS6A2YKT/p2p-circuit"
+	for from, want := range map[string]string{
+		somewhere.String() + name:       name,
+		"/ip4/1.2.3.4/tcp/4040" + name:  "/ip4/1.2.3.4/tcp/4040" + name,
+		"/ip4/1.2.3.4/udp/4040/quic-v1": "/ip4/1.2.3.4/udp/4040/quic-v1",
+		name:                            name,
+	} {
+		if got := Dialable(ma.StringCast(from)); got.String() != want {
+			t.Errorf("%s is dialled again at %s, want %s", from, got, want)
+		}
+	}
+}
