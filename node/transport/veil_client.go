@@ -426,13 +426,16 @@ func (d *veilDialer) attempt(ctx context.Context, v VeilAddr, h Hello, frugal bo
 // the TLS handshake together with the first request, as browsers do.
 type meter struct {
 	net.Conn
-	mu       sync.Mutex
-	packets  int // estimated, both ways
+
+	mu       sync.Mutex // never held while the network is waited for
+	packets  int        // estimated, both ways
 	received int
 	heard    time.Time // when something last came
-	writes   int
-	held     []byte // not yet sent
-	flush    *time.Timer
+
+	writing sync.Mutex // one write after the other; a dead connection may hold it for long
+	writes  int
+	held    []byte // not yet sent
+	flush   *time.Timer
 }
 
 // flushAfter bounds how long the end of a handshake waits for a request.
@@ -452,14 +455,14 @@ func (m *meter) Read(p []byte) (int, error) {
 }
 
 func (m *meter) Write(p []byte) (int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.writing.Lock()
+	defer m.writing.Unlock()
 	m.writes++
 	if m.writes == 2 { // the first is the hello
 		m.held = slices.Clone(p)
 		m.flush = time.AfterFunc(flushAfter, func() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
+			m.writing.Lock()
+			defer m.writing.Unlock()
 			_ = m.send(nil) // the next write says what is wrong
 		})
 		return len(p), nil
@@ -470,7 +473,7 @@ func (m *meter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// send writes p behind what was held. The caller holds mu.
+// send writes p behind what was held. The caller holds writing.
 func (m *meter) send(p []byte) error {
 	if len(m.held) > 0 {
 		p = append(m.held, p...)
@@ -481,7 +484,9 @@ func (m *meter) send(p []byte) error {
 		return nil
 	}
 	full := (len(p) + packetBytes - 1) / packetBytes
+	m.mu.Lock()
 	m.packets += full + (full+1)/2
+	m.mu.Unlock()
 	_, err := m.Conn.Write(p)
 	return err
 }
