@@ -175,13 +175,14 @@ func New(cfg Config) (_ *Host, err error) {
 	} else {
 		options = append(options, swarm.WithDialTimeout(dialTimeout), swarm.WithDialTimeoutLocal(dialTimeout))
 	}
-	sw, err := swarm.NewSwarm(id, store, bus, options...)
+	sw, err := swarm.NewSwarm(id, book{store, store, mode}, bus, options...)
 	if err != nil {
 		return nil, fmt.Errorf("swarm: %w", err)
 	}
 	undo.add(sw.Close)
 
 	sw.Notify(h.places)
+	sw.Notify(&network.NotifyBundle{ConnectedF: h.connected})
 	transports, up, err := h.transports(cfg, gate, resources, &undo)
 	if err != nil {
 		return nil, err

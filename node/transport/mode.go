@@ -111,7 +111,7 @@ func (h *Host) SetMode(mode Mode) error {
 		}
 	}
 	for _, c := range sw.Conns() {
-		if !OverVeil(c) && !m.permits(c.RemoteMultiaddr()) && !h.isNear(c.RemoteMultiaddr()) {
+		if h.tooOpen(c) {
 			_ = c.Close() // the other side sees it end either way
 		}
 	}
@@ -130,6 +130,48 @@ func (h *Host) SetMode(mode Mode) error {
 		h.Peerstore().AddAddrs(p, kept, peerstore.TempAddrTTL)
 	}
 	return nil
+}
+
+// tooOpen reports whether a connection is one that the mode doesn't permit.
+func (h *Host) tooOpen(c network.Conn) bool {
+	return !OverVeil(c) && !h.mode.permits(c.RemoteMultiaddr()) && !h.isNear(c.RemoteMultiaddr())
+}
+
+// connected ends a connection that was begun in open mode and is there only now
+// that the mode is censored. One that SetMode did not see comes here after it.
+func (h *Host) connected(_ network.Network, c network.Conn) {
+	fromLAN := c.Stat().Direction == network.DirInbound && ReachOf(c.RemoteMultiaddr()) == Private // see InterceptAccept
+	if h.tooOpen(c) && !fromLAN {
+		h.places.closing.Go(func() { _ = c.Close() }) // as above
+	}
+}
+
+// book is the peer store, without the names in it in censored mode, but for
+// bridges': peers tell of themselves whatever addresses they like, and the swarm
+// looks up every name it finds, in the clear, before the gater sees it.
+type book struct {
+	peerstore.Peerstore
+	peerstore.CertifiedAddrBook // identify asks for it
+	mode                        *modeState
+}
+
+func (b book) Addrs(p peer.ID) []ma.Multiaddr {
+	addrs := b.Peerstore.Addrs(p)
+	if b.mode.get() == Open {
+		return addrs
+	}
+	return slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool { return hasName(a) && !IsVeil(a) })
+}
+
+// hasName reports whether a name in an address would have to be looked up.
+func hasName(a ma.Multiaddr) bool {
+	return slices.ContainsFunc(a, func(c ma.Component) bool {
+		switch c.Protocol().Code {
+		case ma.P_DNS, ma.P_DNS4, ma.P_DNS6, ma.P_DNSADDR:
+			return true
+		}
+		return false
+	})
 }
 
 // listen opens all addresses that can be had, and returns the first error.

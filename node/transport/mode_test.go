@@ -2,11 +2,18 @@ package transport_test
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/kith-im/kith/node/transport"
 )
@@ -80,5 +87,93 @@ func TestModePermits(t *testing.T) {
 		if got := h.Permits(ma.StringCast(addr)); got != want {
 			t.Errorf("%s: permitted %t, want %t", addr, got, want)
 		}
+	}
+}
+
+// TestModeMidway: a dial that began before the mode became censored, and ends
+// after it, leaves no connection.
+func TestModeMidway(t *testing.T) {
+	other, h := realHost(t, transport.Community, tcpLoopback), realHost(t, transport.Contacts)
+	addrs, err := other.ListenAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, address, err := manet.DialArgs(addrs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A slow way to it.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	came, censored := make(chan struct{}), make(chan struct{})
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		close(came)
+		<-censored
+		to, err := net.Dial("tcp", address)
+		if err != nil {
+			return
+		}
+		defer to.Close()
+		go io.Copy(to, c)
+		io.Copy(c, to)
+	}()
+	at, err := manet.FromNetAddr(l.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = h.Connect(context.Background(), peer.AddrInfo{ID: other.ID(), Addrs: []ma.Multiaddr{at}})
+	}()
+	<-came
+	if err := h.SetMode(transport.Censored); err != nil {
+		t.Fatal(err)
+	}
+	close(censored)
+	<-done
+	for range 50 {
+		if len(h.Network().ConnsToPeer(other.ID())) == 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Error("a plain connection was made in censored mode")
+}
+
+// TestModeNames: what a peer says in identify to be its addresses isn't looked up
+// in censored mode, where a bridge could tell from it who asks.
+func TestModeNames(t *testing.T) {
+	var asked atomic.Int32
+	net.DefaultResolver.PreferGo, net.DefaultResolver.Dial = true, func(context.Context, string, string) (net.Conn, error) {
+		asked.Add(1)
+		return nil, errors.New("no resolver here")
+	}
+	defer func() { net.DefaultResolver.PreferGo, net.DefaultResolver.Dial = false, nil }()
+	h, other := realHost(t, transport.Contacts), realHost(t, transport.Contacts)
+	if err := h.SetMode(transport.Censored); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{"/dns4/node.example/tcp/1", "/dnsaddr/node.example", "/dns/node.example/udp/1/quic-v1"} {
+		h.Peerstore().AddAddrs(other.ID(), []ma.Multiaddr{ma.StringCast(a)}, peerstore.TempAddrTTL)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := h.Connect(ctx, peer.AddrInfo{ID: other.ID()}); err == nil {
+		t.Error("it was reached")
+	}
+	if _, err := h.NewStream(ctx, other.ID(), "/x"); err == nil {
+		t.Error("it was reached")
+	}
+	if n := asked.Load(); n > 0 {
+		t.Errorf("%d look-ups in the clear", n)
 	}
 }
