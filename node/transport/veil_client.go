@@ -52,6 +52,7 @@ const (
 // How much is on its way at once.
 const (
 	maxLanes    = 4        // exchanges with data in each direction
+	maxEarly    = 16       // answers that came before what belongs in front of them
 	firstChunk  = 8 << 10  // of data in one exchange; grows while they are quick
 	minChunk    = 512      //
 	quickAnswer = 400      // milliseconds under which an exchange was quick
@@ -856,7 +857,7 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 			return min(wait, at.Sub(now)), false
 		}
 	}
-	for c.opened && c.pulls < maxLanes && c.asked < min(c.written, room) {
+	for c.opened && c.pulls < maxLanes && (c.pulls == 0 || c.pulls+len(c.early) < maxEarly) && c.asked < min(c.written, room) {
 		n := min(uint64(chunk), c.written-c.asked, room-c.asked)
 		c.pulls++
 		start(&exchange{kind: pulling, req: veilRequest{from: c.asked, most: uint32(n)}})
@@ -1034,7 +1035,7 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 		c.finish(x)
 		return
 	}
-	if !c.acknowledged(a.accepted) || a.offset+uint64(len(a.data)) > a.written {
+	if !c.acknowledged(a.accepted) || a.offset != x.req.from || len(a.data) > int(x.req.most) || a.offset+uint64(len(a.data)) > a.written {
 		c.fail(errNotBridge)
 		return
 	}
@@ -1059,9 +1060,13 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 			c.pollAt = time.Now().Add(frugalPause)
 		}
 	}
-	if a.offset > c.got && len(c.early) < 4*maxLanes {
+	switch {
+	case x.kind == pushing:
+	case a.offset > c.got && len(c.early) < maxEarly:
 		c.early[a.offset] = a // one before it is still on its way
-	} else if x.kind != pushing {
+	case a.offset > c.got:
+		c.asked = max(c.got, min(c.asked, a.offset)) // no room: it is asked for again
+	default:
 		c.arrived(a.offset, a.data, a.flags&veilFin != 0)
 	}
 	for again := true; again; {

@@ -513,3 +513,58 @@ func isTimeout(err error) bool {
 	var t net.Error
 	return errors.As(err, &t) && t.Timeout()
 }
+
+// TestVeilOneSlow: however much comes before an answer that is slow, nothing is
+// missing when that has come at last.
+func TestVeilOneSlow(t *testing.T) {
+	d := newVeilDialer(VeilClient{DialTCP: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done() // the exchanges that step begins go nowhere: the test answers
+		return nil, ctx.Err()
+	}}, Loopback)
+	addr := VeilAddr{Host: "127.0.0.1", Family: 4, Port: 1}
+	const all = 40 * minChunk
+	c := &veilCaller{
+		veilStream: newVeilStream(nil, nil), dialer: d, site: d.site(addr), addr: addr, early: make(map[uint64]*veilAnswer),
+		opened: true, written: all, patience: answerPatience, lastGood: time.Now(),
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var exchanges sync.WaitGroup
+	defer func() {
+		c.mu.Lock()
+		c.fail(net.ErrClosed)
+		c.mu.Unlock()
+		cancel()
+		exchanges.Wait()
+	}()
+	var asked []uint64
+	step := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.chunk = minChunk
+		before := max(c.asked, c.got)
+		if _, over := c.step(ctx, &exchanges); over {
+			t.Fatal("the stream ended:", c.broken)
+		}
+		for ; before < c.asked; before += minChunk {
+			asked = append(asked, before)
+		}
+	}
+	answer := func(from uint64) {
+		x := &exchange{kind: pulling, req: veilRequest{from: from, most: minChunk}, size: minChunk, started: time.Now()}
+		c.settle(x, new(veilLink), &veilAnswer{offset: from, written: all, data: make([]byte, minChunk)}, nil)
+	}
+	step()
+	slow := asked[0]
+	for asked = asked[1:]; len(asked) > 0; step() { // all others are quick
+		answer(asked[0])
+		asked = asked[1:]
+	}
+	answer(slow)
+	for step(); len(asked) > 0; step() {
+		answer(asked[0])
+		asked = asked[1:]
+	}
+	if c.got != all {
+		t.Errorf("%d of %d bytes arrived, and nobody asks for more", c.got, all)
+	}
+}
