@@ -20,6 +20,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/store"
@@ -379,7 +380,8 @@ var errNothingToProbe = refuse(CodeRefused, "name a community node with kith up 
 	"no community node or bridge is known, so there is nothing to test the network with")
 
 // probed returns what there is to probe: the ways in that the configuration,
-// invites and earlier runs name.
+// invites and earlier runs name, and the bridges that we know. An invite can not
+// aim the probes at this machine or its network (threats E10).
 func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []transport.VeilAddr, err error) {
 	var ways []ma.Multiaddr
 	ways = append(ways, n.cfg.Hints...)
@@ -392,9 +394,15 @@ func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []tra
 		}
 		return err
 	})
+	for _, info := range n.modes.known() {
+		ways = append(ways, info.Addrs...)
+	}
 	for _, a := range ways {
-		if transport.IsVeil(a) {
-			if v, err := transport.ParseVeil(a); err == nil && len(bridges) < maxProbed {
+		if _, noIP := manet.ToIP(a); noIP == nil && !n.reachable(a, false) {
+			continue
+		}
+		if v, noBridge := transport.ParseVeil(a); noBridge == nil {
+			if len(bridges) < maxProbed {
 				bridges = append(bridges, v)
 			}
 			continue

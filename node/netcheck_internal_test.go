@@ -4,6 +4,10 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
 )
 
@@ -63,5 +67,41 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%s: %v does not say what to do", test.name, c)
 			}
 		}
+	}
+}
+
+// TestProbed: bridges are known from the store, and nothing is probed that would
+// not be dialled.
+func TestProbed(t *testing.T) {
+	st, err := store.Open(store.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	const id = "/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+	if err := st.Update(t.Context(), func(tx *store.Tx) error {
+		for _, a := range []string{"/ip4/127.0.0.1/tcp/4001" + id, "/ip4/192.168.1.1/tcp/80" + id, "/ip4/8.8.8.8/tcp/4001" + id} {
+			if err := tx.RememberWay(a, 1, keepWays); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{store: st, cfg: Config{Reachable: func(a ma.Multiaddr, _ bool) bool { return transport.ReachOf(a) == transport.Public }}}
+	n.modes = &modes{n: n}
+	for _, host := range []string{"/ip4/10.0.0.1/tcp/443/tls/sni/cats.example", "/dns4/cats.example/tcp/443/tls", "/ip4/8.8.4.4/tcp/443/tls/sni/cats.example"} {
+		n.modes.bridges = append(n.modes.bridges, peer.AddrInfo{Addrs: []ma.Multiaddr{ma.StringCast(host + "/http-path/AAECAwQFBgcICQoLDA0ODw")}})
+	}
+	nodes, bridges, err := n.probed(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(nodes) != 1 || len(nodes[0].Addrs) != 1 || nodes[0].Addrs[0].String() != "/ip4/8.8.8.8/tcp/4001" {
+		t.Errorf("the nodes are %v", nodes)
+	}
+	if len(bridges) != 2 || bridges[0].Host != "cats.example" || bridges[1].Host != "8.8.4.4" {
+		t.Errorf("there are %d bridges", len(bridges))
 	}
 }
