@@ -221,7 +221,7 @@ func (m *modes) load(ctx context.Context) error {
 	}
 	bridges := bridgeInfos(rows)
 	m.mu.Lock()
-	changed := mode != m.mode
+	changed, before := mode != m.mode, m.bridges
 	m.setting, m.mode, m.bridges = setting, mode, bridges
 	hosts := []*transport.Host{m.n.cfg.Host}
 	if m.n.cfg.Lookups != nil {
@@ -235,9 +235,14 @@ func (m *modes) load(ctx context.Context) error {
 	for _, h := range hosts {
 		failed = errors.Join(failed, h.SetMode(mode))
 	}
-	// A contact may be relayed by a bridge that its record only names.
+	// A contact may be relayed by a bridge that its record only names. One that was
+	// removed is not dialled any more.
+	book := m.n.cfg.Host.Peerstore()
+	for _, info := range before {
+		book.SetAddrs(info.ID, info.Addrs, 0)
+	}
 	for _, info := range bridges {
-		m.n.cfg.Host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
+		book.AddAddrs(info.ID, info.Addrs, peerstore.PermanentAddrTTL)
 	}
 	m.n.cfg.Discovery.SetErrands(mode == transport.Censored, bridges)
 	if mode == transport.Open && len(bridges) > 0 {
