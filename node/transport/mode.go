@@ -68,9 +68,14 @@ func isRelayed(a ma.Multiaddr) bool {
 
 // Place returns what ListenAddrs does and the mode the host is in, both of one
 // moment: addresses that a change of the mode took away are no move of the machine.
+// Neither are those that ListenNear and CloseNear change in censored mode, in which
+// there are none.
 func (h *Host) Place() (Mode, []ma.Multiaddr, error) {
 	h.mode.changing.Lock()
 	defer h.mode.changing.Unlock()
+	if h.mode.get() == Censored {
+		return Censored, nil, nil
+	}
 	addrs, err := h.ListenAddrs()
 	return h.mode.get(), addrs, err
 }
@@ -102,13 +107,13 @@ func (h *Host) SetMode(mode Mode) error {
 	if !ok {
 		panic("transport: the host has another network than New gave it")
 	}
-	if mode == Open {
-		return listen(sw, m.listen)
-	}
-	for _, a := range sw.ListenAddresses() {
+	for _, a := range sw.ListenAddresses() { // in censored mode those of ListenNear
 		if !isRelayed(a) {
 			sw.ListenClose(a)
 		}
+	}
+	if mode == Open {
+		return listen(sw, m.listen)
 	}
 	for _, c := range sw.Conns() {
 		if h.tooOpen(c) {

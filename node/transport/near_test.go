@@ -87,9 +87,19 @@ func TestCensoredOnTheLAN(t *testing.T) {
 		if stranger.Connect(t.Context(), nodetest.AddrInfo(t, h)) == nil {
 			t.Error("one from elsewhere gets in")
 		}
+		if _, at, err := h.Place(); err != nil || len(at) > 0 {
+			t.Errorf("censored, a place is %v, %v: leaving it would end every connection", at, err)
+		}
 		h.CloseNear()
 		if l := listening(h); len(l) != 0 {
 			t.Errorf("switched off, it listens at %v", l)
+		}
+		if err := h.ListenNear(there); err != nil {
+			t.Fatal(err)
+		}
+		near := listening(h)
+		if err := h.SetMode(transport.Open); err != nil || len(listening(h)) != 1 || listening(h)[0].Equal(near[0]) {
+			t.Errorf("open again, it listens at %v, %v", listening(h), err)
 		}
 	})
 }
