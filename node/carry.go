@@ -24,7 +24,7 @@ import (
 func Carry(host *transport.Host) func(ctx context.Context, address, mail []byte) ([]byte, error) {
 	return func(ctx context.Context, address, mail []byte) ([]byte, error) {
 		info, err := toldInfo(address)
-		if err != nil || info.ID == host.ID() {
+		if err != nil || info.ID == host.ID() || !tellable(info) {
 			return nil, discovery.ErrNotCarried
 		}
 		in := bytes.NewReader(mail)
@@ -48,6 +48,13 @@ func Carry(host *transport.Host) func(ctx context.Context, address, mail []byte)
 		}
 		return mailbox.AppendFrame(nil, answers[0]), nil
 	}
+}
+
+// tellable says whether a node is named to others who are to dial it, or by them:
+// at an IP address, or by its peer id alone. Nobody is to have a name looked up, or a
+// relay dialled, by us.
+func tellable(info peer.AddrInfo) bool {
+	return len(info.Addrs) == 0 || len(info.Addrs) == 1 && !transport.HasPath(info.Addrs[0]) && transport.ReachOf(info.Addrs[0]) != 0
 }
 
 // mailer is a way to a node that keeps mail: a stream to it, or others who bring
@@ -114,7 +121,7 @@ func (n *Node) reachMail(ctx context.Context, host *transport.Host, info peer.Ad
 		return nil, err
 	}
 	to := name.Multiaddr()
-	if len(info.Addrs) > 0 {
+	if len(info.Addrs) > 0 && tellable(info) {
 		to = info.Addrs[0].Encapsulate(to)
 	}
 	return &errandMail{ctx: ctx, host: host, by: by, to: to.Bytes(), node: key}, nil
