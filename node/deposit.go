@@ -618,16 +618,21 @@ func (w *work) learnBoxes(device identity.DeviceHash, value []byte, open bool) e
 	w.wake[device] = true
 	// What nodes hold that are not among them any more counts no longer, and what
 	// too few of the others have is due.
-	var nodes [][]byte
-	for _, address := range set.Nodes {
-		if info, err := mailInfo(address); err == nil {
-			nodes = append(nodes, []byte(info.ID))
-		}
-	}
+	nodes := keepers(set)
 	if err := w.tx.KeepHoldings(device[:], nodes, min(holdersWanted, len(nodes)), w.age); err != nil {
 		return err
 	}
 	return w.tx.SaveDeviceBoxes(device[:], value)
+}
+
+// keepers are the names of a set's nodes, those known by name alone included.
+func keepers(set *mailbox.Set) (nodes [][]byte) {
+	for _, address := range set.Nodes {
+		if info, err := toldInfo(address); err == nil {
+			nodes = append(nodes, []byte(info.ID))
+		}
+	}
+	return nodes
 }
 
 // takeRendezvous keeps what a device says of where it is found.
