@@ -148,9 +148,17 @@ func (h *Host) Reserve(ctx context.Context, node peer.AddrInfo) (time.Duration, 
 	return time.Until(reserved.Expiration), nil
 }
 
-// Release gives a reservation up, and with it the connection to its node.
+// Release gives a reservation up, and with it the connection to its node, unless
+// we are talking to somebody over it.
 func (h *Host) Release(node peer.ID) {
 	h.ConnManager().Unprotect(node, relayTag)
+	for _, c := range h.Network().Conns() {
+		if relay, ok := RelayOf(c.RemoteMultiaddr()); ok {
+			if _, id := peer.SplitAddr(relay); id == node {
+				return
+			}
+		}
+	}
 	_ = h.Network().ClosePeer(node) // there is nothing to be done about a connection that does not close
 }
 

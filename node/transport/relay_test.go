@@ -82,6 +82,34 @@ func TestF09_MegabyteOverARelay(t *testing.T) {
 	})
 }
 
+// TestRelease: a relay that gives us no reservation may be the one over which we
+// talk to somebody.
+func TestRelease(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		relay, home := relayWorld(t, n)
+		caller := n.Host(t, transport.Config{}, nodetest.IP(2))
+		if err := caller.Connect(transport.Roundabout(t.Context()), through(t, relay, home)); err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range []*transport.Host{caller, home} {
+			h.Release(relay.ID())
+			time.Sleep(time.Second)
+			if len(caller.Network().ConnsToPeer(home.ID())) != 1 {
+				t.Fatal("the relayed connection ended")
+			}
+		}
+		if err := caller.Network().ClosePeer(home.ID()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		caller.Release(relay.ID())
+		time.Sleep(time.Second)
+		if caller.Direct(relay.ID()) {
+			t.Error("the relay is kept for nothing")
+		}
+	})
+}
+
 // TestFiftyBehindOneAddress: a household, or a carrier's NAT. Each of fifty has
 // what a user's daemon has: a host for conversations, one for look-ups, and one
 // for each of three mailboxes.
