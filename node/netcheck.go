@@ -347,9 +347,9 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	case <-ctx.Done():
 		return f, ctx.Err()
 	}
-	ctx, cancel := context.WithTimeout(ctx, netcheckTime)
+	within, cancel := context.WithTimeout(ctx, netcheckTime)
 	defer cancel()
-	nodes, bridges, err := c.n.probed(ctx)
+	nodes, bridges, err := c.n.probed(within)
 	if err != nil {
 		return f, err
 	}
@@ -364,13 +364,13 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	foundNodes, foundBridges := make([]transport.Findings, len(nodes)), make([]transport.Findings, len(bridges))
 	var probing sync.WaitGroup
 	for i, info := range nodes {
-		probing.Go(func() { foundNodes[i] = prober.Node(ctx, info.Addrs) })
+		probing.Go(func() { foundNodes[i] = prober.Node(within, info.Addrs) })
 	}
 	for i, v := range bridges {
-		probing.Go(func() { foundBridges[i] = prober.Bridge(ctx, v) })
+		probing.Go(func() { foundBridges[i] = prober.Bridge(within, v) })
 	}
 	probing.Wait()
-	if ctx.Err() != nil {
+	if ctx.Err() != nil { // not when time is up: what one node was slow to say is not said
 		return f, ctx.Err()
 	}
 	return c.keep(context.WithoutCancel(ctx), judge(foundNodes, foundBridges))

@@ -123,8 +123,8 @@ func (p Prober) Node(ctx context.Context, addrs []ma.Multiaddr) (f Findings) {
 			if f[ProbeTCP] = twice(ctx, func(ctx context.Context) error { return p.probeTCP(ctx, tcp) }); f[ProbeTCP] != Passed {
 				return
 			}
-			if f[ProbePlain] = twice(ctx, func(ctx context.Context) error { return p.probePlain(ctx, tcp, fewRounds) }); f[ProbePlain] == Passed {
-				f[ProbeLong] = twice(ctx, func(ctx context.Context) error { return p.probePlain(ctx, tcp, longRounds) })
+			if f[ProbePlain] = twice(ctx, func(first context.Context) error { return p.probePlain(ctx, first, tcp, fewRounds) }); f[ProbePlain] == Passed {
+				f[ProbeLong] = twice(ctx, func(first context.Context) error { return p.probePlain(ctx, first, tcp, longRounds) })
 			}
 			if p.Random {
 				f[ProbeRandom] = twice(ctx, func(ctx context.Context) error { return p.probeRandom(ctx, tcp) })
@@ -184,10 +184,13 @@ func portText(port uint16) string {
 func twice(ctx context.Context, probe func(context.Context) error) Outcome {
 	var out Outcome
 	for range probeAttempts {
+		if ctx.Err() != nil {
+			break
+		}
 		attempt, cancel := context.WithTimeout(ctx, probeTime)
 		out = outcomeOf(probe(attempt))
 		cancel()
-		if out == Passed || out == Altered || ctx.Err() != nil {
+		if out == Passed || out == Altered {
 			break
 		}
 	}
@@ -232,13 +235,16 @@ func (p Prober) probeTCP(ctx context.Context, address string) error {
 }
 
 // probePlain exchanges the first line of libp2p's negotiation (multistream-select
-// 1.0) and then proposes protocols that nobody has.
-func (p Prober) probePlain(ctx context.Context, address string, rounds int) error {
-	c, err := p.dial(ctx, address)
+// 1.0) and then proposes protocols that nobody has. Each has probeTime, the first
+// until first ends, and all have until ctx ends: a node may be slow on purpose.
+func (p Prober) probePlain(ctx, first context.Context, address string, rounds int) error {
+	c, err := p.dial(first, address)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
 	in := bufio.NewReaderSize(c, maxProbeLine)
 	say := func(line, want string) error {
 		if _, err := c.Write(append([]byte{byte(len(line) + 1)}, line+"\n"...)); err != nil {
@@ -260,8 +266,8 @@ func (p Prober) probePlain(ctx context.Context, address string, rounds int) erro
 		}
 		return nil
 	}
-	const first = "/multistream/1.0.0"
-	if err := say(first, first); err != nil {
+	const hello = "/multistream/1.0.0"
+	if err := say(hello, hello); err != nil {
 		return err
 	}
 	for range rounds {

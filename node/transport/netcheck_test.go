@@ -5,6 +5,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
 
@@ -72,5 +73,46 @@ func TestProbesGoThroughTheProxy(t *testing.T) {
 		if f[p] != transport.NotTried {
 			t.Errorf("probe %d went past the proxy", p)
 		}
+	}
+}
+
+// TestProbesEnd: a node that answers everything, slowly, holds nobody up.
+func TestProbesEnd(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				line := make([]byte, 64)
+				for answer := "/multistream/1.0.0\n"; ; answer = "na\n" {
+					if _, err := c.Read(line); err != nil {
+						return
+					}
+					time.Sleep(200 * time.Millisecond)
+					if _, err := c.Write(append([]byte{byte(len(answer))}, answer...)); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	start := time.Now()
+	f := transport.Prober{}.Node(ctx, []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/" + port)})
+	if took := time.Since(start); took > 4*time.Second || f[transport.ProbePlain] != transport.Passed || f[transport.ProbeLong] == transport.Passed {
+		t.Errorf("after %v: %v", took, f)
 	}
 }
