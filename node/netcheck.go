@@ -229,10 +229,10 @@ func (c *checker) found() (netFound, bool) {
 }
 
 // spared says whether an address is not worth trying on this network: QUIC,
-// where it does not pass and others do.
+// where it does not pass and others do. Networks change, and nobody would notice.
 func (c *checker) spared(a ma.Multiaddr) bool {
 	f, ok := c.found()
-	if !ok || !f.blocks(obstacleUDP) && !f.blocks(obstacleQUIC) && !f.blocks(obstacleALPN) {
+	if !ok || !c.fresh() || !f.blocks(obstacleUDP) && !f.blocks(obstacleQUIC) && !f.blocks(obstacleALPN) {
 		return false
 	}
 	_, err := a.ValueForProtocol(ma.P_UDP)

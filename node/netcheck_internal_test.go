@@ -3,6 +3,7 @@ package node
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -103,5 +104,22 @@ func TestProbed(t *testing.T) {
 	}
 	if len(bridges) != 2 || bridges[0].Host != "cats.example" || bridges[1].Host != "8.8.4.4" {
 		t.Errorf("there are %d bridges", len(bridges))
+	}
+}
+
+// TestSpared: QUIC is spared where it was found not to pass, for as long as a
+// finding is good for.
+func TestSpared(t *testing.T) {
+	now := time.UnixMilli(1_700_000_000_000)
+	n := &Node{now: func() time.Time { return now }}
+	n.checker = newChecker(n)
+	n.checker.last = netFound{Network: "x", Time: now.UnixMilli(), Blocked: []obstacle{obstacleUDP}, Open: true}
+	quic, tcp := ma.StringCast("/ip4/8.8.8.8/udp/4001/quic-v1"), ma.StringCast("/ip4/8.8.8.8/tcp/4001")
+	if !n.checker.spared(quic) || n.checker.spared(tcp) {
+		t.Error("where UDP does not pass, TCP is tried and QUIC is not")
+	}
+	now = now.Add(netcheckFresh + time.Minute)
+	if n.checker.spared(quic) {
+		t.Error("QUIC is never tried again")
 	}
 }
