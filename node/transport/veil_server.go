@@ -29,6 +29,12 @@ const (
 	maxEndedKept   = 1 << 14 // ids of sessions that are over, so that replaying them gives the site
 	waitingToEnter = 64      // sessions that libp2p hasn't taken yet
 
+	// maxVisits bounds the connections of all visitors, of whom the resource
+	// manager hears nothing, and maxVisitsFrom those of one source: its sessions,
+	// and a few beside each where connections carry little.
+	maxVisits     = 4096
+	maxVisitsFrom = 512
+
 	sessionIdle   = 2 * time.Minute  // without any request, a session ends
 	sessionLinger = 10 * time.Second // after the end, for what is still to be fetched or on its way
 	maxHold       = time.Minute      // nginx and most proxies give up on a request then
@@ -96,6 +102,9 @@ func newVeilServer(bridge Bridge) (*veilServer, error) {
 	if err != nil {
 		l.Close()
 		return nil, err
+	}
+	if bridge.Certificate != nil { // else the operator's web server does it
+		l = &door{Listener: l, most: maxVisits, mostFrom: maxVisitsFrom, from: make(map[netip.Prefix]int)}
 	}
 	v := &veilServer{
 		bridge: bridge, listen: l, addr: addr,
@@ -263,10 +272,7 @@ func (v *veilServer) session(r *http.Request, path string, req *veilRequest) (*v
 	default:
 	}
 	from, port := v.source(r)
-	source := netip.PrefixFrom(from, 32)
-	if from.Is6() {
-		source, _ = from.Prefix(56)
-	}
+	source := sourceOf(from)
 	most := maxPerSource
 	if from.IsLoopback() {
 		most = maxVeilSessions / 2 // a web server that doesn't say whom it speaks for
@@ -292,6 +298,72 @@ func (v *veilServer) session(r *http.Request, path string, req *veilRequest) (*v
 	v.sessions[s.id] = s
 	v.sources[source]++
 	return s, false
+}
+
+// sourceOf is what counts as one source: an IPv4 address, or an IPv6 /56.
+func sourceOf(from netip.Addr) netip.Prefix {
+	bits := 32
+	if from.Is6() {
+		bits = 56
+	}
+	p, _ := from.Prefix(bits)
+	return p
+}
+
+// door lets a bounded number of visitors in, and hangs up on the others.
+type door struct {
+	net.Listener
+	most, mostFrom int
+
+	mu   sync.Mutex
+	in   int
+	from map[netip.Prefix]int
+}
+
+// Accept returns the next visitor for whom there is room.
+func (d *door) Accept() (net.Conn, error) {
+	for {
+		c, err := d.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		peer, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+		source, mostFrom := sourceOf(peer.Addr().Unmap().WithZone("")), d.mostFrom
+		if peer.Addr().IsLoopback() {
+			mostFrom = d.most / 2 // a forwarder that doesn't say for whom
+		}
+		d.mu.Lock()
+		room := d.in < d.most && d.from[source] < mostFrom
+		if room {
+			d.in++
+			d.from[source]++
+		}
+		d.mu.Unlock()
+		if room {
+			return &visitor{Conn: c, leave: sync.OnceFunc(func() { d.leave(source) })}, nil
+		}
+		c.Close()
+	}
+}
+
+func (d *door) leave(source netip.Prefix) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.in--
+	if d.from[source]--; d.from[source] == 0 {
+		delete(d.from, source)
+	}
+}
+
+// visitor is one visitor's connection.
+type visitor struct {
+	net.Conn
+	leave func()
+}
+
+func (v *visitor) Close() error {
+	v.leave()
+	return v.Conn.Close()
 }
 
 // source is whom a request comes from. Behind the operator's web server that is

@@ -3,13 +3,16 @@ package transport
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -298,4 +301,50 @@ func await(t testing.TB, f func() bool) {
 		<-tick.C
 	}
 	t.Fatal("it doesn't happen")
+}
+
+// TestVeilDoor: visitors are bounded, those of one source and all, and who goes
+// makes room.
+func TestVeilDoor(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &door{Listener: l, most: 4, mostFrom: 1, from: make(map[netip.Prefix]int)}
+	defer d.Close()
+	in := make(chan net.Conn, 10)
+	go func() {
+		for {
+			c, err := d.Accept()
+			if err != nil {
+				return
+			}
+			in <- c
+		}
+	}()
+	knock := func(from string) (let bool) {
+		t.Helper()
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		_, err = c.Read(make([]byte, 1))
+		return errors.Is(err, os.ErrDeadlineExceeded)
+	}
+	for i, want := range []bool{true, true, false} {
+		if got := knock("127.0.0.1"); got != want {
+			t.Errorf("visitor %d of one source: %v", i, got)
+		}
+	}
+	if !knock("127.0.0.2") || !knock("127.0.0.2") || knock("127.0.0.3") {
+		t.Error("four visitors are let in, and no fifth")
+	}
+	c := <-in
+	c.Close()
+	c.Close()
+	if !knock("127.0.0.1") || knock("127.0.0.3") {
+		t.Error("who goes makes room for one")
+	}
 }
