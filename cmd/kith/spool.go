@@ -66,7 +66,7 @@ and puts it into the next folder.`,
 		if err != nil {
 			return err
 		}
-		s := &spool{k: k, dir: dir, req: &req, carry: carry, once: once, book: filepath.Join(p.Data, spoolFile), seen: make(map[string]stamp)}
+		s := &spool{k: k, dir: dir, req: &req, carry: carry, once: once, book: filepath.Join(p.Data, spoolFile), seen: make(map[string]stamp), idle: -1}
 		if s.client, err = k.dial(); err != nil {
 			return err
 		}
@@ -99,6 +99,7 @@ type spool struct {
 	book   string
 
 	seen   map[string]stamp // files by name, as they were last time
+	idle   int              // how many files of ours were there when nothing waited; -1: something did
 	reason string           // why it could not be, the last time
 }
 
@@ -157,10 +158,12 @@ func (s *spool) look(ctx context.Context) error {
 	}
 	s.seen = now
 	mark, err := s.client.MarkBundle(ctx, &apiv1.MarkBundleRequest{})
-	if err != nil || mark.GetMark() == last.Mark && there == len(last.Files) {
+	// Files of ours that somebody took away are written again, if anything waits.
+	if err != nil || mark.GetMark() == last.Mark && (there == len(last.Files) || there == s.idle) {
 		return err
 	}
-	return s.write(ctx, last.Files, mark.GetMark())
+	s.idle = -1
+	return s.write(ctx, last.Files, mark.GetMark(), there)
 }
 
 // read imports one file. Most are for others, and some are no bundles.
@@ -184,12 +187,13 @@ func (s *spool) read(ctx context.Context, path string) error {
 }
 
 // write puts everything that waits into new files, and removes those before.
-func (s *spool) write(ctx context.Context, before []string, mark string) error {
+func (s *spool) write(ctx context.Context, before []string, mark string, there int) error {
 	out := &bundleExport{client: s.client, to: bundleTarget{dir: s.dir}}
 	err := s.client.ExportBundle(ctx, s.req, func(p *apiv1.ExportBundleResponse) error { return out.piece(ctx, p) })
 	err = out.close(ctx, err)
 	var refused *api.Error
 	if errors.As(err, &refused) && refused.Code == api.CodeRefused && len(out.result.Files) == 0 {
+		s.idle = there
 		return s.note(spooled{before, mark}) // nothing waits; what is there of ours stays until something does
 	}
 	var now []string
