@@ -141,7 +141,9 @@ func (b *beacon) run(ctx context.Context) {
 			moved, lost := here.since(was)
 			switch {
 			case moved:
-				if lost { // what went out from there hangs until a timeout
+				// What went out from there hangs until a timeout, but for what goes
+				// through bridges, which goes on from anywhere.
+				if lost && here.mode == transport.Open {
 					b.n.cfg.Host.Drop()
 					b.n.cfg.Discovery.Drop()
 				}
@@ -189,7 +191,7 @@ func (b *beacon) renewal() time.Duration {
 
 // place is where the machine is, as far as its addresses say.
 type place struct {
-	mode      transport.Mode // in censored mode nothing is listened on, wherever it is
+	mode      transport.Mode // another has other addresses, wherever it is
 	addresses []string
 }
 

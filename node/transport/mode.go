@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // Mode is what a host shows to the network it is in. It may change while the
@@ -66,18 +67,23 @@ func isRelayed(a ma.Multiaddr) bool {
 	return false
 }
 
-// Place returns what ListenAddrs does and the mode the host is in, both of one
-// moment: addresses that a change of the mode took away are no move of the machine.
-// Neither are those that ListenNear and CloseNear change in censored mode, in which
-// there are none.
+// Place returns the mode the host is in and where the machine is, both of one
+// moment: addresses that a change of the mode took away are no move. They are those
+// of ListenAddrs, or, for a host that listens nowhere, those that the machine has. What
+// ListenNear and CloseNear change in censored mode is no move either.
 func (h *Host) Place() (Mode, []ma.Multiaddr, error) {
 	h.mode.changing.Lock()
 	defer h.mode.changing.Unlock()
-	if h.mode.get() == Censored {
-		return Censored, nil, nil
+	mode := h.mode.get()
+	if mode == Open {
+		if addrs, err := h.ListenAddrs(); err != nil || len(addrs) > 0 {
+			return mode, addrs, err
+		}
 	}
-	addrs, err := h.ListenAddrs()
-	return h.mode.get(), addrs, err
+	addrs, err := manet.InterfaceMultiaddrs()
+	return mode, slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool {
+		return ReachOf(a)&(Public|Private) == 0 || manet.IsIP6LinkLocal(a)
+	}), err
 }
 
 // errMode says that a community node can't hide: others are told to dial it.

@@ -3,10 +3,12 @@ package transport_test
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/transport"
@@ -87,10 +89,11 @@ func TestCensoredOnTheLAN(t *testing.T) {
 		if stranger.Connect(t.Context(), nodetest.AddrInfo(t, h)) == nil {
 			t.Error("one from elsewhere gets in")
 		}
-		if _, at, err := h.Place(); err != nil || len(at) > 0 {
-			t.Errorf("censored, a place is %v, %v: leaving it would end every connection", at, err)
-		}
+		before := placeOf(t, h)
 		h.CloseNear()
+		if after := placeOf(t, h); !slices.EqualFunc(before, after, ma.Multiaddr.Equal) {
+			t.Errorf("switched off, the place is %v, and it was %v: that looks like a move", after, before)
+		}
 		if l := listening(h); len(l) != 0 {
 			t.Errorf("switched off, it listens at %v", l)
 		}
@@ -102,6 +105,42 @@ func TestCensoredOnTheLAN(t *testing.T) {
 			t.Errorf("open again, it listens at %v, %v", listening(h), err)
 		}
 	})
+}
+
+// TestPlaceWithoutListeners: a host that listens nowhere, because it hides, or is
+// censored, sees that the machine moves all the same.
+func TestPlaceWithoutListeners(t *testing.T) {
+	addrs, err := manet.InterfaceMultiaddrs()
+	if err != nil || !slices.ContainsFunc(addrs, func(a ma.Multiaddr) bool { return transport.ReachOf(a)&(transport.Public|transport.Private) != 0 }) {
+		t.Skip("this machine is in no network")
+	}
+	quiet, censored := realHost(t, transport.Contacts), realHost(t, transport.Contacts, tcpLoopback)
+	if at := placeOf(t, censored); len(at) != 1 || transport.ReachOf(at[0]) != transport.Loopback {
+		t.Errorf("one that listens is at %v", at)
+	}
+	if err := censored.SetMode(transport.Censored); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*transport.Host{quiet, censored} {
+		at := placeOf(t, h)
+		if len(at) == 0 {
+			t.Error("one that listens nowhere is nowhere")
+		}
+		for _, a := range at {
+			if transport.ReachOf(a)&(transport.Public|transport.Private) == 0 {
+				t.Errorf("it is at %v, like every machine", a)
+			}
+		}
+	}
+}
+
+func placeOf(t *testing.T, h *transport.Host) []ma.Multiaddr {
+	t.Helper()
+	_, at, err := h.Place()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
 }
 
 // listening is where a host listens itself, and not at a relay.
