@@ -16,6 +16,10 @@ const (
 	// reviveTime is how long a conversation has to answer after that; what does
 	// not answer is dead, whatever the system thinks of its connection.
 	reviveTime = 3 * time.Second
+
+	// reviveVeiled is that through a bridge, where what is under a conversation is
+	// found dead and replaced without it.
+	reviveVeiled = 12 * time.Second
 )
 
 // watch notices when the machine has slept, until ctx ends.
@@ -48,9 +52,13 @@ func (n *Node) revive(ctx context.Context) {
 	n.outbox.revive(ctx)
 }
 
-// revive ends the conversations that do not answer within reviveTime.
+// revive ends the conversations that do not answer within reviveTime, or reviveVeiled.
 func (o *outbox) revive(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, reviveTime)
+	patience := reviveTime
+	if o.n.modes.censored() {
+		patience = reviveVeiled
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var live []*conversation
 	o.mu.Lock()
