@@ -85,9 +85,13 @@ const (
 	roadDirect  road = "direct"
 	roadLAN     road = "lan"
 	roadRelay   road = "relay"
+	roadBridge  road = "bridge" // a relay that is reached through a bridge
 	roadMailbox road = "mailbox"
 	roadBundle  road = "bundle"
 )
+
+// relayed says whether the two ends of a road have no connection of their own.
+func (r road) relayed() bool { return r == roadRelay || r == roadBridge }
 
 func newConversation(s network.Stream, key protocol.StreamKey, device identity.DeviceHash, opened bool, by road) *conversation {
 	c := &conversation{

@@ -30,16 +30,16 @@ func (c *courier) improve(ctx context.Context, conv *conversation) error {
 	if err != nil {
 		return err
 	}
-	if m.way == transport.Relayed && conv.road != roadRelay && !m.hidden {
+	if m.way == transport.Relayed && !conv.road.relayed() && !m.hidden {
 		m.way = transport.Dialled // a stranger who is here, on a local network
 	}
 	c.meet(conv.remote(), m.way)
 	switch outbound := conv.stream.Conn().Stat().Direction == network.DirOutbound; {
-	case m.hidden && conv.road != roadRelay && outbound:
+	case m.hidden && !conv.road.relayed() && outbound:
 		// We dialled it before the user hid; who dials us knows where we are.
 		_ = conv.stream.Conn().Close() // the other side sees it end either way
 		return errEnded
-	case m.way != transport.Trusted || conv.road != roadRelay:
+	case m.way != transport.Trusted || !conv.road.relayed():
 	case c.n.cfg.Host.Direct(conv.remote()):
 		poke(c.direct)
 	case !outbound && conv.punched.CompareAndSwap(false, true):

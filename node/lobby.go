@@ -258,6 +258,9 @@ func (l *lobby) hold(ctx context.Context, c *conversation) {
 // private addresses.
 func (n *Node) roadOf(c network.Conn) road {
 	if transport.IsRelayed(c) {
+		if n.cfg.Host.Veiled(c) {
+			return roadBridge
+		}
 		return roadRelay
 	}
 	a := c.RemoteMultiaddr()

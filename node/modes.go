@@ -299,6 +299,29 @@ func (m *modes) show() *apiv1.Mode {
 	return &apiv1.Mode{Mode: m.mode.String(), Setting: string(m.setting), Bridges: int32(len(m.bridges))}
 }
 
+// road is how it stands with bridges, for status.
+func (m *modes) road() string {
+	known := m.known()
+	up := 0
+	for _, info := range known {
+		if m.n.connected(info.ID) {
+			up++
+		}
+	}
+	switch {
+	case len(known) == 0:
+		return "off: no bridge is known"
+	case up == 0:
+		return fmt.Sprintf("not connected to any of %d", len(known))
+	}
+	return fmt.Sprintf("ok, connected to %d of %d", up, len(known))
+}
+
+// connected says whether a host of ours is connected to a community node.
+func (n *Node) connected(id peer.ID) bool {
+	return len(n.cfg.Host.Network().ConnsToPeer(id)) > 0 || n.cfg.Lookups != nil && len(n.cfg.Lookups.Network().ConnsToPeer(id)) > 0
+}
+
 // GetMode says which mode the node is in.
 func (n *Node) GetMode(context.Context, *apiv1.GetModeRequest) (*apiv1.GetModeResponse, error) {
 	if err := n.needUser(); err != nil {
@@ -362,8 +385,7 @@ func (n *Node) showBridge(tx *store.Tx, row store.BridgeRow) (*apiv1.Bridge, err
 		return nil, errors.Join(store.ErrDamaged, err)
 	}
 	out.Id = mailboxText(info.ID)
-	out.Connected = len(n.cfg.Host.Network().ConnsToPeer(info.ID)) > 0 ||
-		n.cfg.Lookups != nil && len(n.cfg.Lookups.Network().ConnsToPeer(info.ID)) > 0
+	out.Connected = n.connected(info.ID)
 	switch row.Source {
 	case store.BridgeFromUser:
 	case store.BridgeFromInvite:

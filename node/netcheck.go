@@ -402,7 +402,9 @@ func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []tra
 			continue
 		}
 		if v, noBridge := transport.ParseVeil(a); noBridge == nil {
-			if len(bridges) < maxProbed {
+			// A second path of the same bridge would be probed like the first.
+			same := func(o transport.VeilAddr) bool { return o.Host == v.Host && o.Port == v.Port && o.SNI == v.SNI }
+			if len(bridges) < maxProbed && !slices.ContainsFunc(bridges, same) {
 				bridges = append(bridges, v)
 			}
 			continue
@@ -427,7 +429,7 @@ func (n *Node) Netcheck(ctx context.Context, req *apiv1.NetcheckRequest) (*apiv1
 		return nil, explain(err)
 	}
 	return &apiv1.NetcheckResponse{
-		Checks: f.checks(), Blocked: f.words(), Nodes: f.Open, Bridges: f.Bridge, Network: f.Network, TimeMs: f.Time,
+		Checks: append(f.checks(), n.placeChecks()...), Blocked: f.words(), Nodes: f.Open, Bridges: f.Bridge, Network: f.Network, TimeMs: f.Time,
 	}, nil
 }
 
@@ -455,6 +457,47 @@ func (f netFound) checks() (out []*apiv1.Check) {
 		road.Hint = "with contacts nearby use kith lan on; else carry messages with kith bundle"
 	}
 	return append(out, road)
+}
+
+// maxSkew is by how much our clock and another's may differ before somebody is
+// told: from two hours on some contacts do not find each other.
+const maxSkew = time.Hour
+
+// placeChecks says how this machine stands in the network: what is known without
+// a probe, from the relays and nodes that we are connected to anyway.
+func (n *Node) placeChecks() (out []*apiv1.Check) {
+	if n.self == nil {
+		return nil
+	}
+	add := func(name string, ok bool, text, hint string) {
+		if ok {
+			hint = ""
+		}
+		out = append(out, &apiv1.Check{Name: name, Ok: ok, Text: text, Hint: hint})
+	}
+	held, spared := n.relays.standing()
+	text := fmt.Sprintf("Community nodes that relay for this machine: %d.", held)
+	if spared {
+		text = "No relay is needed: others can dial this machine."
+	}
+	add("relays", held > 0 || spared, text, "contacts behind a router may not reach you; this is tried again by itself")
+	switch n.cfg.Host.NAT() {
+	case transport.NATUnknown:
+	case transport.NATNone:
+		add("nat", true, "No router translates this machine's address.", "")
+	case transport.NATSame:
+		add("nat", true, "A router translates this machine's address, the same for everybody: contacts meet directly after a moment on a relay.", "")
+	case transport.NATEach:
+		add("nat", true, "A router translates this machine's address, for each peer to another port: with contacts behind such routers relays are used.", "")
+	}
+	if skew, ok := n.relays.skew(); ok {
+		text := "The clock agrees with those of community nodes."
+		if skew < -maxSkew || skew > maxSkew {
+			text = fmt.Sprintf("The clock and those of community nodes differ by %s.", skew.Abs().Round(time.Minute))
+		}
+		add("clock", skew.Abs() <= maxSkew, text, "set the clock of this machine: by a wrong one contacts do not find each other")
+	}
+	return out
 }
 
 // networkChecks is what doctor says of the network: what was found there last.

@@ -28,6 +28,21 @@ func but(f transport.Findings, outcome transport.Outcome, probes ...transport.Pr
 	return f
 }
 
+// TestSkew: of several relays the one counts whose clock is nearest to ours, so
+// that none can set it wrong alone.
+func TestSkew(t *testing.T) {
+	r := newRelays(nil)
+	if _, ok := r.skew(); ok {
+		t.Error("a clock is known without a relay")
+	}
+	for id, ahead := range map[peer.ID]time.Duration{"a": -3 * time.Hour, "b": 5 * time.Second, "c": 9 * time.Hour} {
+		r.held[id] = reservation{ahead: ahead}
+	}
+	if skew, ok := r.skew(); !ok || skew != 5*time.Second {
+		t.Errorf("the clocks differ by %v, %v", skew, ok)
+	}
+}
+
 func TestJudge(t *testing.T) {
 	const silent, reset, passed = transport.Silent, transport.Reset, transport.Passed
 	node := findings(passed, transport.ProbeTCP, transport.ProbeUDP, transport.ProbeQUIC, transport.ProbeQUICOurs,

@@ -467,13 +467,13 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 				break
 			}
 			timer.Stop()
-			if conv.road == roadRelay && other.road != roadRelay {
+			if conv.road.relayed() && !other.road.relayed() {
 				c.land(ctx, conv, &taken)
 			}
 			conv.close(stream.ReasonSuperseded)
 			return other, true
 		case <-c.direct:
-			if !crossing && conv.opened && conv.road == roadRelay {
+			if !crossing && conv.opened && conv.road.relayed() {
 				crossing = true
 				c.o.done.Go(func() { c.cross(ctx, conv) })
 			}
@@ -762,7 +762,7 @@ func better(other, current *conversation) bool {
 	if other.remote() != current.remote() || other.opener() == current.opener() {
 		return true
 	}
-	if relayed := other.road == roadRelay; relayed != (current.road == roadRelay) {
+	if relayed := other.road.relayed(); relayed != current.road.relayed() {
 		return !relayed // only the direct one is there to stay
 	}
 	return bytes.Compare([]byte(other.opener()), []byte(current.opener())) < 0

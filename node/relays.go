@@ -68,6 +68,7 @@ type relays struct {
 type reservation struct {
 	info  peer.AddrInfo // how the relay is dialled
 	renew time.Time
+	ahead time.Duration // by how much its clock is before ours
 }
 
 func newRelays(n *Node) *relays {
@@ -129,6 +130,27 @@ func (r *relays) state() string {
 		return "not needed: others can dial this machine"
 	}
 	return "outgoing only: no community node relays for us yet"
+}
+
+// standing is how many relays we are reached through, and whether we need none.
+func (r *relays) standing() (held int, spared bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.held), r.spared
+}
+
+// skew is by how much the clocks of relays are before ours, of several by the one
+// that is nearest to ours: one alone may be wrong, or lie. ok is false if there
+// are none.
+func (r *relays) skew() (least time.Duration, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.held {
+		if !ok || h.ahead.Abs() < least.Abs() {
+			least, ok = h.ahead, true
+		}
+	}
+	return least, ok
 }
 
 // run keeps the reservations until ctx ends.
@@ -315,7 +337,8 @@ func (r *relays) candidates(ctx context.Context) (out []peer.AddrInfo) {
 // reserve asks one node, or has it renew what it gave.
 func (r *relays) reserve(ctx context.Context, info peer.AddrInfo) bool {
 	host := r.n.cfg.Host
-	if _, err := host.Reserve(ctx, info); err != nil {
+	lasts, err := host.Reserve(ctx, info)
+	if err != nil {
 		if ctx.Err() == nil {
 			r.refused[info.ID] = time.Now().Add(relayRest/2 + rand.N(relayRest))
 			host.Release(info.ID)
@@ -324,7 +347,9 @@ func (r *relays) reserve(ctx context.Context, info peer.AddrInfo) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.held[info.ID] = reservation{info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin))}
+	r.held[info.ID] = reservation{
+		info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin)), ahead: lasts - transport.ReservedTime,
+	}
 	return true
 }
 

@@ -16,6 +16,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
+	"github.com/kith-im/kith/discovery"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/store"
 )
@@ -98,6 +99,7 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 		out.Roads[string(roadDirect)] = "off"
 	}
 	out.Roads[string(roadRelay)] = n.relays.state()
+	out.Roads[string(roadBridge)] = n.modes.road()
 	return out, n.view(ctx, func(tx *store.Tx) (err error) {
 		if out.Outbox, err = tx.CountOutbox(); err != nil {
 			return err
@@ -150,12 +152,26 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		}
 		add("protection", true, text, "")
 	}
-	add("listen", len(s.Listen) > 0, fmt.Sprintf("Addresses listened on: %d.", len(s.Listen)),
-		"nothing is listened on: start with --listen, or let contacts be reachable instead")
-	add("directory", s.Dht.Table > 0 || n.self == nil, // the first community node of a network knows no other
-		fmt.Sprintf("Community nodes known: %d; connected: %d.", s.Dht.Table, n.cfg.Discovery.Status().Peers),
-		"no community node answers: check the network, or name one with --bootstrap")
+	if n.cfg.Host.Listens() {
+		add("listen", len(s.Listen) > 0, fmt.Sprintf("Addresses listened on: %d.", len(s.Listen)),
+			"nothing is listened on: start with --listen, or let contacts be reachable instead")
+	} else {
+		text := "Nothing is listened on, as it is to be: others come over relays and mailboxes."
+		if n.self == nil {
+			text = "Nothing is listened on but the bridge's web site."
+		}
+		add("listen", true, text, "")
+	}
+	if d := n.cfg.Discovery.Status(); d.Mode == discovery.Errand {
+		add("directory", d.Peers > 0, fmt.Sprintf("Bridges known: %d; those that look things up for us: %d.", s.Mode.GetBridges(), d.Peers),
+			"no bridge answers: see kith netcheck, or add another one with kith bridge add ADDRESS")
+	} else {
+		add("directory", s.Dht.Table > 0 || n.self == nil, // the first community node of a network knows no other
+			fmt.Sprintf("Community nodes known: %d; connected: %d.", s.Dht.Table, d.Peers),
+			"no community node answers: check the network with kith netcheck, or name one with --bootstrap")
+	}
 	out.Checks = append(out.Checks, n.networkChecks()...)
+	out.Checks = append(out.Checks, n.placeChecks()...)
 	if n.self != nil {
 		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
 			"contacts may not find you yet; this is tried again by itself")

@@ -97,6 +97,33 @@ func TestD06_CensoredNewcomer(t *testing.T) {
 		}
 	}
 
+	// What is said of the network is about the bridge.
+	var checked struct {
+		Blocked []string    `json:"blocked"`
+		Bridges bool        `json:"bridges"`
+		Checks  []checkJSON `json:"checks"`
+	}
+	bob.decode(&checked, "netcheck")
+	if !checked.Bridges || len(checked.Blocked) > 0 {
+		t.Errorf("netcheck: %+v", checked)
+	}
+	id := strings.Fields(bob.must("send", "alice", "by which road?", "--wait", "delivered", "--timeout", "60s"))[0]
+	if trace := bob.must("trace", id); !strings.Contains(trace, "bridge: ") {
+		t.Errorf("the ledger does not name the bridge:\n%s", trace)
+	}
+	if road := bob.status().Roads["bridge"]; road != "ok, connected to 1 of 1" {
+		t.Errorf("the road bridge: %s", road)
+	}
+	report := bob.must("doctor", "--report")
+	for _, want := range []string{"ok listen: ", "ok directory: ", "ok network: ", "ok relays: ", "ok clock: "} {
+		if !strings.Contains(report, want) {
+			t.Errorf("the report lacks %q:\n%s", want, report)
+		}
+	}
+	if strings.Contains(report, "127.0.0.1") || strings.Contains(report, "alice") {
+		t.Errorf("the report names somebody:\n%s", report)
+	}
+
 	// It stays so after a restart, and the user may say otherwise at any time.
 	bob.stop()
 	bob.up()

@@ -92,6 +92,10 @@ var errMode = errors.New("a community node is always open")
 // Mode returns the host's mode.
 func (h *Host) Mode() Mode { return h.mode.get() }
 
+// Listens reports whether the host is one that listens, in the mode it is in, for
+// others than those who know a bridge.
+func (h *Host) Listens() bool { return h.mode.get() == Open && len(h.mode.listen) > 0 }
+
 // SetMode changes the mode. When it returns nil after Censored, no socket is
 // listened on, and connections that a censored host may not have are closed;
 // after Open, everything is listened on again, and a *ListenError says which

@@ -209,6 +209,55 @@ func (h *Host) Observed() (out []ma.Multiaddr) {
 	return out
 }
 
+// NAT is what the routers between us and the open internet do to our address.
+type NAT uint8
+
+// The kinds of NAT, as far as those we are connected to can tell them.
+const (
+	NATUnknown NAT = iota
+	NATNone        // others see the address that we have
+	NATSame        // one other address, whoever looks
+	NATEach        // another one for each who looks
+)
+
+// NAT says which kind of NAT is before us. It asks nobody: it compares what two
+// community nodes see of one socket of ours.
+func (h *Host) NAT() NAT {
+	own, err := h.Network().InterfaceListenAddresses()
+	if err != nil {
+		return NATUnknown
+	}
+	t := &h.through
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return kindOf(own, t.seen)
+}
+
+func kindOf(own []ma.Multiaddr, seen map[network.Conn]ma.Multiaddr) NAT {
+	same, each := false, false
+	for c, a := range seen {
+		if c.IsClosed() {
+			continue
+		}
+		if slices.ContainsFunc(own, func(o ma.Multiaddr) bool { return o.Equal(a) }) {
+			return NATNone
+		}
+		for d, b := range seen {
+			if d.IsClosed() || c.RemotePeer() == d.RemotePeer() || !c.LocalMultiaddr().Equal(d.LocalMultiaddr()) {
+				continue
+			}
+			same, each = same || a.Equal(b), each || !a.Equal(b)
+		}
+	}
+	switch {
+	case each:
+		return NATEach
+	case same:
+		return NATSame
+	}
+	return NATUnknown
+}
+
 // mapped returns the addresses that routers gave us.
 func (h *Host) mapped(listen []ma.Multiaddr) (out []ma.Multiaddr) {
 	if h.through.ports == nil {

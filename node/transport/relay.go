@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -30,10 +31,10 @@ const (
 	// smallest size with its frames.
 	relayBuffer = 4 << 10
 
-	// reservedTime is how long a reservation lasts without being renewed. It is long
+	// ReservedTime is how long a reservation lasts without being renewed. It is long
 	// because its end is told by the relay's clock, which may differ from ours;
 	// a reservation ends with its connection anyway.
-	reservedTime = 24 * time.Hour
+	ReservedTime = 24 * time.Hour
 
 	// relayedPerPeer bounds the connections relayed to and from one peer. It is
 	// below streamsPerProtocol, since each is a stream.
@@ -91,7 +92,7 @@ func (h *Host) serveRelay(l limits) error {
 	r, err := relay.New(h.BasicHost,
 		relay.WithResources(relay.Resources{
 			Limit:          &relay.RelayLimit{Data: relayData, Duration: relayTime},
-			ReservationTTL: reservedTime,
+			ReservationTTL: ReservedTime,
 			// They cost a connection each, which the resource manager bounds per
 			// address and network as it does every other.
 			MaxReservations:       reservations,
@@ -132,7 +133,7 @@ func (h *Host) useRelays(up transport.Upgrader) error {
 var errNotReserved = errors.New("no reservation at this relay")
 
 // Reserve asks a community node for a reservation at its relay, or renews it, and
-// says how long it lasts. The reservation ends with the connection to the node, which is
+// says how long it lasts by the node's clock and ours. The reservation ends with the connection to the node, which is
 // kept from being trimmed until Release. The error is of the network's making.
 func (h *Host) Reserve(ctx context.Context, node peer.AddrInfo) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, reserveTime)
@@ -214,6 +215,17 @@ func RelayOf(a ma.Multiaddr) (relay ma.Multiaddr, ok bool) {
 func IsRelayed(c network.Conn) bool {
 	_, ok := RelayOf(c.RemoteMultiaddr())
 	return ok
+}
+
+// Veiled reports whether a relayed connection goes through a relay that is
+// reached through a bridge.
+func (h *Host) Veiled(c network.Conn) bool {
+	relay, ok := RelayOf(c.RemoteMultiaddr())
+	if !ok {
+		return false
+	}
+	id, err := peer.IDFromP2PAddr(relay)
+	return err == nil && slices.ContainsFunc(h.Network().ConnsToPeer(id), func(c network.Conn) bool { return OverVeil(c) })
 }
 
 // Roundabout lets NewStream and Connect be content with a relayed connection.
