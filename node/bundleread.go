@@ -377,7 +377,7 @@ func (r *reading) finish(ctx context.Context) (*apiv1.ImportBundleResponse, erro
 	}); err != nil {
 		return nil, explain(err)
 	}
-	if r.inspect || out.Ours > 0 || out.Kept > 0 || r.carry && out.Foreign > 0 && !out.Full {
+	if r.inspect && out.Parts > 0 || out.Ours > 0 || out.Kept > 0 || r.carry && out.Foreign > 0 && !out.Full {
 		return out, nil
 	}
 	return nil, r.nothing()

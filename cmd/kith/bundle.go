@@ -573,11 +573,16 @@ func writeImport(w io.Writer, r bundleImportJSON) {
 
 // writeInspection says what a bundle holds.
 func writeInspection(w io.Writer, r bundleImportJSON) {
-	what := "part"
-	if r.Text {
-		what = "block of letters"
+	parts := func(n int32) string {
+		switch {
+		case !r.Text:
+			return plural(int(n), "part")
+		case n == 1:
+			return "1 block of letters"
+		}
+		return fmt.Sprintf("%d blocks of letters", n)
 	}
-	fmt.Fprintf(w, "%s, %s.\n", size(r.Bytes), plural(int(r.Parts), what))
+	fmt.Fprintf(w, "%s, %s.\n", size(r.Bytes), parts(r.Parts))
 	for _, s := range r.From {
 		if s.Name == "" {
 			s.Name = "somebody who answers an invite of yours"
@@ -596,7 +601,7 @@ func writeInspection(w io.Writer, r bundleImportJSON) {
 		{r.Foreign, "for others, or nothing: nobody but they can tell"},
 	} {
 		if row.n > 0 {
-			fmt.Fprintf(w, "  %s: %s\n", row.text, plural(int(row.n), what))
+			fmt.Fprintf(w, "  %s: %s\n", row.text, parts(row.n))
 		}
 	}
 }

@@ -79,6 +79,8 @@ func TestBundles(t *testing.T) {
 
 	var in bundleImportJSON
 	ben.decode(&in, "bundle", "inspect", file("there"))
+	writeFile(t, file("note"), "not one")
+	ben.refused(exitUsage, "this is no text that kith bundle export made", "bundle", "inspect", file("note"))
 	if in.Ours != 1 || in.Envelopes < 3 || in.New != 0 || len(in.From) != 1 || in.From[0].Name != "ann" {
 		t.Errorf("the inspection says %+v", in)
 	}
