@@ -110,7 +110,7 @@ func check(req any) *Error {
 	case *apiv1.SetModeRequest:
 		return checkRef("the mode", r.Setting)
 	case *apiv1.AddBridgeRequest:
-		return checkAddress(r.Address)
+		return checkBridgeAddress(r.Address)
 	case *apiv1.RemoveBridgeRequest:
 		return checkBridge(r.Id)
 	case *apiv1.SetNodeRequest:
@@ -240,12 +240,19 @@ func checkAddress(s string) *Error {
 	return nil
 }
 
+func checkBridgeAddress(s string) *Error {
+	if s == "" || len(s) > maxAddress || !isPrintable(s) {
+		return usage("copy the whole address that kith bridge invite printed", "this is not the address of a bridge")
+	}
+	return nil
+}
+
 // checkBridge takes an id or an address.
 func checkBridge(s string) *Error {
 	if len(s) <= MaxRef {
 		return checkRef("the bridge", s)
 	}
-	return checkAddress(s)
+	return checkBridgeAddress(s)
 }
 
 func checkSetNode(r *apiv1.SetNodeRequest) *Error {
