@@ -18,7 +18,8 @@ func (k *kith) bridgeCmd() *cobra.Command {
 through. To everybody else it is a web site. Its address holds a secret path; each
 person gets a path of their own, so that one that leaks can be taken back alone.
 
-To run one:  kith up --role community --bridge --site DIR`,
+To run one:  kith up --role community --bridge --site DIR|URL --domain NAME
+To use one:  kith bridge add ADDRESS`,
 	}
 	c.AddCommand(k.bridgeAddCmd(), k.bridgeRemoveCmd(), k.bridgeWaysCmd(), k.bridgeInviteCmd(), k.bridgeListCmd(), k.bridgeRevokeCmd(), k.learnHelloCmd())
 	return group(c)

@@ -50,7 +50,7 @@ func (d *daemon) budgetSettings() error {
 		if s.given == "" {
 			continue
 		}
-		n, err := parseSize(s.key, "200MB", s.given)
+		n, err := parseSize("--"+s.key, "200MB", s.given)
 		if err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func (d *daemon) budgetSettings() error {
 		}
 		n, err := strconv.ParseUint(s.given, 10, 16)
 		if err != nil || n == 0 {
-			return usagef("for example "+s.key+" = \"60\"", "%s takes a number from 1 to 65535, not %q", s.key, clean(s.given))
+			return usagef("for example --"+s.key+" 60", "%s takes a number from 1 to 65535, not %q", s.key, clean(s.given))
 		}
 		*s.to = int(n)
 	}
@@ -105,7 +105,8 @@ kith up --preset NAME, or preset in the config file, chooses among:
   bridge     256 MiB, 600 dials a minute
   offline    nothing is dialled but what is heard on a local network (kith lan on)
 
-bytes-per-day, memory, connections and dials-per-minute change a single figure.
+--bytes-per-day, --memory, --connections and --dials-per-minute change a single
+figure of it. Connections that are metered want lowpower, or fewer bytes a day.
 When the bytes of a day are used up, everything ends until midnight but
 conversations with contacts: the directory, mailboxes, and what is done for others.`,
 	}, 0, 0, func(ctx context.Context, _ []string) error {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -115,6 +114,14 @@ func (k *kith) config() (*config, error) {
 	if err != nil {
 		return nil, err
 	}
+	var wrong error
+	yes := func(file *bool, variable string) setting[bool] {
+		v, err := onOff(file, variable)
+		if wrong == nil {
+			wrong = err
+		}
+		return v
+	}
 	c := &config{
 		paths:      p,
 		name:       text("", f.Name, "KITH_NAME"),
@@ -152,7 +159,7 @@ func (k *kith) config() (*config, error) {
 	if k.socket != "" {
 		c.api = setting[string]{k.socket, "flag"}
 	}
-	return c, nil
+	return c, wrong
 }
 
 func text(fallback string, file *string, variable string) setting[string] {
@@ -165,15 +172,23 @@ func text(fallback string, file *string, variable string) setting[string] {
 	return setting[string]{fallback, "default"}
 }
 
-// yes reads a variable as on if it is 1, true, yes or on.
-func yes(file *bool, variable string) setting[bool] {
-	if v, ok := os.LookupEnv(variable); ok {
-		return setting[bool]{slices.Contains([]string{"1", "true", "yes", "on"}, strings.ToLower(v)), "environment"}
+// onOff reads a variable as on if it is 1, true, yes or on, and as off if it is 0,
+// false, no, off or empty. All else is refused: some of these protect somebody.
+func onOff(file *bool, variable string) (setting[bool], error) {
+	v, ok := os.LookupEnv(variable)
+	switch {
+	case !ok && file != nil:
+		return setting[bool]{*file, "config file"}, nil
+	case !ok:
+		return setting[bool]{false, "default"}, nil
 	}
-	if file != nil {
-		return setting[bool]{*file, "config file"}
+	switch strings.ToLower(v) {
+	case "1", "true", "yes", "on":
+		return setting[bool]{true, "environment"}, nil
+	case "", "0", "false", "no", "off":
+		return setting[bool]{false, "environment"}, nil
 	}
-	return setting[bool]{false, "default"}
+	return setting[bool]{}, usagef("set it to 1 or 0, or unset it", "the variable %s is either on or off, not %q", variable, clean(v))
 }
 
 // list reads a variable as words between commas or spaces.

@@ -43,6 +43,23 @@ func TestConfigOrder(t *testing.T) {
 	}
 }
 
+// TestConfigOnOff: a misspelt variable does not switch off what is to protect
+// somebody.
+func TestConfigOnOff(t *testing.T) {
+	for value, want := range map[string]string{"1": "true", "Yes": "true", "0": "false", "": "false", "ture": ""} {
+		t.Setenv("KITH_HIDE_ADDRESS", value)
+		code, stdout, stderr := cli(t, "", "--home", shortDir(t), "--json", "config")
+		switch {
+		case want == "":
+			if code != exitUsage || !strings.Contains(stderr, "KITH_HIDE_ADDRESS is either on or off") {
+				t.Errorf("%q: exit %d, %q", value, code, stderr)
+			}
+		case !strings.Contains(stdout, `"hide-address":{"value":`+want):
+			t.Errorf("%q: %q %q", value, stdout, stderr)
+		}
+	}
+}
+
 func TestConfigErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"nmae = \"x\"":     "nmae",

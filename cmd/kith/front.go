@@ -59,8 +59,7 @@ type bridgeSettings struct {
 	front   transport.Bridge // where it listens, and the site
 	domain  string
 	acme    bool
-	cert    string
-	key     string
+	cert    *bridge.Certificate // from files; nil: another
 	behind  bool
 	address *transport.VeilAddr // host, family and port; nil: see place
 }
@@ -89,16 +88,17 @@ func readBridge(role node.Role, c *bridgeConfig) (*bridgeSettings, error) {
 		}
 		return nil, nil
 	}
-	b := &bridgeSettings{domain: c.domain.value, acme: c.acme.value, cert: c.cert.value, key: c.key.value, behind: c.behind.value}
-	certificates := b.acme || b.cert != "" || b.key != ""
+	b := &bridgeSettings{domain: c.domain.value, acme: c.acme.value, behind: c.behind.value}
+	cert, key := c.cert.value, c.key.value
+	certificates := b.acme || cert != "" || key != ""
 	switch {
 	case role != node.RoleCommunity:
 		return nil, usagef("add --role community", "--bridge is for a community node")
 	case c.site.value == "":
 		return nil, usagef("add --site DIR with an index.html, or --site URL", "a bridge needs a web site that everybody else sees")
-	case (b.cert == "") != (b.key == ""):
+	case (cert == "") != (key == ""):
 		return nil, usagef("name both", "--cert and --key belong together")
-	case b.acme && b.cert != "":
+	case b.acme && cert != "":
 		return nil, usagef("choose one of the two", "--acme and --cert exclude each other")
 	case b.acme && b.domain == "":
 		return nil, usagef("add --domain NAME", "--acme gets a certificate for a domain")
@@ -123,6 +123,11 @@ func readBridge(role node.Role, c *bridgeConfig) (*bridgeSettings, error) {
 		v := transport.VeilAddr{Host: b.domain, Family: 4, Port: webPort, Path: "AAAAAAAAAAAAAAAAAAAAAA"}
 		if _, err := v.Multiaddr(); err != nil {
 			return nil, usagef("for example --domain www.example.org", "%q is no domain", clean(b.domain))
+		}
+	}
+	if cert != "" {
+		if b.cert, err = bridge.CertificateFiles(cert, key, b.domain); err != nil {
+			return nil, usagef("check --cert and --key", "%v", err)
 		}
 	}
 	return b, nil
@@ -239,12 +244,8 @@ func (b *bridgeSettings) certificate(data string) (*bridge.Certificate, error) {
 		return nil, nil
 	case b.acme:
 		return bridge.ACME(filepath.Join(data, acmeFolder), b.domain), nil
-	case b.cert != "":
-		cert, err := bridge.CertificateFiles(b.cert, b.key, b.domain)
-		if err != nil {
-			return nil, usagef("check --cert and --key", "%v", err)
-		}
-		return cert, nil
+	case b.cert != nil:
+		return b.cert, nil
 	}
 	name := b.domain
 	if name == "" {

@@ -93,6 +93,11 @@ func (k *kith) printReport(s *apiv1.StatusResponse, checks []*apiv1.Check) {
 		fmt.Sprintf("peers %d, nodes known %d, published %d of %d, waiting %d", s.Peers, s.GetDht().GetTable(), s.Published, s.PublishGoal, s.Outbox),
 		fmt.Sprintf("memory %d MB, goroutines %d", s.RssBytes/1e6, s.Goroutines),
 	}
+	if s.Mode != nil {
+		lines = append(lines, "mode "+toMode(s.Mode).String())
+	}
+	b := toBudget(s.GetBudget())
+	lines = append(lines, fmt.Sprintf("budget %s, %s today, %d dials, %d refused", clean(b.Preset), size(b.BytesToday), b.Dials, b.Refused))
 	for _, road := range slices.Sorted(maps.Keys(s.Roads)) {
 		lines = append(lines, "road "+clean(road)+": "+clean(s.Roads[road]))
 	}

@@ -99,7 +99,10 @@ account and can read nothing.`,
 	f.StringVar(&flags.lan.value, "lan", "", "on or off: be found on local networks (default as it was; see kith lan)")
 	f.Lookup("lan").NoOptDefVal = "on"
 	f.StringVar(&flags.preset.value, "preset", "", "what may be used: laptop, lowpower, server, bridge or offline; see kith budget --help")
-	f.StringVar(&flags.perDay.value, "bytes-per-day", "", "the `SIZE` of what may be sent and received in a day")
+	f.StringVar(&flags.perDay.value, "bytes-per-day", "", "the `SIZE` of what may be sent and received in a day, instead of the preset's")
+	f.StringVar(&flags.memory.value, "memory", "", "the `SIZE` of the memory for connections, instead of the preset's")
+	f.StringVar(&flags.conns.value, "connections", "", "the `NUMBER` of connections of each host, instead of the preset's")
+	f.StringVar(&flags.dials.value, "dials-per-minute", "", "the `NUMBER` of dials in a minute, instead of the preset's")
 	f.BoolVar(&flags.hide.value, "hide-address", false, "keep this machine's address from all contacts: relays and mailboxes only")
 	f.BoolVar(&flags.upnp.value, "upnp", false, "ask routers on the network for ports (UPnP, NAT-PMP), which tells them that we listen")
 	f.StringVar(&flags.mode.value, "mode", "", "auto, open or censored (default as it was; see kith mode)")
@@ -126,6 +129,9 @@ account and can read nothing.`,
 		override(&cfg.lan, flags.lan, changed("lan"))
 		override(&cfg.preset, flags.preset, changed("preset"))
 		override(&cfg.perDay, flags.perDay, changed("bytes-per-day"))
+		override(&cfg.memory, flags.memory, changed("memory"))
+		override(&cfg.conns, flags.conns, changed("connections"))
+		override(&cfg.dials, flags.dials, changed("dials-per-minute"))
 		override(&cfg.hide, flags.hide, changed("hide-address"))
 		override(&cfg.upnp, flags.upnp, changed("upnp"))
 		override(&cfg.mode, flags.mode, changed("mode"))
@@ -841,7 +847,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: d.meter.Budget().Memory, Meter: d.meter, Dial: reach,
 			Bridge: front.host(), PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
 		})
-		return main, main, explainListen(err)
+		return main, main, d.explainListen(err)
 	}
 	key, err := transport.NewKey(rand.Reader)
 	if err != nil {
@@ -854,7 +860,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 		PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
 	})
 	if err != nil {
-		return nil, nil, explainListen(err)
+		return nil, nil, d.explainListen(err)
 	}
 	if errands, err = d.errand(reach, d.meter.Budget().Memory/2); err != nil {
 		main.Close()
@@ -876,8 +882,8 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 }
 
 // explainListen says why a host can not be opened: mostly it is an address of
-// --listen.
-func explainListen(err error) error {
+// --listen, or a bridge's.
+func (d *daemon) explainListen(err error) error {
 	var failed *transport.ListenError
 	switch {
 	case err == nil:
@@ -885,24 +891,31 @@ func explainListen(err error) error {
 	case !errors.As(err, &failed):
 		return &api.Error{Code: api.CodeInternal, Message: "the network can not be opened: " + err.Error(), Hint: "start it again"}
 	}
+	flag, denied := "--listen", "choose a port from 1024 on with --listen"
+	if d.bridge != nil && d.bridge.front.Listen.Equal(failed.Addr) {
+		flag, denied = "--bridge-listen", "give it the capability CAP_NET_BIND_SERVICE (docs/operate/bridge.md), or put a web server before it with --bridge-behind"
+	}
 	e := &api.Error{Code: api.CodeNetwork}
 	switch failed.Reason {
 	case transport.ListenInUse:
 		e.Message = fmt.Sprintf("another program already listens on %s", failed.Addr)
-		e.Hint = "stop it, or choose another port with --listen"
+		e.Hint = "stop it, or choose another port with " + flag
+		if flag == "--bridge-listen" {
+			e.Hint += "; if it is your web server, add --bridge-behind"
+		}
 	case transport.ListenNotHere:
 		e.Message = fmt.Sprintf("this machine has no address for %s", failed.Addr)
-		e.Hint = "choose one that it has with --listen, or all with /ip4/0.0.0.0"
+		e.Hint = "choose one that it has with " + flag + ", or all with /ip4/0.0.0.0"
 	case transport.ListenDenied:
 		e.Message = fmt.Sprintf("this user may not listen on %s", failed.Addr)
-		e.Hint = "choose a port from 1024 on with --listen"
+		e.Hint = denied
 	case transport.ListenUnsupported:
 		e.Code = api.CodeUsage
 		e.Message = fmt.Sprintf("%s is neither QUIC nor TCP on an IP address", failed.Addr)
 		e.Hint = "for example --listen /ip4/0.0.0.0/udp/4040/quic-v1 or --listen /ip4/0.0.0.0/tcp/4040"
 	case transport.ListenFailed:
 		e.Message = fmt.Sprintf("kith can not listen on %s: %v", failed.Addr, failed.Err)
-		e.Hint = "choose another address with --listen"
+		e.Hint = "choose another address with " + flag
 	}
 	return e
 }
@@ -1088,9 +1101,12 @@ func (d *daemon) announce(r readyJSON) {
 		rows = append(rows, []string{"  listens on", a})
 	}
 	table(w, append(rows, []string{"  local API", r.API})...)
-	if d.role == node.RoleCommunity {
+	switch {
+	case d.bridge != nil:
+		fmt.Fprintf(w, "\nMake an address for somebody: kith bridge invite%s\n", home)
+	case d.role == node.RoleCommunity:
 		fmt.Fprintf(w, "\nOthers begin here with:      kith up --bootstrap %s\n", bootstrapExample(r.Listen))
-	} else {
+	default:
 		fmt.Fprintf(w, "\nMake a link for a friend:    kith invite%s\nHave a link from a friend:   kith accept LINK%s\n", home, home)
 	}
 	fmt.Fprintf(w, "Stop with Ctrl-C, or:        kith down%s\n\n", home)

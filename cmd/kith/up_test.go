@@ -367,6 +367,12 @@ func TestUpListensElsewhere(t *testing.T) {
 			t.Errorf("listening on %s: exit %d, stderr %q, want exit %d and %q", test.addr, code, stderr, test.code, test.want)
 		}
 	}
+	dir := shortDir(t)
+	code, _, stderr := cli(t, "", "up", "-q", "--home", dir, "--role", "community", "--bridge", "--site", choir(t, dir), "--bridge-listen", taken)
+	want := "kith: another program already listens on " + taken + "; stop it, or choose another port with --bridge-listen; if it is your web server, add --bridge-behind\n"
+	if code != exitNetwork || stderr != want {
+		t.Errorf("a bridge on %s: exit %d, stderr %q, want %q", taken, code, stderr, want)
+	}
 }
 
 // TestExplainEnd holds that a daemon ends with one sentence and a next step.
