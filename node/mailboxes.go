@@ -267,7 +267,7 @@ func healthyBoxes(tx *store.Tx, age int64, called func(store.KeeperRow, int64) s
 		if err != nil {
 			return 0, 0, errors.Join(store.ErrDamaged, err)
 		}
-		told := slices.ContainsFunc(set.Nodes, func(n []byte) bool { return bytes.Equal(n, a.Bytes()) })
+		told := slices.ContainsFunc(set.Nodes, func(n []byte) bool { return bytes.Equal(n, publicForm(a).Bytes()) })
 		if b.State != store.BoxActive || !told {
 			continue
 		}

@@ -107,6 +107,7 @@ func TestD06_CensoredNewcomer(t *testing.T) {
 	if !checked.Bridges || len(checked.Blocked) > 0 {
 		t.Errorf("netcheck: %+v", checked)
 	}
+	bob.boxesWork(1)
 	id := strings.Fields(bob.must("send", "alice", "by which road?", "--wait", "delivered", "--timeout", "60s"))[0]
 	if trace := bob.must("trace", id); !strings.Contains(trace, "bridge: ") {
 		t.Errorf("the ledger does not name the bridge:\n%s", trace)
