@@ -74,6 +74,7 @@ type netFound struct {
 	Network string     `json:"network"` // a keyed hash: it means nothing elsewhere
 	Time    int64      `json:"time"`
 	Blocked []obstacle `json:"blocked"`
+	Asked   bool       `json:"asked"`  // community nodes were probed
 	Open    bool       `json:"open"`   // community nodes can be reached
 	Bridge  bool       `json:"bridge"` // a bridge can be
 }
@@ -84,6 +85,7 @@ func (f netFound) blocks(o obstacle) bool { return slices.Contains(f.Blocked, o)
 // network blocks. What fails everywhere where it could be told from a node that
 // is down is blocked.
 func judge(nodes, bridges []transport.Findings) (f netFound) {
+	f.Asked = len(nodes) > 0
 	all := slices.Concat(nodes, bridges)
 	answers := func(x transport.Findings) bool {
 		return slices.ContainsFunc(x[:], func(o transport.Outcome) bool {
@@ -450,6 +452,11 @@ func (f netFound) checks() (out []*apiv1.Check) {
 	switch {
 	case f.Open:
 		road.Text = "Community nodes can be reached."
+	case f.Bridge && !f.Asked:
+		road.Text = "Bridges can be reached; community nodes were not tried."
+	case !f.Asked:
+		road.Ok, road.Text = false, "No bridge can be reached; community nodes were not tried."
+		road.Hint = "ask a contact for another bridge; where nothing is watched try kith mode open; else carry messages with kith bundle"
 	case f.Bridge:
 		road.Text = "Bridges can be reached, community nodes can not."
 	default:
