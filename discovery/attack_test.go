@@ -364,6 +364,45 @@ func TestE11_Crawl(t *testing.T) {
 	})
 }
 
+// TestD05_Named: who asks every node for a person's device by the name of its
+// transport, of look-ups or of conversations, is told of no address, although the
+// nodes are connected to it.
+func TestD05_Named(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		w := newWorld(t, n, 8)
+		m := w.member(discovery.Config{})
+		p := person(t, time.Now())
+		m.announce(t, p[:], 1)
+		talks := w.net.Host(t, transport.Config{Role: transport.Contacts}, nodetest.IP(w.next))
+		w.next++
+		w.settle()
+		crawler := w.net.Host(t, transport.Config{Role: transport.Errands}, nodetest.IP(w.next))
+		for _, s := range w.servers {
+			for _, h := range []*transport.Host{talks, crawler} {
+				if err := h.Connect(t.Context(), nodetest.AddrInfo(t, s.host)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if addrs, err := talks.ListenAddrs(); err != nil || len(addrs) == 0 {
+			t.Fatalf("nothing could be told: %v", err)
+		}
+		for _, s := range w.servers {
+			for _, id := range []peer.ID{m.host.ID(), talks.ID()} {
+				resp, err := request(t.Context(), crawler, s.host.ID(), pb.NewMessage(pb.Message_FIND_NODE, []byte(id), 0))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, p := range resp.CloserPeers {
+					if peer.ID(p.Id) == id {
+						t.Errorf("a node tells of a person's device, with %d addresses", len(p.Addrs))
+					}
+				}
+			}
+		}
+	})
+}
+
 // TestChurn: half of eight servers die at once; what was announced is found, and
 // fast, by who has to join anew.
 func TestChurn(t *testing.T) {
