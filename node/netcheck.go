@@ -248,7 +248,7 @@ func (c *checker) recall(ctx context.Context) {
 		if ok, err := found(err); !ok {
 			return err
 		}
-		name := networkName(key)
+		name := networkName(key, transport.NetworkMarks())
 		all, err := loadNetworks(tx)
 		if err != nil {
 			return err
@@ -269,9 +269,19 @@ func (c *checker) recall(ctx context.Context) {
 	}
 }
 
-// networkName names the network we are on, for us alone.
-func networkName(key []byte) string {
-	marks := transport.NetworkMarks()
+// networkKey is the key of names of networks, which is made when it is first needed.
+func networkKey(tx *store.Tx) (key []byte, err error) {
+	key, err = tx.SecretMeta(metaNetworkKey)
+	if errors.Is(err, store.ErrNotFound) {
+		key = make([]byte, 32)
+		_, _ = rand.Read(key)
+		err = tx.SetSecretMeta(metaNetworkKey, key)
+	}
+	return key, err
+}
+
+// networkName names a network by its marks, for us alone.
+func networkName(key []byte, marks []string) string {
 	slices.Sort(marks)
 	m := protocol.MAC(key, protocol.LabelNetworkName, []byte(strings.Join(slices.Compact(marks), "\n")))
 	return hex.EncodeToString(m[:8])
@@ -291,17 +301,11 @@ func loadNetworks(tx *store.Tx) (all []netFound, err error) {
 // keep remembers what was found on this network, and says so if it is news.
 func (c *checker) keep(ctx context.Context, f netFound) (netFound, error) {
 	err := c.n.update(ctx, func(w *work) error {
-		key, err := w.tx.SecretMeta(metaNetworkKey)
-		switch {
-		case errors.Is(err, store.ErrNotFound):
-			key = make([]byte, 32)
-			_, _ = rand.Read(key)
-			err = w.tx.SetSecretMeta(metaNetworkKey, key)
-		}
+		key, err := networkKey(w.tx)
 		if err != nil {
 			return err
 		}
-		f.Network, f.Time = networkName(key), w.ms()
+		f.Network, f.Time = networkName(key, transport.NetworkMarks()), w.ms()
 		all, err := loadNetworks(w.tx)
 		if err != nil {
 			return err

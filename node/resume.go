@@ -47,6 +47,9 @@ func (n *Node) watch(ctx context.Context) {
 // reached before may be now.
 func (n *Node) revive(ctx context.Context) {
 	n.cfg.Host.ForgetFailures()
+	if n.cfg.Lookups != nil {
+		n.cfg.Lookups.ForgetFailures()
+	}
 	n.outbox.hurry()
 	n.mail.hurry()
 	n.outbox.revive(ctx)

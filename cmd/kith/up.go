@@ -177,6 +177,7 @@ type daemon struct {
 	bridges    []ma.Multiaddr // of a user's bootstrap, those that are bridges
 	setting    node.ModeSetting
 	mode       transport.Mode // at the start
+	lessons    transport.VeilMemory
 	mailbox    node.MailboxMode
 	proxy      *transport.Proxy // nil: none
 	preset     string
@@ -434,6 +435,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	reach := d.reach(ways)
 	if d.role == node.RoleUser {
 		if d.mode, err = node.Prepare(ctx, st, d.setting, d.bridges, time.Now().UnixMilli()); err != nil {
+			return d.explainStore(err)
+		}
+		if d.lessons, err = node.VeilMemory(ctx, st); err != nil {
 			return d.explainStore(err)
 		}
 	}
@@ -856,7 +860,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
 		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: d.meter.Budget().Memory / 2, Meter: d.meter, Mode: d.mode, Dial: reach | d.private(),
-		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos()},
+		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos(), Memory: d.lessons},
 		PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
 	})
 	if err != nil {
@@ -877,7 +881,7 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 	}
 	return transport.New(transport.Config{
 		Key: key, Role: transport.Errands, Memory: memory, Meter: d.meter, Mode: d.mode, Dial: reach, DialTCP: d.dialTCP(),
-		Veil: transport.VeilClient{Hellos: d.hellos()}, Log: d.log,
+		Veil: transport.VeilClient{Hellos: d.hellos(), Memory: d.lessons}, Log: d.log,
 	})
 }
 

@@ -104,6 +104,7 @@ type Host struct {
 	meter  *Meter
 	near   atomic.Pointer[func(ma.Multiaddr) bool]
 	roads  *roads
+	veil   *veilDialer // nil on a simulated network
 	closed sync.Once
 
 	relay   *relay.Relay // nil: this host doesn't relay
@@ -309,8 +310,12 @@ func (h *Host) BridgeAddr() ma.Multiaddr {
 }
 
 // ForgetFailures lets every address be dialled again at once that could not be
-// reached: the network is another one now, or the machine has slept.
+// reached: the network is another one now, or the machine has slept. Of bridges
+// what was learnt on this network counts from now on.
 func (h *Host) ForgetFailures() {
+	if h.veil != nil {
+		h.veil.moved()
+	}
 	sw, ok := h.Network().(*swarm.Swarm)
 	if !ok {
 		return
@@ -386,6 +391,7 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 	if err != nil {
 		return nil, nil, err
 	}
+	h.veil = veil.dialer
 
 	options := []tcp.Option{tcp.WithConnectionTimeout(dialTimeout)}
 	if cfg.Role != Contacts { // who goes through NATs dials from where it listens

@@ -381,6 +381,9 @@ func (p Prober) probeTLS(ctx context.Context, address string, h Hello, name stri
 	return nil
 }
 
+// HardwareMark begins the mark that is the hardware address of a router.
+const HardwareMark = "hardware "
+
 // NetworkMarks are what tells the network that this machine is on from others:
 // the prefixes of its IPv4 addresses, and where the system says so the router and
 // its hardware address. They are told to nobody; callers hash them with a key.
@@ -404,7 +407,7 @@ func NetworkMarks() (marks []string) {
 	if len(marks) > 0 {
 		for _, f := range linesOf("/proc/net/arp") {
 			if len(f) > 3 && isRouter(f[0], marks) {
-				marks = append(marks, "hardware "+f[3])
+				marks = append(marks, HardwareMark+f[3])
 			}
 		}
 	}

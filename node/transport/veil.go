@@ -35,7 +35,7 @@ type VeilClient struct {
 
 // VeilMemory keeps what was learnt about a server from one network to the next
 // run. Both functions are nil, or neither; they are called from many goroutines
-// and shouldn't take long. Without them it is kept as long as the host.
+// and shouldn't take long. Without them it is kept until the next network.
 type VeilMemory struct {
 	// Load returns what was learnt on the network we are in, the zero Lesson if nothing.
 	Load func(server ServerKey) Lesson

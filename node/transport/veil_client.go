@@ -95,6 +95,7 @@ type veilSite struct {
 	client *VeilClient
 
 	mu        sync.Mutex
+	since     time.Time // when we came to this network
 	lesson    Lesson
 	gapAt     time.Time // when a hello was last found to come too often
 	suspected time.Time // when the first connection died; zero if none, or if it is certain
@@ -137,17 +138,37 @@ func (d *veilDialer) site(v VeilAddr) *veilSite {
 	defer d.mu.Unlock()
 	s := d.servers[key]
 	if s == nil {
-		s = &veilSite{
-			key: key, client: &d.client, patience: firstRaise,
-			used: make(map[string]time.Time), answered: make(map[string]time.Time), blocked: make(map[string]time.Time),
-		}
-		if load := d.client.Memory.Load; load != nil {
-			s.lesson = load(key)
-			s.gapAt = time.Now()
-		}
+		s = &veilSite{key: key, client: &d.client}
+		s.begin()
 		d.servers[key] = s
 	}
 	return s
+}
+
+// moved begins with every server what is known of it on this network: the last one
+// may have cut connections that this one does not, and those that the move itself
+// cut teach nothing.
+func (d *veilDialer) moved() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.servers {
+		s.mu.Lock()
+		s.begin()
+		s.mu.Unlock()
+	}
+}
+
+// begin takes what was learnt of the server on the network we are in. The caller
+// holds mu.
+func (s *veilSite) begin() {
+	s.lesson, s.since = Lesson{}, time.Now()
+	if load := s.client.Memory.Load; load != nil {
+		s.lesson = load(s.key)
+	}
+	s.gapAt, s.suspected = s.since, time.Time{}
+	s.carriedPackets, s.carriedBytes, s.carriedAt = 0, 0, time.Time{}
+	s.accidents, s.retired, s.patience, s.raised = 0, 0, firstRaise, false
+	s.used, s.answered, s.blocked = make(map[string]time.Time), make(map[string]time.Time), make(map[string]time.Time)
 }
 
 // now returns the lesson in force.
@@ -184,10 +205,14 @@ func (s *veilSite) learn(change func(*Lesson)) {
 
 // died takes note of a connection that worked and fell silent for good while
 // others went on. If others carried much more lately it was an accident, unless
-// accidents are all there is. The first is suspicious and the second certain.
-func (s *veilSite) died(packets, received int) {
+// accidents are all there is. The first is suspicious and the second certain. born
+// is when it was dialled.
+func (s *veilSite) died(born time.Time, packets, received int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if born.Before(s.since) {
+		return // another network's
+	}
 	if time.Since(s.carriedAt) > carriedLife {
 		s.carriedPackets, s.carriedBytes = 0, 0
 	}
@@ -198,9 +223,8 @@ func (s *veilSite) died(packets, received int) {
 		s.carriedPackets, s.carriedBytes = packets, received
 	}
 	s.accidents = 0
-	if s.lesson.Packets == 0 {
-		s.suspected = time.Now()
-	} else {
+	certain := s.lesson.Packets > 0
+	if s.suspected = time.Now(); certain {
 		s.suspected = time.Time{}
 	}
 	if s.raised {
@@ -209,6 +233,9 @@ func (s *veilSite) died(packets, received int) {
 	}
 	s.retired = 0
 	s.learn(func(l *Lesson) {
+		if certain { // it is to be kept, changed or not
+			l.At = time.Now()
+		}
 		if l.Packets == 0 || packets < l.Packets {
 			l.Packets = max(packets, leastPackets)
 		}
@@ -507,6 +534,7 @@ type veilLink struct {
 	url   string
 	many  bool // HTTP/2: carries many exchanges at once
 	rtt   time.Duration
+	born  time.Time
 
 	// Guarded by the caller's mu.
 	inFlight int
@@ -517,7 +545,7 @@ type veilLink struct {
 
 func newVeilLink(conn *utls.UConn, m *meter, v VeilAddr, rtt time.Duration) (*veilLink, error) {
 	l := &veilLink{
-		meter: m, rtt: rtt, doubt: make(chan struct{}),
+		meter: m, rtt: rtt, born: time.Now().Add(-rtt), doubt: make(chan struct{}),
 		url:  (&url.URL{Scheme: "https", Host: v.authority(), Path: "/" + v.Path}).String(),
 		many: conn.ConnectionState().NegotiatedProtocol == "h2",
 	}
@@ -973,7 +1001,7 @@ func (c *veilCaller) bury(l *veilLink, since time.Time) {
 	c.remove(l)
 	if c.lastAlive.After(since) {
 		packets, received, _ := l.meter.read()
-		c.site.died(packets, received)
+		c.site.died(l.born, packets, received)
 	}
 	if c.hold > minHoldTime {
 		c.hold = max(c.hold/2, minHoldTime)

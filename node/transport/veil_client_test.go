@@ -226,6 +226,39 @@ func TestVeilFrozenFlows(t *testing.T) {
 	}
 }
 
+// TestVeilMoved: on another network what is known of that one counts, and
+// connections that the move cut teach nothing.
+func TestVeilMoved(t *testing.T) {
+	network := 0
+	var mu sync.Mutex
+	kept := map[int]Lesson{}
+	d := newVeilDialer(VeilClient{Memory: VeilMemory{
+		Load: func(ServerKey) Lesson { mu.Lock(); defer mu.Unlock(); return kept[network] },
+		Save: func(_ ServerKey, l Lesson) { mu.Lock(); defer mu.Unlock(); kept[network] = l },
+	}}, Loopback)
+	site := d.site(VeilAddr{Host: "192.0.2.7", Port: 443, Family: 4})
+	born := time.Now()
+	for range 2 { // the first is only suspicious
+		site.died(born, 20, 9000)
+	}
+	learnt := site.now()
+	if learnt.Packets != 20 {
+		t.Fatalf("learnt %+v", learnt)
+	}
+	network = 1
+	d.moved()
+	site.died(born, 12, 7000)
+	site.died(born, 12, 7000)
+	if got := site.now(); got != (Lesson{}) {
+		t.Errorf("on a network where nothing was cut: %+v", got)
+	}
+	network = 0
+	d.moved()
+	if got := site.now(); got != learnt {
+		t.Errorf("back where connections are cut: %+v, want %+v", got, learnt)
+	}
+}
+
 // TestVeilHelloFallback blocks hellos, silently and loudly, until the third.
 func TestVeilHelloFallback(t *testing.T) {
 	for name, v := range map[string]verdict{"silence": freeze, "reset": reset} {
