@@ -363,17 +363,14 @@ func (r *relays) proven(id peer.ID) peer.AddrInfo {
 		if transport.IsRelayed(c) {
 			continue
 		}
-		// Of a bridge only what it tells everybody.
-		used, veiled := c.RemoteMultiaddr(), transport.OverVeil(c)
-		at := placeOf(used)
-		if !veiled {
-			info.Addrs = append(info.Addrs, used)
+		if transport.OverVeil(c) {
+			continue // its name has to do, for those who know a way to it (docs/spec/roads.md, section 3)
 		}
+		used := c.RemoteMultiaddr()
+		at := placeOf(used)
+		info.Addrs = append(info.Addrs, used)
 		for _, a := range published {
-			if transport.HasPath(a) {
-				continue
-			}
-			if p := placeOf(a); !veiled && p == at && p.IsValid() || veiled && transport.ReachOf(a) == transport.Public {
+			if p := placeOf(a); p == at && p.IsValid() && !transport.HasPath(a) {
 				info.Addrs = append(info.Addrs, a)
 			}
 		}

@@ -28,6 +28,11 @@ const (
 	maxPerSession  = 16      // requests at once; more are answered empty
 	maxEndedKept   = 1 << 14 // ids of sessions that are over, so that replaying them gives the site
 	waitingToEnter = 64      // sessions that libp2p hasn't taken yet
+	// maxBodies requests are read at one time, each of up to 257 KiB, and
+	// maxBodiesPerSource from one source: fifty people behind one NAT seldom send
+	// more at once, and who is told to come back does.
+	maxBodies          = 256
+	maxBodiesPerSource = 64
 
 	// maxVisits bounds the connections of all visitors, of whom the resource
 	// manager hears nothing, and maxVisitsFrom those of one source: its sessions,
@@ -61,6 +66,8 @@ type veilServer struct {
 	mu       sync.Mutex
 	sessions map[sessionID]*veilSession
 	sources  map[netip.Prefix]int
+	bodies   map[netip.Prefix]int // being read, by source
+	reading  int                  // of all of them
 	ended    map[sessionID]bool
 	order    []sessionID // of ended, a ring
 	oldest   int
@@ -110,7 +117,7 @@ func newVeilServer(bridge Bridge) (*veilServer, error) {
 		bridge: bridge, listen: l, addr: addr,
 		enter:  make(chan *veilSession, waitingToEnter),
 		closed: make(chan struct{}), served: make(chan struct{}),
-		sessions: make(map[sessionID]*veilSession), sources: make(map[netip.Prefix]int),
+		sessions: make(map[sessionID]*veilSession), sources: make(map[netip.Prefix]int), bodies: make(map[netip.Prefix]int),
 		ended: make(map[sessionID]bool), order: make([]sessionID, 0, maxEndedKept),
 	}
 	v.http = &http.Server{
@@ -147,10 +154,18 @@ func (v *veilServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		v.bridge.Site.ServeHTTP(w, r)
 		return
 	}
+	from, _ := v.source(r)
+	done, ok := v.read(sourceOf(from))
+	if !ok {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
+		return
+	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyPatience))
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxVeilBody+maxVeilPad))
 	_ = control.SetReadDeadline(time.Time{}) // one that passes later would cancel the request
+	done()
 	var req veilRequest
 	if err == nil {
 		err = req.unmarshal(body)
@@ -174,6 +189,29 @@ func (v *veilServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b := answer.marshal()
 	h.Set("Content-Length", fmt.Sprint(len(b)))
 	_, _ = w.Write(b) // what is lost is asked for again
+}
+
+// read takes a place among the bodies that are read. The caller calls done.
+func (v *veilServer) read(source netip.Prefix) (done func(), ok bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	most := maxBodiesPerSource
+	if source.Addr().IsLoopback() {
+		most = maxBodies / 2 // a web server that doesn't say whom it speaks for
+	}
+	if v.reading >= maxBodies || v.bodies[source] >= most {
+		return nil, false
+	}
+	v.reading++
+	v.bodies[source]++
+	return func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.reading--
+		if v.bodies[source]--; v.bodies[source] == 0 {
+			delete(v.bodies, source)
+		}
+	}, true
 }
 
 // exchange answers one request, or returns nil if it gets the site.

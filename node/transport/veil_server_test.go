@@ -348,3 +348,48 @@ func TestVeilDoor(t *testing.T) {
 		t.Error("who goes makes room for one")
 	}
 }
+
+// TestVeilBodies: who knows a path can not have a bridge read without end. One who
+// sends bodies and never ends them gets 503, comes back when there is room, and is
+// in nobody's way.
+func TestVeilBodies(t *testing.T) {
+	b := newTestBridge(t)
+	go b.echo()
+	client := &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: b.addr.SNI}, ForceAttemptHTTP2: true,
+	}}
+	defer client.CloseIdleConnections()
+	var slow []*io.PipeWriter
+	for range maxBodies / 2 { // a source on loopback may have as many
+		read, write := io.Pipe()
+		slow = append(slow, write)
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+b.addr.hostPort()+"/"+testPath, read)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ContentLength = 1000
+		go func() {
+			if resp, err := client.Do(r); err == nil {
+				resp.Body.Close()
+			}
+		}()
+	}
+	reading := func() int { b.mu.Lock(); defer b.mu.Unlock(); return b.reading }
+	await(t, func() bool { return reading() == maxBodies/2 })
+	post := func() string {
+		return visit(t, b, http.MethodPost, "/"+testPath, (&veilRequest{session: sessionID{1}}).marshal())
+	}
+	if got := post(); !strings.HasPrefix(got, "HTTP/2.0 503") {
+		t.Errorf("one more body: %.100s", got)
+	}
+	if got := visit(t, b, http.MethodGet, "/", nil); !strings.HasPrefix(got, "HTTP/2.0 200") {
+		t.Errorf("the site: %.100s", got)
+	}
+	for _, w := range slow {
+		w.CloseWithError(errSilent)
+	}
+	await(t, func() bool { return reading() == 0 })
+	if got := post(); !strings.HasPrefix(got, "HTTP/2.0 200") {
+		t.Errorf("when there is room again: %.100s", got)
+	}
+}
