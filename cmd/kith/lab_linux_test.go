@@ -138,7 +138,8 @@ func (l *lab) prober(since int) (acquitted int, convictions []string) {
 type world struct {
 	*network
 	lab     *lab
-	node    *home // a community node with stock transports only
+	node    *home   // a community node with stock transports only
+	nodes   []*home // those of natWorld
 	bridges []*home
 	inviter *home // knows the bridges and invites by them
 	stock   *home // knows the community node and nothing else

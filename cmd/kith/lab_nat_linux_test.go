@@ -34,8 +34,9 @@ func natRoad(a, b string) string {
 	return "direct"
 }
 
-// natWorld is one community node outside, which relays, and a user at each place.
-func natWorld(t *testing.T, places ...string) (w *world, users map[string]*home) {
+// natWorld is one or more community nodes outside, which relay, and a user at each
+// place.
+func natWorld(t *testing.T, nodes int, places ...string) (w *world, users map[string]*home) {
 	l := newLab(t)
 	w = &world{network: &network{t: t, dir: shortDir(t)}, lab: l}
 	start := func(ns string, h *home) *home {
@@ -45,11 +46,18 @@ func natWorld(t *testing.T, places ...string) (w *world, users map[string]*home)
 		w.enter = nil
 		return h
 	}
-	w.node = start("w1", w.home("n", "--role", "community", "--listen", "/ip4/192.0.0.131/tcp/4040", "--listen", "/ip4/192.0.0.131/udp/4040/quic-v1"))
-	bootstrap := w.node.ready.Listen[slices.IndexFunc(w.node.ready.Listen, func(a string) bool { return strings.Contains(a, "/tcp/") })]
+	var ways []string
+	for i := range nodes {
+		at := fmt.Sprintf("/ip4/192.0.0.%d", 131+i)
+		node := start(fmt.Sprintf("w%d", 1+i), w.home(fmt.Sprintf("n%d", i), append(slices.Clone(ways),
+			"--role", "community", "--listen", at+"/tcp/4040", "--listen", at+"/udp/4040/quic-v1")...))
+		tcp := slices.IndexFunc(node.ready.Listen, func(a string) bool { return strings.Contains(a, "/tcp/") })
+		ways = append(ways, "--bootstrap", node.ready.Listen[tcp])
+		w.nodes = append(w.nodes, node)
+	}
 	users = make(map[string]*home)
 	for _, ns := range places {
-		users[ns] = start(ns, w.home(ns, "--name", ns, "--mailbox", "none", "--bootstrap", bootstrap))
+		users[ns] = start(ns, w.home(ns, append(slices.Clone(ways), "--name", ns, "--mailbox", "none")...))
 	}
 	return w, users
 }
@@ -91,7 +99,7 @@ func TestLab_NAT(t *testing.T) {
 	for _, k := range natKinds {
 		places = append(places, k.ns)
 	}
-	w, users := natWorld(t, places...)
+	w, users := natWorld(t, 1, places...)
 	var out bytes.Buffer
 	table := newTable(&out)
 	fmt.Fprintln(table, "from\tto\tfirst text\troad\tafter\twanted")
@@ -124,7 +132,7 @@ func TestLab_Relayed(t *testing.T) {
 	if !labAll {
 		t.Skip("make lab")
 	}
-	w, users := natWorld(t, "s", "y")
+	w, users := natWorld(t, 2, "s", "y")
 	w.befriend(users["s"], users["y"], "y", "s")
 	if got := w.road(users["s"], "y"); got != "relay" {
 		t.Errorf("the road is %q", got)
@@ -145,21 +153,82 @@ func TestLab_Relayed(t *testing.T) {
 	}
 	t.Logf("a megabyte over the relay took %v", time.Since(began))
 
-	// Another address of the same network, in the middle of a thousand texts.
-	began = time.Now()
-	done := make(chan string, 1)
-	text := burst("move", 1000, 20)
-	go func() {
-		_, _, stderr := cli(t, text, "--home", users["s"].dir, "-q", "send", "y", "--stdin", "--wait", "delivered", "--timeout", "3m")
-		done <- stderr
-	}()
-	time.Sleep(200 * time.Millisecond)
-	w.lab.run("exec", "s", "sh", "-c", "ip addr del 10.0.3.2/24 dev eth0; ip addr add 10.0.3.77/24 dev eth0; ip route replace default via 10.0.3.1")
-	if stderr := <-done; stderr != "" {
-		t.Error(stderr)
-	}
-	t.Logf("a thousand texts across a move took %v", time.Since(began))
+	want = append(want, w.across(users["s"], "y", "move", func() {
+		// Another address of the same network.
+		w.lab.run("exec", "s", "sh", "-c", "ip addr del 10.0.3.2/24 dev eth0; ip addr add 10.0.3.77/24 dev eth0; ip route replace default via 10.0.3.1")
+	})...)
+	want = append(want, w.across(users["s"], "y", "relay", func() {
+		// The relay that carries the conversation is one of two.
+		code, out, _ := users["s"].cli("ping", "y")
+		for i, n := range w.nodes {
+			if code == exitOK && strings.Contains(out, fmt.Sprintf("192.0.0.%d", 131+i)) {
+				n.kill()
+				return
+			}
+		}
+		t.Errorf("no relay is seen: %s", out)
+	})...)
 	if wrong := same("y", users["y"].read("s"), want); wrong != "" {
 		t.Error(wrong)
+	}
+}
+
+// across sends a thousand texts over some seconds, has something happen in their
+// middle, and returns what was sent when all of it is delivered.
+func (w *world) across(from *home, to, name string, happens func()) (sent []string) {
+	w.t.Helper()
+	const batches, size = 20, 50
+	began := time.Now()
+	for batch := range batches {
+		var b strings.Builder
+		for i := range size {
+			text := fmt.Sprintf("%s %04d", name, batch*size+i)
+			sent = append(sent, text)
+			fmt.Fprintln(&b, text)
+		}
+		if batch == batches/2 {
+			happens()
+		}
+		if code, _, stderr := cli(w.t, b.String(), "--home", from.dir, "-q", "send", to, "--stdin"); code != exitOK {
+			w.t.Fatal(stderr)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	// What is sent last is delivered last.
+	sent = append(sent, name+" end")
+	from.must("send", to, name+" end", "--wait", "delivered", "--timeout", "2m")
+	w.t.Logf("%s: a thousand texts took %.1f s", name, time.Since(began).Seconds())
+	return sent
+}
+
+// TestLab_UDPDies: in an open network, two who talk over QUIC go on over TCP when
+// UDP is dropped from one moment to the next.
+func TestLab_UDPDies(t *testing.T) {
+	if !labAll {
+		t.Skip("make lab")
+	}
+	l := newLab(t)
+	w := newWorld(l)
+	l.run("policy", "none")
+	link := w.stock.invite("--name", "new")
+	h := w.home("new", "--name", "new", "--listen", "/ip4/0.0.0.0/tcp/0", "--listen", "/ip4/0.0.0.0/udp/0/quic-v1")
+	defer h.kill()
+	w.enter = l.in("b")
+	err := h.start()
+	w.enter = nil
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.must("accept", link, "--name", "friend", "--timeout", "20s")
+	h.must("send", "friend", "first", "--wait", "delivered", "--timeout", "30s")
+	if _, road, _ := h.cli("ping", "friend"); !strings.Contains(road, "quic") {
+		t.Errorf("they do not talk over QUIC: %s", road)
+	}
+	want := append([]string{"first"}, w.across(h, "friend", "udp", func() { l.run("policy", "udp") })...)
+	if wrong := same("sam", w.stock.read("new"), want); wrong != "" {
+		t.Error(wrong)
+	}
+	if _, road, _ := h.cli("ping", "friend"); !strings.Contains(road, "tcp") {
+		t.Errorf("they do not talk over TCP: %s", road)
 	}
 }
