@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol/handshake"
 	"github.com/kith-im/kith/protocol/message"
 )
 
@@ -182,6 +185,95 @@ func TestA07_G17_FiftyRequests(t *testing.T) {
 		}
 		if !ask(refused) || len(requests(t, alice)) != 50 {
 			t.Error("there is room, and the next one is not taken")
+		}
+		alice.UntilDelivered(alice.Say("bob", "still here")...)
+		agree(t, alice, bob, before+1)
+	})
+}
+
+// TestA07_PrekeyDepletion: a stranger with a reusable invite's link fetches its
+// keys and answers it 300 times, 10,000 in soak tests. There is no
+// stock of keys that this could use up: the invite shows the prekey it showed
+// before, other invites have their own, sessions stay as they are, and who comes
+// after the storm gets the session that who came before it got.
+func TestA07_PrekeyDepletion(t *testing.T) {
+	handshakes := 300
+	if os.Getenv("KITH_SOAK") != "" {
+		handshakes = 10_000
+	}
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.talking()
+		link, single := reusable(alice), oneTime(alice, "dave")
+		announced(alice)
+		shown, own := bundleOf(t, alice, link), bundleOf(t, alice, single)
+		session, seen := sessions(t, alice, "bob"), bob.Contact("alice")
+
+		door := w.knock(t, alice, link)
+		taken := 0
+		for i := range handshakes {
+			s := newStranger(t, alice, link)
+			if door.offer(t, s.text(t, "let me in")) {
+				taken++
+			} else { // it ends the line of one whom it does not take
+				door.hangUp()
+				door = w.knock(t, alice, link)
+			}
+			if i%40 == 39 {
+				time.Sleep(time.Second) // within the budget, so that each costs all that it may
+			}
+		}
+		door.hangUp()
+		if waiting := len(requests(t, alice)); taken != waiting || waiting != 50 {
+			t.Errorf("%d of %d were taken, and %d wait", taken, handshakes, waiting)
+		}
+		for name, b := range map[string]*handshake.Bundle{"reusable": shown, "other": own} {
+			if !hasPrekey(t, alice, b.PrekeyID) {
+				t.Errorf("the prekey of the %s invite is used up", name)
+			}
+		}
+		if now := bundleOf(t, alice, link); now.PrekeyID != shown.PrekeyID || now.Epoch != shown.Epoch {
+			t.Error("the storm changed the keys that the invite shows")
+		}
+		if now := sessions(t, alice, "bob"); len(now) != 1 || !bytes.Equal(now[0].State, session[0].State) {
+			t.Error("the session with a contact changed")
+		}
+
+		// Who holds an invite of their own does not wait behind the storm.
+		dave := w.user("dave")
+		dave.Accept(single, "alice")
+		dave.UntilEstablished("alice")
+		carol := w.user("carol")
+		if c := carol.Accept(link, "alice"); c.State != "pending" {
+			t.Errorf("before an answer the new session is %s", c.State)
+		}
+		carol.Say("alice", "it is me")
+		if _, err := alice.RejectRequest(ctx, &apiv1.RejectRequestRequest{Id: requests(t, alice)[0].Id}); err != nil {
+			t.Fatal(err)
+		}
+		alice.Until("carol's request is there", func() bool {
+			return slices.ContainsFunc(requests(t, alice), func(r *apiv1.Contact) bool { return r.FirstText == "it is me" })
+		})
+		// Nothing but the invite's prekey protects what she wrote until she is answered,
+		// and so long she is told that this is so.
+		if c := carol.Contact("alice"); c.State != "pending" {
+			t.Errorf("before an answer the new session is %s", c.State)
+		}
+		for _, r := range requests(t, alice) {
+			if r.FirstText == "it is me" {
+				if _, err := alice.ApproveRequest(ctx, &apiv1.ApproveRequestRequest{Id: r.Id}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		carol.UntilEstablished("alice")
+		for _, u := range []*nodetest.User{dave, carol} {
+			for range 2 {
+				alice.UntilDelivered(alice.Say(u.Name, "are you there?")...)
+				u.UntilDelivered(u.Say("alice", "yes")...)
+			}
+			if c := u.Contact("alice"); c.PqAgeTurns > seen.PqAgeTurns+2 || c.PqAgeDays != 0 {
+				t.Errorf("%s's session is %d turns behind, bob's was %d", u.Name, c.PqAgeTurns, seen.PqAgeTurns)
+			}
 		}
 		alice.UntilDelivered(alice.Say("bob", "still here")...)
 		agree(t, alice, bob, before+1)
