@@ -1,0 +1,96 @@
+package node_test
+
+import (
+	"crypto/rand"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/transport"
+	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/rendezvous"
+)
+
+// gone makes a contact of u who has announced an address, or more, on a machine
+// where nobody answers.
+func (w *world) gone(t *testing.T, u, by *nodetest.User, name string, addresses ...[]byte) {
+	t.Helper()
+	link := oneTime(u, name)
+	s := newStranger(t, u, link)
+	door := w.knock(t, u, link)
+	door.send(t, append(s.introduction(t), s.text(t, "I was here"))...)
+	door.hangUp()
+	u.UntilEstablished(name)
+	keys := protocol.SharedFromPair(pairs(t, u, name)[0])
+	now := time.Now()
+	point := rendezvous.Derive(keys.Rendezvous, s.device.Hash(), rendezvous.Day(now))[0]
+	record, err := point.Seal(1, now.Add(24*time.Hour), rendezvous.Body{Addresses: addresses})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := by.Dir.Announce(ctx, point, record); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addressesOn is what a record says that names count ports of machine i.
+func addressesOn(t *testing.T, i, count int) (all [][]byte) {
+	t.Helper()
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for port := range count {
+		all = append(all, ma.StringCast(fmt.Sprintf("/ip4/%s/tcp/%d/p2p/%s", nodetest.IP(i), nodetest.Port+port, id)).Bytes())
+	}
+	return all
+}
+
+// TestF12_ManyAway: a user has something to say to forty contacts, all of whom
+// have announced where they are and are away. They are dialled once a second all
+// together, after the first few; how many they are makes no difference to that.
+func TestF12_ManyAway(t *testing.T) {
+	away := 40
+	if testing.Short() {
+		away = 25
+	}
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice, by := w.user("alice"), w.user("by")
+		const first = 3000
+		for i := range away {
+			w.gone(t, alice, by, fmt.Sprint("friend", i), addressesOn(t, first+i, 1)...)
+		}
+		dials := func() (sum int) {
+			for i := range away {
+				sum += w.Dials(alice.IP, nodetest.IP(first+i))
+			}
+			return sum
+		}
+		time.Sleep(time.Minute)
+		alice.Restart()
+		earlier := dials()
+		for i := range away {
+			alice.Say(fmt.Sprint("friend", i), "where are you?")
+		}
+		const atOnce, seconds = 16, 300
+		for second := range seconds {
+			if made := dials() - earlier; made > atOnce+second {
+				t.Fatalf("%d dials in %d s", made, second)
+			}
+			time.Sleep(time.Second)
+		}
+		if made := dials() - earlier; made < away {
+			t.Errorf("%d contacts were dialled %d times", away, made)
+		} else {
+			t.Logf("%d contacts were dialled %d times in %d s", away, made, seconds)
+		}
+	})
+}
