@@ -3,6 +3,8 @@ package node_test
 import (
 	"crypto/rand"
 	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -93,4 +95,55 @@ func TestF12_ManyAway(t *testing.T) {
 			t.Logf("%d contacts were dialled %d times in %d s", away, made, seconds)
 		}
 	})
+}
+
+// TestE10_VictimOfARecord: a contact's record names nothing but ports of somebody
+// else's machine, as its own or as those of relays, and machines on loopback and
+// local networks. The victim sees at most four dials for each call, and calls
+// become rare; the others see none.
+func TestE10_VictimOfARecord(t *testing.T) {
+	const machine = 4000
+	victim := nodetest.IP(machine)
+	near := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.168.1.1")}
+	const nameSize = 2 + 1 + 38 // of "/p2p/" and a peer id
+	ports := addressesOn(t, machine, 6)
+	name := ports[0][len(ports[0])-nameSize:]
+	for _, ip := range near {
+		ports = append(ports, slices.Concat(ma.StringCast("/ip4/"+ip.String()+"/tcp/22").Bytes(), name))
+	}
+	relays := addressesOn(t, machine, 8)
+	name = relays[0][len(relays[0])-nameSize:]
+	for i := range relays[:4] {
+		relay := addressesOn(t, machine, 1+i)[i]
+		relays[i] = slices.Concat(relay, ma.StringCast("/p2p-circuit").Bytes(), name)
+	}
+	for kind, record := range map[string][][]byte{"ports": ports, "relays": relays} {
+		t.Run(kind, func(t *testing.T) {
+			simulate(t, 3, func(t *testing.T, w *world) {
+				alice := w.user("alice")
+				w.gone(t, alice, w.user("by"), "mallory", record...)
+				alice.Stop()
+				earlier := w.Dials(alice.IP, victim)
+				dials := func() int { return w.Dials(alice.IP, victim) - earlier }
+				alice.Start()
+				alice.Say("mallory", "where are you?")
+				for end := time.Now().Add(time.Minute); dials() == 0 && time.Now().Before(end); {
+					time.Sleep(50 * time.Millisecond)
+				}
+				time.Sleep(300 * time.Millisecond) // all of one call; the next comes later
+				if got := dials(); got < 1 || got > 4 {
+					t.Errorf("the victim was dialled %d times, want 1 to 4", got)
+				}
+				time.Sleep(10 * time.Minute)
+				if got := dials(); got > 40 {
+					t.Errorf("the victim was dialled %d times in ten minutes", got)
+				}
+				for _, ip := range near {
+					if got := w.Dials(alice.IP, ip); got > 0 {
+						t.Errorf("%s was dialled %d times", ip, got)
+					}
+				}
+			})
+		})
+	}
 }
