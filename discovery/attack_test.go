@@ -541,3 +541,63 @@ func TestE03_Remembered(t *testing.T) {
 		}
 	})
 }
+
+// TestE03_OneHonestWayIn: nine of the ten ways in that a new node was given are
+// liars, who name one another and people nobody has ever met. It finds what is
+// announced among honest nodes, by the one way that is honest.
+func TestE03_OneHonestWayIn(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		n.SetLatency(20 * time.Millisecond)
+		w := newWorld(t, n, 8)
+		writer := w.member(discovery.Config{})
+		points := person(t, time.Now())
+		writer.announce(t, points[:], 1)
+		liars := w.liars(9)
+		for range 5 { // whom it dials first is chance
+			newcomer := w.member(discovery.Config{Bootstrap: append(w.ways(1), liars...)})
+			w.settle()
+			if _, err := newcomer.Find(t.Context(), points[:]); err != nil {
+				t.Errorf("with one honest way in of ten: %v", err)
+			}
+			if err := announceOne(t, newcomer, writer); err != nil {
+				t.Errorf("with one honest way in of ten: %v", err)
+			}
+			newcomer.stop()
+		}
+	})
+}
+
+// liars are servers who know one another and name nobody else but people nobody
+// has ever met. They store nothing and say that they do.
+func (w *world) liars(count int) []peer.AddrInfo {
+	var all atomic.Pointer[[]peer.AddrInfo]
+	alone := &world{t: w.t, net: w.net, next: w.next}
+	infos := alone.evilHosts(count, func(_ peer.ID, req *pb.Message) *pb.Message {
+		if req.GetType() == pb.Message_PUT_VALUE {
+			return req
+		}
+		resp := pb.NewMessage(req.GetType(), req.Key, 0)
+		if known := all.Load(); known != nil {
+			for _, info := range *known {
+				resp.CloserPeers = append(resp.CloserPeers, pbPeer(info))
+			}
+		}
+		for range 10 {
+			resp.CloserPeers = append(resp.CloserPeers, pbPeer(peer.AddrInfo{
+				ID: randomID(w.t), Addrs: []ma.Multiaddr{ma.StringCast("/ip4/20.250.0.1/tcp/4001")},
+			}))
+		}
+		return resp
+	})
+	w.next = alone.next
+	all.Store(&infos)
+	return infos
+}
+
+// announceOne has one announce at new points, and another find it.
+func announceOne(t *testing.T, from, reader *member) error {
+	points := person(t, time.Now())
+	from.announce(t, points[:], 1)
+	_, err := reader.Find(t.Context(), points[:])
+	return err
+}

@@ -189,6 +189,7 @@ func (d *Discovery) join(ctx context.Context) bool {
 	if d.table.size() > 0 {
 		return true
 	}
+	d.tried.Clear()
 	ctx, cancel := context.WithCancel(ctx)
 	dialling := d.dial(ctx, d.remembered, d.invited)
 	defer dialling.Wait()
@@ -231,9 +232,39 @@ func (d *Discovery) dial(ctx context.Context, sources ...source) *sync.WaitGroup
 	}
 	dialling := new(sync.WaitGroup)
 	for _, info := range ways {
-		dialling.Go(func() { _ = d.cfg.Host.Connect(ctx, info) })
+		dialling.Go(func() {
+			if err := d.cfg.Host.Connect(ctx, info); err == nil || ctx.Err() == nil {
+				d.tried.Store(info.ID, true)
+			}
+		})
 	}
 	return dialling
+}
+
+// widen connects to ways in that joining did not try: the first to answer may be
+// liars, who name one another and nobody else (threats E03).
+func (d *Discovery) widen(ctx context.Context) {
+	if d.table.size() == 0 || d.byErrand() {
+		return
+	}
+	given, kept := untried{d, d.invited}, untried{d, d.remembered}
+	if len(given.ways())+len(kept.ways()) > 0 {
+		d.dial(ctx, given, kept).Wait()
+		d.table.refresh(ctx)
+	}
+}
+
+// untried is what of a source is neither in the table nor was dialled yet.
+type untried struct {
+	d *Discovery
+	source
+}
+
+func (u untried) ways() []peer.AddrInfo {
+	return slices.DeleteFunc(u.source.ways(), func(info peer.AddrInfo) bool {
+		_, tried := u.d.tried.Load(info.ID)
+		return tried || u.d.table.dht.RoutingTable().Find(info.ID) != ""
+	})
 }
 
 const (

@@ -83,6 +83,7 @@ type Discovery struct {
 	joining chan struct{} // holds one token: whoever takes it connects to the ways in
 	wake    chan struct{} // a way in was added
 	repairs chan repair
+	tried   sync.Map // ways in that were dialled since the table was last empty, by peer.ID
 
 	closing sync.Once
 	closed  error
@@ -211,6 +212,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 				wait = jitter(pause)
 			}
 		}
+		d.widen(ctx)
 		d.remember()
 		if now := d.cfg.Now(); d.cfg.Server && now.Sub(refreshed) >= refreshEvery {
 			d.table.refresh(ctx)
