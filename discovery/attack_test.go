@@ -361,6 +361,13 @@ func TestE11_Crawl(t *testing.T) {
 				t.Error("the crawler found a person's device")
 			}
 		}
+		// A device that publishes no address is in no answer, but it has no place in
+		// a table either, where it would be asked and counted.
+		for i, s := range w.servers {
+			if got := s.Status().Table; got >= len(w.servers) {
+				t.Errorf("node %d has %d in its table, and there are %d others", i, got, len(w.servers)-1)
+			}
+		}
 	})
 }
 

@@ -198,8 +198,11 @@ func TestA07_G17_FiftyRequests(t *testing.T) {
 // after the storm gets the session that who came before it got.
 func TestA07_PrekeyDepletion(t *testing.T) {
 	handshakes := 300
-	if os.Getenv("KITH_SOAK") != "" {
+	switch {
+	case os.Getenv("KITH_SOAK") != "":
 		handshakes = 10_000
+	case testing.Short():
+		handshakes = 80
 	}
 	simulate(t, 3, func(t *testing.T, w *world) {
 		alice, bob := w.talking()
