@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,4 +148,56 @@ func TestE10_VictimOfARecord(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestF13_DeafContact: a contact's device takes the conversation and never reads
+// from it. What is written to it is bounded however much there is to say, others
+// hear from us as before, and what it did not take goes to the contact's
+// mailboxes, where it is found.
+func TestF13_DeafContact(t *testing.T) {
+	simulateMail(t, 5, func(t *testing.T, w *world) {
+		alice, bob := w.talking()
+		carol := w.user("carol")
+		nodetest.Befriend(alice, carol)
+		housed(bob, 3)
+		bob.UntilDelivered(bob.Say("alice", "I am going")...)
+		bob.Stop()
+		deaf := w.Host(t, transport.Config{}, nodetest.IP(w.machine()))
+		at := nodetest.IP(1000 + w.users)
+		var written atomic.Int64
+		w.Tap(func(from, to netip.Addr) func([]byte) []byte {
+			return func(b []byte) []byte {
+				if from == alice.IP && to == at {
+					written.Add(int64(len(b)))
+				}
+				return b
+			}
+		})
+		s, err := greet(t, deaf, alice, pairKey(t, alice, "bob"), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = s.Reset() }()
+		const count, size = 160, 30 << 10
+		text := strings.Repeat("x", size)
+		for range count / 20 {
+			alice.Say("bob", slices.Repeat([]string{text}, 20)...)
+		}
+		time.Sleep(time.Second)
+		start := time.Now()
+		alice.UntilDelivered(alice.Say("carol", "are you there?")...)
+		if took := time.Since(start); took > 2*time.Second {
+			t.Errorf("another contact was told after %v", took)
+		}
+		time.Sleep(10 * time.Minute)
+		if got := written.Load(); got < size || got > 1<<20 {
+			t.Errorf("%d of %d bytes were written to who reads nothing", got, count*size)
+		}
+		alice.Stop()
+		bob.Start()
+		bob.Until("something comes from his mailboxes", func() bool { return len(bob.Messages("alice")) > before+1 })
+		alice.Start()
+		bob.UntilTexts("alice", before+1+count)
+		agree(t, alice, bob, before+1+count)
+	})
 }

@@ -58,29 +58,8 @@ func (w *world) dialAt(t *testing.T, u *nodetest.User, key protocol.StreamKey, a
 func (w *world) tryDial(t *testing.T, u *nodetest.User, key protocol.StreamKey, at time.Time) (*line, error) {
 	t.Helper()
 	host := w.Host(t, transport.Config{}, nodetest.IP(w.machine()))
-	if err := host.Connect(context.Background(), nodetest.AddrInfo(t, u.Contacts)); err != nil {
-		return nil, err
-	}
-	s, err := host.NewStream(context.Background(), u.Contacts.ID(), libp2p.ID(stream.Name(key, rendezvous.Day(at))))
+	s, err := greet(t, host, u, key, at)
 	if err != nil {
-		return nil, err
-	}
-	hello, first, err := stream.Initiate(rand.Reader, key, []byte(host.ID()), []byte(u.Contacts.ID()))
-	if err != nil {
-		return nil, err
-	}
-	if _, err := s.Write(first); err != nil {
-		return nil, err
-	}
-	second := make([]byte, stream.Hello2Size)
-	if _, err := io.ReadFull(s, second); err != nil {
-		return nil, err
-	}
-	third, err := hello.Finish(second)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := s.Write(third); err != nil {
 		return nil, err
 	}
 	l := &line{host: host, stream: s, acks: make(chan uint64, 1<<16), done: make(chan struct{})}
@@ -108,6 +87,35 @@ func (w *world) tryDial(t *testing.T, u *nodetest.User, key protocol.StreamKey, 
 	}()
 	t.Cleanup(func() { s.Reset() })
 	return l, nil
+}
+
+// greet opens a stream from host to u, whose clock shows at, and says hello.
+func greet(t *testing.T, host *transport.Host, u *nodetest.User, key protocol.StreamKey, at time.Time) (network.Stream, error) {
+	t.Helper()
+	if err := host.Connect(context.Background(), nodetest.AddrInfo(t, u.Contacts)); err != nil {
+		return nil, err
+	}
+	s, err := host.NewStream(context.Background(), u.Contacts.ID(), libp2p.ID(stream.Name(key, rendezvous.Day(at))))
+	if err != nil {
+		return nil, err
+	}
+	hello, first, err := stream.Initiate(rand.Reader, key, []byte(host.ID()), []byte(u.Contacts.ID()))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Write(first); err != nil {
+		return nil, err
+	}
+	second := make([]byte, stream.Hello2Size)
+	if _, err := io.ReadFull(s, second); err != nil {
+		return nil, err
+	}
+	third, err := hello.Finish(second)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.Write(third)
+	return s, err
 }
 
 // send sends envelopes and waits until all are acknowledged.
