@@ -123,7 +123,7 @@ type modes struct {
 	n *Node
 
 	changed  chan struct{} // what the store says of modes and bridges
-	applying sync.Mutex    // held while the hosts are brought to a mode
+	applying baton         // held while the hosts are brought to a mode
 
 	mu      sync.Mutex
 	setting ModeSetting
@@ -133,7 +133,7 @@ type modes struct {
 }
 
 func newModes(n *Node) *modes {
-	return &modes{n: n, mode: n.cfg.Host.Mode(), changed: make(chan struct{}, 1), setting: ModeAuto, errands: make(map[*transport.Host]struct{})}
+	return &modes{n: n, mode: n.cfg.Host.Mode(), changed: make(chan struct{}, 1), applying: newBaton(), setting: ModeAuto, errands: make(map[*transport.Host]struct{})}
 }
 
 // run brings everything to the mode of the store, now and whenever it changes.
