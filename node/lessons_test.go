@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"testing"
@@ -37,8 +38,9 @@ func TestLessons(t *testing.T) {
 	for i := range maxLessons + 10 { // the oldest have to go
 		memory.Save(transport.ServerKey{byte(i)}, cut)
 	}
-	m.st, m.all = st, []lessonKept{{Network: "another", Server: "ff00", Lesson: cut}}
-	if m.load(transport.ServerKey{0xff}) != (transport.Lesson{}) {
+	there := transport.ServerKey{0xff}
+	m.st, m.all = st, []lessonKept{{Network: "another", Server: hex.EncodeToString(there[:]), Lesson: cut}}
+	if m.load(there) != (transport.Lesson{}) {
 		t.Error("what was learnt on another network counts on this one")
 	}
 	first, last := transport.ServerKey{0}, transport.ServerKey{maxLessons + 9}
