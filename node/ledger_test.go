@@ -320,8 +320,9 @@ func TestNames(t *testing.T) {
 		if c := alice.Contact(all[0].Id); c.Name != "Samuel[31m" {
 			t.Errorf("the new name is %q", c.Name)
 		}
-		_, err := alice.Send(ctx, &apiv1.SendRequest{Conversation: "sa", Texts: []string{"x"}})
-		wantCode(t, err, node.CodeNotFound) // prefixes are of ids, not of names
+		// Prefixes are of ids, not of names; no id has a bracket in it.
+		_, err := alice.Send(ctx, &apiv1.SendRequest{Conversation: "Samuel[", Texts: []string{"x"}})
+		wantCode(t, err, node.CodeNotFound)
 		_, err = alice.ListMessages(ctx, &apiv1.ListMessagesRequest{Conversation: ""})
 		wantCode(t, err, node.CodeNotFound)
 	})
