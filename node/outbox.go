@@ -440,7 +440,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 		wait, ok, stalled := c.patience(ctx, moved, heard)
 		switch {
 		case stalled:
-			c.giveUp(conv)
+			c.giveUp(ctx, conv)
 			return
 		case !ok:
 			conv.close(stream.ReasonIdle)
@@ -545,12 +545,12 @@ func (c *courier) patience(ctx context.Context, moved, heard time.Time) (wait ti
 // under it, or the next call would go the same way. A bridge or a relay that was
 // blocked in the middle says nothing of it. Whoever is only slow is given twice the
 // time on the next one.
-func (c *courier) giveUp(conv *conversation) {
+func (c *courier) giveUp(ctx context.Context, conv *conversation) {
 	c.mu.Lock()
 	c.doubt = min(2*max(c.doubt, doubtMin), ackTime)
 	c.mu.Unlock()
 	// What says goodbye there may wait for as long as the road is dead.
-	go func() { _ = conv.stream.Conn().Close() }()
+	c.o.done.Go(func() { c.n.cfg.Host.Abandon(ctx, conv.stream.Conn()) })
 }
 
 // offer writes what is due and fits the window, and says how many envelopes

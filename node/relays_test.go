@@ -186,32 +186,47 @@ func TestHandOver(t *testing.T) {
 }
 
 // TestF09_RelayDies: a relay dies in the middle of a thousand texts between two
-// who have no other road.
+// who have no other road, with its connections or without a word.
 func TestF09_RelayDies(t *testing.T) {
-	simulate(t, 5, func(t *testing.T, w *world) {
-		alice, bob := w.behindNATs(nodetest.SymmetricNAT, nodetest.SymmetricNAT)
-		alice.UntilDelivered(alice.Say("bob", "hello")...)
-		var ids []string
-		for i := range 10 {
-			ids = append(ids, alice.Say("bob", numbered("text", 100)...)...)
-			time.Sleep(5 * time.Millisecond)
-			if i != 4 {
-				continue
-			}
-			killed := 0
-			for _, c := range w.ways {
-				if c.Host.Relaying().Connections > 0 {
-					c.Kill()
-					killed++
+	for _, test := range []struct {
+		name   string
+		die    func(w *world, c *nodetest.Community)
+		within time.Duration
+	}{
+		{"killed", func(_ *world, c *nodetest.Community) { c.Kill() }, 5 * time.Second},
+		{"silent", func(w *world, c *nodetest.Community) { w.Blackhole(c.IP) }, 14 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			simulate(t, 5, func(t *testing.T, w *world) {
+				alice, bob := w.behindNATs(nodetest.SymmetricNAT, nodetest.SymmetricNAT)
+				alice.UntilDelivered(alice.Say("bob", "hello")...)
+				var ids []string
+				for i := range 10 {
+					ids = append(ids, alice.Say("bob", numbered("text", 100)...)...)
+					time.Sleep(5 * time.Millisecond)
+					if i != 4 {
+						continue
+					}
+					died := 0
+					for _, c := range w.ways {
+						if c.Host.Relaying().Connections > 0 {
+							test.die(w, c)
+							died++
+						}
+					}
+					if died == 0 {
+						t.Error("nothing was relayed")
+					}
 				}
-			}
-			if killed == 0 {
-				t.Error("nothing was relayed")
-			}
-		}
-		start := time.Now()
-		alice.UntilDelivered(ids...)
-		t.Logf("delivered %v after the last was sent", time.Since(start))
-		agree(t, alice, bob, 1001)
-	})
+				start := time.Now()
+				alice.UntilDelivered(ids...)
+				if took := time.Since(start); took > test.within {
+					t.Errorf("all is delivered %v after the last was sent, want %v", took, test.within)
+				} else {
+					t.Logf("delivered %v after the last was sent", took)
+				}
+				agree(t, alice, bob, 1001)
+			})
+		})
+	}
 }

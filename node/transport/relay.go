@@ -46,6 +46,10 @@ const (
 	// open one before the other need. A round trip of half a second still fits.
 	reserveTime = 10 * time.Second
 	punchTime   = 1200 * time.Millisecond
+
+	// relayAnswerTime is how long a relay has to answer a ping before it is taken for
+	// dead: several round trips on the slowest line, lost packets included.
+	relayAnswerTime = 3 * time.Second
 )
 
 // Relaying is what a relay carries, counted since its start.
@@ -164,6 +168,28 @@ func (h *Host) Release(node peer.ID) {
 }
 
 const relayTag = "relay"
+
+// Abandon closes a connection on which nothing passes any more. If it goes through
+// a relay that does not answer either, all connections to the relay are closed as
+// well: they would be dialled through, one call after the other, for as long as it
+// takes QUIC to notice, and libp2p tries no other relay for that peer meanwhile.
+// It returns when that is done.
+func (h *Host) Abandon(ctx context.Context, c network.Conn) {
+	through, relayed := RelayOf(c.RemoteMultiaddr())
+	_ = c.Close() // there is nothing to be done about a connection that does not close
+	if !relayed {
+		return
+	}
+	id, err := peer.IDFromP2PAddr(through)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "is it there?"), relayAnswerTime)
+	defer cancel()
+	if r, ok := <-h.ping.Ping(ctx, id); !ok || r.Error != nil { // it says nothing of time that ran out
+		_ = h.Network().ClosePeer(id)
+	}
+}
 
 // Circuit returns the addresses under which a peer with a reservation at node is
 // dialled, without that peer's name: node's addresses that are not secret, at
