@@ -200,6 +200,7 @@ func TestG05_OneTag(t *testing.T) {
 // TestG05_NobodyDoubted has nodes do everything that loses nothing for two days
 // in which people come and go: nobody is blamed.
 func TestG05_NobodyDoubted(t *testing.T) {
+	lasting(t)
 	simulateMail(t, 3, func(t *testing.T, w *world) {
 		alice, bob := w.visited()
 		mild := nodetest.Mild(false)
@@ -455,6 +456,7 @@ func TestLiarsComeLast(t *testing.T) {
 // TestAwayKeptUntilReplaced: a mailbox that is away for days is not given up as
 // long as nothing takes its place. Two that do not answer hold up no third.
 func TestAwayKeptUntilReplaced(t *testing.T) {
+	lasting(t)
 	simulateMail(t, 6, func(t *testing.T, w *world) {
 		w.honest()
 		began := time.Now()

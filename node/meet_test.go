@@ -99,6 +99,7 @@ func TestHalfOfTheCommunityDies(t *testing.T) {
 // TestMove has a contact return with another address after a day, when its old
 // records are gone.
 func TestMove(t *testing.T) {
+	lasting(t)
 	simulate(t, 1, func(t *testing.T, w *world) {
 		alice, bob := w.talking()
 		bob.Stop()
