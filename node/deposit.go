@@ -106,6 +106,13 @@ const idleDeposit = 24 * time.Hour
 // next is how long it takes until a round is due.
 func (p *depositor) next(ctx context.Context) (wait time.Duration, err error) {
 	c := p.c
+	c.mu.Lock()
+	live, missed := c.conv != nil, c.failures > 0
+	c.mu.Unlock()
+	if live { // the courier has us look again when it ends
+		p.since = time.Time{}
+		return idleDeposit, nil
+	}
 	var due int64
 	var message, open bool
 	err = c.n.view(ctx, func(tx *store.Tx) error {
@@ -123,12 +130,9 @@ func (p *depositor) next(ctx context.Context) (wait time.Duration, err error) {
 	if err != nil {
 		return retryMin, err
 	}
-	c.mu.Lock()
-	live, missed := c.conv != nil, c.failures > 0
-	c.mu.Unlock()
 	wait = time.Duration(due-c.n.age.now()) * time.Millisecond
 	switch {
-	case live, !open:
+	case !open:
 		p.since = time.Time{}
 		return idleDeposit, nil
 	case wait > 0:

@@ -395,6 +395,8 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 		return nil, true
 	}
 	last := int64(0)     // the newest envelope offered
+	look := true         // the outbox may hold something that is due
+	var seen batch       // what it held when that was looked at
 	taken := uint64(0)   // how many the device has acknowledged
 	offered := uint64(0) // of how many
 	moved := time.Now()
@@ -421,23 +423,24 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			if !c.settle(ctx, conv) {
 				return
 			}
-			settleAt = time.Time{}
+			settleAt, look = time.Time{}, true // what was taken is due again some time
 		}
-		if c.landed() {
-			last = 0 // nothing is in flight: whatever is due goes next
+		if last != 0 && c.landed() {
+			last, look = 0, true // nothing is in flight: whatever is due goes next
 		}
-		if draining != nil {
-			n, err := c.offer(ctx, conv, &last)
-			if err != nil {
+		if look && draining != nil {
+			var err error
+			if seen, err = c.offer(ctx, conv, &last); err != nil {
 				offered++ // it was not taken: the next call waits
 				return
 			}
-			if offered += uint64(n); n > 0 {
+			look = false
+			if n := len(seen.envelopes); n > 0 {
+				offered += uint64(n)
 				moved = time.Now()
-				continue
 			}
 		}
-		wait, ok, stalled := c.patience(ctx, moved, heard)
+		wait, ok, stalled := c.patience(seen.next, moved, heard)
 		switch {
 		case stalled:
 			c.giveUp(ctx, conv)
@@ -452,12 +455,15 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 		timer := time.NewTimer(wait)
 		select {
 		case <-c.news:
+			look = true
 		case <-timer.C:
+			look = true
 		case count := <-conv.acked:
 			if !hear(count) {
 				return
 			}
 			moved, heard = time.Now(), time.Now()
+			look = look || seen.full
 			if settleAt.IsZero() {
 				settleAt = time.Now().Add(settleDelay)
 			}
@@ -486,6 +492,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			}
 			return
 		case <-c.changed:
+			look = true
 			if o, err := c.outlook(ctx); err != nil || !o.known || o.shunned || o.keyless {
 				timer.Stop()
 				return
@@ -508,8 +515,8 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 // patience is how long to wait before something has to happen by itself; ok is
 // false when the conversation is to end: nothing was said for long, or what
 // was offered is not acknowledged, which is then stalled. heard is when the device
-// last acknowledged something.
-func (c *courier) patience(ctx context.Context, moved, heard time.Time) (wait time.Duration, ok, stalled bool) {
+// last acknowledged something, next when something in the outbox is due, if at all.
+func (c *courier) patience(next, moved, heard time.Time) (wait time.Duration, ok, stalled bool) {
 	c.mu.Lock()
 	size, since := 0, heard
 	for _, f := range c.flight {
@@ -530,14 +537,9 @@ func (c *courier) patience(ctx context.Context, moved, heard time.Time) (wait ti
 	if wait <= 0 {
 		return 0, false, false
 	}
-	// An error shows up again when offering.
-	_ = c.n.view(ctx, func(tx *store.Tx) error {
-		due, ok, err := tx.NextDue(c.device[:])
-		if at := time.Duration(due-c.n.age.now()) * time.Millisecond; ok && at > 0 {
-			wait = min(wait, at)
-		}
-		return err
-	})
+	if !next.IsZero() {
+		wait = min(wait, max(0, time.Until(next)))
+	}
 	return wait, true, false
 }
 
@@ -553,25 +555,31 @@ func (c *courier) giveUp(ctx context.Context, conv *conversation) {
 	c.o.done.Go(func() { c.n.cfg.Host.Abandon(ctx, conv.stream.Conn()) })
 }
 
-// offer writes what is due and fits the window, and says how many envelopes
-// that were.
-func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (int, error) {
-	envelopes, err := c.load(ctx, last)
+// batch is what one look at the outbox found.
+type batch struct {
+	envelopes [][]byte  // due, and put in flight
+	full      bool      // the window is, and there may be more
+	next      time.Time // when something is due that is not yet; zero: nothing
+}
+
+// offer writes what is due and fits the window.
+func (c *courier) offer(ctx context.Context, conv *conversation, last *int64) (batch, error) {
+	l, err := c.load(ctx, last)
 	if err != nil {
-		return 0, err
+		return batch{}, err
 	}
 	var turn []byte
-	for i, e := range envelopes {
+	for i, e := range l.envelopes {
 		turn = stream.AppendFrame(turn, stream.Frame{Type: stream.TypeEnvelope, Envelope: e})
-		if len(turn) < writeTurn && i < len(envelopes)-1 {
+		if len(turn) < writeTurn && i < len(l.envelopes)-1 {
 			continue
 		}
 		if err := conv.writeBytes(turn); err != nil {
-			return 0, err
+			return batch{}, err
 		}
 		turn = turn[:0]
 	}
-	return len(envelopes), nil
+	return l, nil
 }
 
 // baton is a mutex that may be held while the disk is waited for. SQLite sleeps
@@ -585,7 +593,7 @@ func (b baton) Lock()   { b <- struct{}{} }
 func (b baton) Unlock() { <-b }
 
 // load puts what is due and fits the window in flight, and returns it.
-func (c *courier) load(ctx context.Context, last *int64) (envelopes [][]byte, err error) {
+func (c *courier) load(ctx context.Context, last *int64) (l batch, err error) {
 	c.offering.Lock()
 	defer c.offering.Unlock()
 	c.mu.Lock()
@@ -599,20 +607,27 @@ func (c *courier) load(ctx context.Context, last *int64) (envelopes [][]byte, er
 		}
 	}
 	if room <= 0 || size >= maxInFlightBytes {
-		return nil, nil
+		return batch{full: true}, nil
 	}
 	var rows []store.DeliveryRow
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
-		rows = nil
+		rows, l = nil, batch{}
 		if paused, err := isPaused(tx, c.device); paused || err != nil {
 			return err
 		}
 		now := c.n.age.now()
-		rows, err = tx.Outbox(c.device[:], *last, now, now, room)
+		if rows, err = tx.Outbox(c.device[:], *last, now, now, room); err != nil {
+			return err
+		}
+		due, ok, err := tx.NextDue(c.device[:])
+		if in := time.Duration(due-now) * time.Millisecond; ok && in > 0 {
+			l.next = time.Now().Add(in)
+		}
 		return err
 	}); err != nil {
-		return nil, err
+		return batch{}, err
 	}
+	l.full = len(rows) == room
 	for _, d := range rows {
 		if slices.ContainsFunc(flight, func(f inFlight) bool { return f.id == d.ID }) {
 			*last = d.ID
@@ -622,23 +637,24 @@ func (c *courier) load(ctx context.Context, last *int64) (envelopes [][]byte, er
 			continue
 		}
 		if size > 0 && size+len(d.Envelope) > maxInFlightBytes {
+			l.full = true
 			break
 		}
-		envelopes = append(envelopes, d.Envelope)
+		l.envelopes = append(l.envelopes, d.Envelope)
 		size += len(d.Envelope)
 		offers, err := timesTaken(d.Attempts)
 		if err != nil {
-			return nil, err
+			return batch{}, err
 		}
 		flight = append(flight, inFlight{
 			id: d.ID, control: d.Message == nil, offers: offers, size: len(d.Envelope), at: time.Now(),
 		})
 		*last = d.ID
 	}
-	if len(envelopes) > 0 {
+	if len(l.envelopes) > 0 {
 		c.setFlight(flight)
 	}
-	return envelopes, nil
+	return l, nil
 }
 
 // isPaused says whether nothing is to leave for a device: its contact is
