@@ -39,6 +39,8 @@ const (
 	killLate = 200 * time.Millisecond
 )
 
+var testSeed = os.Getenv("KITH_TEST_SEED")
+
 // TestKill kills one of two talking daemons by kill -9, a hundred times, each
 // at a random moment: as it starts, or as messages come and go. Nothing that
 // was queued may be lost, shown twice or shown in another order.
@@ -46,13 +48,13 @@ const (
 func TestKill(t *testing.T) {
 	kills := 100
 	switch {
-	case soak():
+	case soak:
 		kills = 2000
 	case testing.Short():
 		kills = 10
 	}
 	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("KITH_TEST_SEED"); s != "" {
+	if s := testSeed; s != "" {
 		var err error
 		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
 			t.Fatal(err)

@@ -33,7 +33,7 @@ func (h *home) stay() {
 func TestKillMail(t *testing.T) {
 	rounds := 8
 	switch {
-	case soak():
+	case soak:
 		rounds = 100
 	case testing.Short():
 		rounds = 2

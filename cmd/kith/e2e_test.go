@@ -24,8 +24,9 @@ import (
 // busy; nothing that works comes near it.
 const e2eTime = 60 * time.Second
 
-// soak says whether the tests that can go on for longer shall.
-func soak() bool { return os.Getenv("KITH_SOAK") != "" }
+// soak says whether the tests that can go on for longer shall. Like all that tests
+// are told by the environment it is read before TestMain clears that.
+var soak = os.Getenv("KITH_SOAK") != ""
 
 // network is a community node and whoever was started beside it.
 type network struct {
@@ -474,7 +475,7 @@ func TestBatch(t *testing.T) {
 	n := newNetwork(t)
 	a, b := n.pair("ann", "ben")
 	count := 2000
-	if soak() {
+	if soak {
 		count = 20_000
 	}
 	want := make([]string, count)
