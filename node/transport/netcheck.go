@@ -88,7 +88,7 @@ type Findings [probes]Outcome
 // Prober finds out what a network lets through. The zero value probes directly.
 type Prober struct {
 	DialTCP DialFunc // through a proxy, past which no UDP goes; nil: directly
-	Hellos  []Hello  // nil: BuiltInHellos
+	Hellos  []Hello  // none: BuiltInHellos
 	// Random also tries ProbeRandom, which an observer may find strange.
 	Random bool
 }

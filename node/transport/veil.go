@@ -28,7 +28,7 @@ type DialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 // VeilClient is how bridges are dialled. The zero value is the default.
 type VeilClient struct {
 	DialTCP DialFunc       // nil: a net.Dialer; with a proxy, names are resolved there
-	Hellos  []Hello        // in order of preference; nil: BuiltInHellos
+	Hellos  []Hello        // in order of preference; none: BuiltInHellos
 	Memory  VeilMemory     // what worked
 	Roots   *x509.CertPool // who may vouch for a site's name; nil: the system's
 }

@@ -114,7 +114,7 @@ type veilSite struct {
 
 func newVeilDialer(client VeilClient, reach Reach) *veilDialer {
 	d := &veilDialer{tcp: client.DialTCP, hellos: client.Hellos, client: client, servers: make(map[ServerKey]*veilSite), callers: make(map[*veilCaller]struct{})}
-	if d.hellos == nil {
+	if len(d.hellos) == 0 {
 		d.hellos = BuiltInHellos()
 	}
 	if d.tcp == nil {

@@ -359,6 +359,18 @@ func TestVeilWrongCertificate(t *testing.T) {
 	}
 }
 
+// TestVeilNoHellos: a list without hellos is no list, nil or not.
+func TestVeilNoHellos(t *testing.T) {
+	b := newTestBridge(t)
+	go b.echo()
+	for _, hellos := range [][]Hello{nil, {}} {
+		c := dialTest(t, b, VeilClient{Hellos: hellos})
+		echoed(t, c, []byte("x"))
+		c.Close()
+		<-c.done
+	}
+}
+
 // TestVeilHello compares hellos with Go's by the ciphers in JA4, which censors
 // block by (docs/spec/veil.md, section 5.1).
 func TestVeilHello(t *testing.T) {
