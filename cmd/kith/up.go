@@ -325,12 +325,13 @@ func (d *daemon) proxySettings() (err error) {
 	return nil
 }
 
-// dialTCP is how connections are opened; nil: directly.
-func (d *daemon) dialTCP() transport.DialFunc {
+// dialTCP is how connections are opened; nil: directly. Names that are no
+// proxy's business lead to addresses in reach alone.
+func (d *daemon) dialTCP(reach transport.Reach) transport.DialFunc {
 	if d.proxy == nil {
 		return nil
 	}
-	return d.proxy.Dial
+	return d.proxy.Within(reach)
 }
 
 // mailSettings checks what is said about mailboxes, one's own and others'.
@@ -489,7 +490,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		},
 		Hints:  d.hints(ways),
 		Preset: d.preset,
-		Prober: transport.Prober{DialTCP: d.dialTCP(), Hellos: d.hellos()},
+		Prober: transport.Prober{DialTCP: d.dialTCP(reach), Dial: reach, Hellos: d.hellos()},
 		Errand: func() (*transport.Host, error) {
 			h, err := d.errand(reach, transport.MinMemory)
 			if err == nil {
@@ -860,7 +861,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	// A contact may be on the same LAN, whatever network the directory is in.
 	main, err = transport.New(transport.Config{
 		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: d.meter.Budget().Memory / 2, Meter: d.meter, Mode: d.mode, Dial: reach | d.private(),
-		DialTCP: d.dialTCP(), Veil: transport.VeilClient{Hellos: d.hellos(), Memory: d.lessons},
+		DialTCP: d.dialTCP(reach | d.private()), Veil: transport.VeilClient{Hellos: d.hellos(), Memory: d.lessons},
 		PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
 	})
 	if err != nil {
@@ -880,7 +881,7 @@ func (d *daemon) errand(reach transport.Reach, memory int64) (*transport.Host, e
 		return nil, err
 	}
 	return transport.New(transport.Config{
-		Key: key, Role: transport.Errands, Memory: memory, Meter: d.meter, Mode: d.mode, Dial: reach, DialTCP: d.dialTCP(),
+		Key: key, Role: transport.Errands, Memory: memory, Meter: d.meter, Mode: d.mode, Dial: reach, DialTCP: d.dialTCP(reach),
 		Veil: transport.VeilClient{Hellos: d.hellos(), Memory: d.lessons}, Log: d.log,
 	})
 }

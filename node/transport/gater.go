@@ -79,7 +79,7 @@ type gater struct {
 	reach   Reach
 	role    Role
 	meter   *Meter // nil: no budget
-	names   bool   // a proxy resolves them, and answers for what they lead to
+	names   bool   // Config.DialTCP resolves them, or a proxy, and answers for what they lead to
 	blocked func(peer.ID) bool
 	near    *atomic.Pointer[func(ma.Multiaddr) bool] // see Host.AllowNear; holds nil for none
 	mode    *modeState                               // nil: open

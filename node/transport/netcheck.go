@@ -88,6 +88,7 @@ type Findings [probes]Outcome
 // Prober finds out what a network lets through. The zero value probes directly.
 type Prober struct {
 	DialTCP DialFunc // through a proxy, past which no UDP goes; nil: directly
+	Dial    Reach    // where names may lead that are resolved here; 0: anywhere
 	Hellos  []Hello  // none: BuiltInHellos
 	// Random also tries ProbeRandom, which an observer may find strange.
 	Random bool
@@ -217,6 +218,9 @@ func (p Prober) dial(ctx context.Context, address string) (net.Conn, error) {
 	dial := p.DialTCP
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
+		if _, err := netip.ParseAddrPort(address); err != nil && p.Dial != 0 {
+			dial = reachDialer(p.Dial).DialContext
+		}
 	}
 	c, err := dial(ctx, "tcp", address)
 	if err != nil {

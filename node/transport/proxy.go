@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -39,18 +40,41 @@ const (
 // Proxy opens TCP connections through an upstream proxy, which also resolves
 // the names. Make one with ParseProxy or ProxyFromEnvironment.
 type Proxy struct {
-	// through returns the dialler of one host:port.
+	// through returns the dialler of one host:port, or nil if the proxy is not
+	// for it.
 	through func(address string) (DialFunc, error)
 }
 
-// Dial opens a TCP connection to a host:port, whose host may be a name. It is a
-// DialFunc.
-func (p *Proxy) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	dial, err := p.through(address)
-	if err != nil {
-		return nil, err
+// Within returns what opens TCP connections to a host:port, whose host may be a
+// name. The proxy answers for what the names lead to that it resolves. Those that
+// it is not asked for, as NO_PROXY says, are resolved here, and lead to addresses
+// in reach alone; addresses as such are for the gater to judge.
+func (p *Proxy) Within(reach Reach) DialFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		dial, err := p.through(address)
+		if err != nil {
+			return nil, err
+		}
+		if dial == nil {
+			dial = new(net.Dialer).DialContext
+			if _, err := netip.ParseAddrPort(address); err != nil {
+				dial = reachDialer(reach).DialContext
+			}
+		}
+		return dial(ctx, network, address)
 	}
-	return dial(ctx, network, address)
+}
+
+// reachDialer dials no address outside reach: a name may hide what an address
+// could not (threats E10).
+func reachDialer(reach Reach) *net.Dialer {
+	return &net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil || reachOf(at.Addr())&reach == 0 {
+			return errors.New("the name leads to an address that isn't dialled")
+		}
+		return nil
+	}}
 }
 
 // ParseProxy reads the URL of a proxy: socks5://HOST:PORT (RFC 1928; socks5h is
@@ -105,7 +129,7 @@ func ProxyFromEnvironment(getenv func(string) string) (*Proxy, error) {
 		case err != nil:
 			return nil, errors.New("the proxy can not be chosen")
 		case chosen == nil:
-			return new(net.Dialer).DialContext, nil
+			return nil, nil
 		}
 		return dial, nil
 	}}, nil

@@ -234,7 +234,7 @@ func TestProxy_NothingGoesPast(t *testing.T) {
 				mu.Lock()
 				dialled = append(dialled, network+" "+address)
 				mu.Unlock()
-				return through.Dial(ctx, network, address)
+				return through.Within(transport.Loopback)(ctx, network, address)
 			})
 
 			var port string
@@ -281,7 +281,7 @@ func proxiedHost(t testing.TB, dial transport.DialFunc) *transport.Host {
 		t.Fatal(err)
 	}
 	h, err := transport.New(transport.Config{
-		Key: key, Role: transport.Errands, Memory: transport.MinMemory, Dial: transport.Loopback, DialTCP: dial,
+		Key: key, Role: transport.Errands, Memory: transport.MinMemory, Dial: transport.Public | transport.Loopback, DialTCP: dial,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -305,6 +305,92 @@ func TestProxyReach(t *testing.T) {
 			t.Errorf("%s: connected", a)
 		}
 	}
+}
+
+// TestE10_NamesPastTheProxy: the environment says which names the proxy is not
+// asked for, and this machine is always among them. They are resolved here, and one
+// that leads to this machine is dialled by nobody who only knows the Internet: not
+// for a stock address, not for a bridge's, and not to probe one.
+func TestE10_NamesPastTheProxy(t *testing.T) {
+	here, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	_, port, _ := net.SplitHostPort(here.Addr().String())
+	env := map[string]string{"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "localhost"}
+	through, err := transport.ProxyFromEnvironment(func(name string) string { return env[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	bridge := "/dns4/localhost/tcp/" + port + "/tls/http-path/AAAAAAAAAAAAAAAAAAAAAA"
+	connect := func(address string) func(transport.Reach) {
+		return func(reach transport.Reach) {
+			h := proxiedHost(t, through.Within(reach))
+			id := far(t)
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			_ = h.Connect(ctx, peer.AddrInfo{ID: id, Addrs: []ma.Multiaddr{ma.StringCast(address)}})
+		}
+	}
+	probe := func(p func(transport.Reach) transport.Prober) func(transport.Reach) {
+		return func(reach transport.Reach) {
+			v, err := transport.ParseVeil(ma.StringCast(bridge))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			p(reach).Bridge(ctx, v)
+		}
+	}
+	for name, dial := range map[string]func(transport.Reach){
+		"stock":                 connect("/dns4/localhost/tcp/" + port),
+		"bridge":                connect(bridge),
+		"probe":                 probe(func(r transport.Reach) transport.Prober { return transport.Prober{DialTCP: through.Within(r)} }),
+		"probe without a proxy": probe(func(r transport.Reach) transport.Prober { return transport.Prober{Dial: r} }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			// dialled says whether somebody is in the listener's queue before us.
+			dialled := func() bool {
+				own, err := net.Dial("tcp", here.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer own.Close()
+				for others := false; ; others = true {
+					c, err := here.Accept()
+					if err != nil {
+						t.Fatal(err)
+					}
+					c.Close()
+					if c.RemoteAddr().String() == own.LocalAddr().String() {
+						return others
+					}
+				}
+			}
+			if dial(transport.Public); dialled() {
+				t.Error("a name led to this machine")
+			}
+			if dial(transport.Loopback); !dialled() {
+				t.Error("this machine was not dialled by who may dial it")
+			}
+		})
+	}
+}
+
+// far is a peer that is nowhere.
+func far(t testing.TB) peer.ID {
+	t.Helper()
+	key, err := transport.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 func TestParseProxy(t *testing.T) {
@@ -360,7 +446,7 @@ func TestProxyFromEnvironment(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := len(p.requests())
-			conn, err := through.Dial(t.Context(), "tcp", c.address)
+			conn, err := through.Within(transport.Loopback)(t.Context(), "tcp", c.address)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -415,7 +501,7 @@ func TestProxyAnswers(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
-			if conn, err := through.Dial(ctx, "tcp", "far.example:443"); err == nil {
+			if conn, err := through.Within(transport.Loopback)(ctx, "tcp", "far.example:443"); err == nil {
 				conn.Close()
 				t.Error("connected")
 			}
@@ -441,7 +527,7 @@ func TestProxyAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := through.Dial(t.Context(), "tcp", "far.example:443")
+	conn, err := through.Within(transport.Loopback)(t.Context(), "tcp", "far.example:443")
 	if err != nil {
 		t.Fatal(err)
 	}

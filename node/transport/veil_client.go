@@ -15,7 +15,6 @@ import (
 	"net/url"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
@@ -118,14 +117,8 @@ func newVeilDialer(client VeilClient, reach Reach) *veilDialer {
 		d.hellos = BuiltInHellos()
 	}
 	if d.tcp == nil {
-		dialer := &net.Dialer{KeepAlive: -1, ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			// A name may hide what an address could not (threats E10).
-			at, err := net.ResolveTCPAddr("tcp", address)
-			if err != nil || reachOf(at.AddrPort().Addr())&reach == 0 {
-				return errors.New("the bridge's name leads to an address that isn't dialled")
-			}
-			return nil
-		}}
+		dialer := reachDialer(reach)
+		dialer.KeepAlive = -1
 		d.tcp = dialer.DialContext
 	}
 	return d
