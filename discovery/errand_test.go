@@ -17,6 +17,7 @@ import (
 
 	"github.com/kith-im/kith/discovery"
 	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol/errand"
 )
 
@@ -339,6 +340,53 @@ func TestErrandLimits(t *testing.T) {
 		}
 		if open >= 20 || open < 4 {
 			t.Errorf("%d streams of one peer at one time", open)
+		}
+	})
+}
+
+// TestF01_ErrandMemory: what an errand takes is the resource manager's to give,
+// before anything of it is read, and given back when the stream ends.
+func TestF01_ErrandMemory(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		w := newWorld(t, n, 2)
+		server := w.servers[0].host
+		id := libp2p.ID(errand.Protocol)
+		protocol := func(do func(network.ProtocolScope) error) {
+			t.Helper()
+			if err := server.Network().ResourceManager().ViewProtocol(id, do); err != nil {
+				t.Fatal(err)
+			}
+		}
+		held := func() (bytes int64) {
+			protocol(func(s network.ProtocolScope) error { bytes = s.Stat().Memory; return nil })
+			return bytes
+		}
+		find := &errand.Find{Keys: []errand.Key{person(t, time.Now())[0].Key()}}
+		a := w.asker(w.carried(), w.servers[0])
+		if _, err := a.ask(find); err != nil {
+			t.Fatal(err)
+		}
+		if got := held(); got < errand.MaxRequest {
+			t.Errorf("a stream holds %d bytes, and its request may have %d", got, errand.MaxRequest)
+		}
+		_ = a.s.Reset()
+		time.Sleep(time.Second)
+		if got := held(); got != 0 {
+			t.Errorf("a stream that ended holds %d bytes", got)
+		}
+		var rest network.ResourceScopeSpan
+		protocol(func(s network.ProtocolScope) (err error) {
+			if rest, err = s.BeginSpan(); err != nil {
+				return err
+			}
+			return rest.ReserveMemory(transport.CommunityMemory/2-errand.MaxRequest, network.ReservationPriorityAlways)
+		})
+		if f, err := w.asker(w.carried(), w.servers[0]).ask(find); err == nil {
+			t.Errorf("answered without memory: %+v", f)
+		}
+		rest.Done()
+		if _, err := w.asker(w.carried(), w.servers[0]).ask(find); err != nil {
+			t.Errorf("with memory again: %v", err)
 		}
 	})
 }

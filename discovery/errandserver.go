@@ -35,6 +35,10 @@ const (
 	// dozens of nodes where that asks one.
 	errandCarry   = 1. / 16
 	errandSources = 8192
+	// errandMemory is what one stream may take, for as long as it lasts: the largest
+	// request, the answer's buffer and the reader's. With all of errandStreams it is a
+	// sixth of transport.CommunityMemory; a node that has less takes fewer streams.
+	errandMemory = errand.MaxRequest + 32<<10
 
 	errandIdle  = 60 * time.Second // between frames
 	errandFrame = 10 * time.Second // from a frame's first byte to its last
@@ -190,6 +194,10 @@ func (s *errandServer) spend(v *visitor, cost float64) (refused *errand.Refused)
 
 // handle serves a stream until it ends.
 func (s *errandServer) handle(stream network.Stream) {
+	if stream.Scope().ReserveMemory(errandMemory, network.ReservationPriorityMedium) != nil {
+		_ = stream.Reset()
+		return
+	}
 	v := s.enter(stream.Conn())
 	if v == nil {
 		_ = stream.Reset()

@@ -31,9 +31,10 @@ const MaxKeys = 3
 // included: a deposit.
 const maxMail = protocol.FrameLengthSize + 1 + protocol.MaxEnvelope
 
-// The longest frames of either side, type and body.
+// The longest frames of either side, type and body. A node sets MaxRequest aside for
+// each stream before it reads.
 const (
-	maxRequest = 1 + 1 + protocol.MaxAddress + maxMail
+	MaxRequest = 1 + 1 + protocol.MaxAddress + maxMail
 	maxAnswer  = 1 + MaxKeys*(1+protocol.RecordSize)
 )
 
@@ -153,7 +154,7 @@ func AppendFrame(dst []byte, f Frame) []byte {
 // within one, and protocol.ErrFrame for what no honest side sends. Memory grows
 // only with what arrived; what a frame holds shares it.
 func ReadRequest(r *bufio.Reader) (Frame, error) {
-	return readFrame(r, maxRequest, func(t Type) bool { return t < firstAnswer })
+	return readFrame(r, MaxRequest, func(t Type) bool { return t < firstAnswer })
 }
 
 // ReadAnswer reads a frame of a node; see ReadRequest.
@@ -195,7 +196,7 @@ func (t Type) fits(n int) bool {
 	case TypeAnnounce:
 		return n == len(Key{})+protocol.RecordSize
 	case TypeCarry:
-		return n >= 1+1+1 && n < maxRequest
+		return n >= 1+1+1 && n < MaxRequest
 	case TypeRecords:
 		return n >= 0 && n <= MaxKeys*(1+protocol.RecordSize) && n%(1+protocol.RecordSize) == 0
 	case TypeKept:
