@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,9 +30,18 @@ const (
 	// recordOverhead is what an entry costs beside its record, roughly.
 	recordOverhead = 512
 	// maxPerPeer and maxPerAddress bound the records that one peer, and one
-	// address (/64 of IPv6), may have here: many contacts' points, and no flood.
-	maxPerPeer    = 1024
-	maxPerAddress = 2048
+	// address (/64 of IPv6), may have here. Where there are no more nodes than keep
+	// a record, a user's every record is here, under the one name that a run has. A
+	// contact, or an open invite, is 6 of them, the points of two days, and 9 from
+	// midnight on, until yesterday's end: 4,500 for 500 contacts. One who was added
+	// today is 6 for the invite more: 500 in one day are 7,500 in the night after it,
+	// and the rest is for 76 open invites. A household has one such user, and others.
+	maxPerPeer    = 8 << 10
+	maxPerAddress = 12 << 10
+	// peerShare and addressShare are what no other source can take from one while
+	// the store is full: whoever has more goes first.
+	peerShare    = 1024
+	addressShare = 2048
 	// maxAge bounds how long a record is kept, whatever it says.
 	maxAge = protocol.MaxRecordLife
 	// nearBuckets is how finely nearness decides who goes first: beyond so many
@@ -41,9 +51,10 @@ const (
 
 // valueStore keeps records for others, in memory only. A record enters through
 // admitRequest, which knows who brought it; kad-dht then finds it here. When
-// memory runs out, the record farthest from us goes, and of those the one that
-// was not asked for longest: junk must be ground to our place to push out what
-// belongs here (threats E05).
+// memory runs out, whoever has most beyond their share loses what they brought
+// longest ago. If nobody has more, the record farthest from us goes, and of those
+// the one that was not asked for longest: junk must be ground to our place, and come
+// from many places, to push out what belongs here (threats E05).
 type valueStore struct {
 	self   hash
 	memory int64
@@ -52,18 +63,51 @@ type valueStore struct {
 	mu      sync.Mutex
 	entries map[string]*entry      // by the table's key
 	order   [nearBuckets]list.List // of *entry, by nearness; in each the latest used first
-	sources map[string]int         // records per source
+	origins map[originName]*origin
+	greedy  map[*origin]struct{} // those with more than their share
 	used    int64
 }
 
 type entry struct {
 	key    string
 	value  []byte
-	peer   string // its two sources
-	addr   string
+	from   [2]originName // its peer and its address
+	ofFrom [2]*list.Element
 	until  time.Time // by the monotonic clock: wall clocks jump
 	bucket int
 	at     *list.Element
+}
+
+// originName names a peer or an address that brings records.
+type originName struct {
+	address bool
+	name    string
+}
+
+func originsOf(peer, addr string) [2]originName {
+	return [2]originName{{false, peer}, {true, addr}}
+}
+
+// most is how many records the source may have at all, and share how many when
+// there is no room.
+func (n originName) most() int {
+	if n.address {
+		return maxPerAddress
+	}
+	return maxPerPeer
+}
+
+func (n originName) share() int {
+	if n.address {
+		return addressShare
+	}
+	return peerShare
+}
+
+// origin is what one of them brought.
+type origin struct {
+	share   int
+	records list.List // of *entry, the latest brought first
 }
 
 var (
@@ -74,7 +118,7 @@ var (
 func newValueStore(self hash, memory int64, now func() time.Time) *valueStore {
 	return &valueStore{
 		self: self, memory: memory, now: now,
-		entries: make(map[string]*entry), sources: make(map[string]int),
+		entries: make(map[string]*entry), origins: make(map[originName]*origin), greedy: make(map[*origin]struct{}),
 	}
 }
 
@@ -134,9 +178,9 @@ func (v *valueStore) admit(key string, value []byte, from, addr string) error {
 	if len(value) != protocol.RecordSize {
 		return errKey
 	}
+	origins := originsOf(from, addr)
 	v.mu.Lock()
-	e := v.entries[key]
-	full := e == nil && (v.sources[from] >= maxPerPeer || v.sources[addr] >= maxPerAddress)
+	full := v.entries[key] == nil && v.fullLocked(origins)
 	v.mu.Unlock()
 	if full {
 		return errQuota // before the signature is looked at
@@ -156,26 +200,56 @@ func (v *valueStore) admit(key string, value []byte, from, addr string) error {
 		e.value = append(e.value[:0:0], value...)
 		e.until = time.Now().Add(v.life(value))
 		v.order[e.bucket].MoveToFront(e.at)
+		for i, name := range e.from {
+			v.origins[name].records.MoveToFront(e.ofFrom[i])
+		}
 		return nil
 	}
-	if v.sources[from] >= maxPerPeer || v.sources[addr] >= maxPerAddress {
+	if v.fullLocked(origins) {
 		return errQuota
 	}
-	v.insertLocked(key, append([]byte(nil), value...), from, addr)
+	v.insertLocked(key, append([]byte(nil), value...), origins)
 	return nil
 }
 
+// fullLocked says whether one of a record's sources may bring no more. What it
+// brought longest ago and has expired does not count: the sweep may not have come by.
+func (v *valueStore) fullLocked(origins [2]originName) bool {
+	return slices.ContainsFunc(origins[:], func(n originName) bool {
+		for {
+			s := v.origins[n]
+			if s == nil || s.records.Len() < n.most() {
+				return false
+			}
+			eldest := s.records.Back().Value.(*entry)
+			if time.Until(eldest.until) > 0 {
+				return true
+			}
+			v.removeLocked(eldest)
+		}
+	})
+}
+
 // insertLocked adds a record and makes room for it.
-func (v *valueStore) insertLocked(key string, value []byte, from, addr string) {
+func (v *valueStore) insertLocked(key string, value []byte, from [2]originName) {
 	e := &entry{
-		key: key, value: value, peer: from, addr: addr,
+		key: key, value: value, from: from,
 		until:  time.Now().Add(v.life(value)),
 		bucket: min(hashOf(key).shared(v.self), nearBuckets-1),
 	}
 	v.entries[key] = e
 	e.at = v.order[e.bucket].PushFront(e)
-	v.sources[from]++
-	v.sources[addr]++
+	for i, name := range from {
+		s := v.origins[name]
+		if s == nil {
+			s = &origin{share: name.share()}
+			v.origins[name] = s
+		}
+		e.ofFrom[i] = s.records.PushFront(e)
+		if s.records.Len() > s.share {
+			v.greedy[s] = struct{}{}
+		}
+	}
 	v.used += e.size()
 	for v.used > v.memory {
 		v.evictLocked()
@@ -195,8 +269,19 @@ func (v *valueStore) life(value []byte) time.Duration {
 
 func (e *entry) size() int64 { return int64(len(e.key) + len(e.value) + recordOverhead) }
 
-// evictLocked removes the farthest record that was used longest ago.
+// evictLocked removes what the source brought longest ago that is farthest beyond
+// its share, or else the farthest record that was used longest ago.
 func (v *valueStore) evictLocked() {
+	var greediest *origin
+	for s := range v.greedy { // few: each has a good part of the store
+		if greediest == nil || s.records.Len()*greediest.share > greediest.records.Len()*s.share {
+			greediest = s
+		}
+	}
+	if greediest != nil {
+		v.removeLocked(greediest.records.Back().Value.(*entry))
+		return
+	}
 	for i := range v.order {
 		if last := v.order[i].Back(); last != nil {
 			v.removeLocked(last.Value.(*entry))
@@ -224,9 +309,14 @@ func (v *valueStore) removeLocked(e *entry) {
 	delete(v.entries, e.key)
 	v.order[e.bucket].Remove(e.at)
 	v.used -= e.size()
-	for _, s := range []string{e.peer, e.addr} {
-		if v.sources[s]--; v.sources[s] <= 0 {
-			delete(v.sources, s)
+	for i, name := range e.from {
+		s := v.origins[name]
+		s.records.Remove(e.ofFrom[i])
+		if s.records.Len() <= s.share {
+			delete(v.greedy, s)
+		}
+		if s.records.Len() == 0 {
+			delete(v.origins, name)
 		}
 	}
 }

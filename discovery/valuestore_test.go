@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -131,8 +133,8 @@ func TestE14_ClockJumps(t *testing.T) {
 		if has() || v.count() != 0 {
 			t.Error("kept beyond its time")
 		}
-		if len(v.sources) != 0 || v.used != 0 {
-			t.Errorf("accounts left: %v, %d bytes", v.sources, v.used)
+		if len(v.origins) != 0 || v.used != 0 {
+			t.Errorf("accounts left: %v, %d bytes", v.origins, v.used)
 		}
 	})
 }
@@ -147,7 +149,7 @@ func fill(v *valueStore, count int, from func(i int) (string, string)) {
 		binary.BigEndian.PutUint64(value[expiryAt:], uint64(noon.Add(time.Hour).Unix()))
 		peer, addr := from(i)
 		v.mu.Lock()
-		v.insertLocked(tableKey(key), value, peer, addr)
+		v.insertLocked(tableKey(key), value, originsOf(peer, addr))
 		v.mu.Unlock()
 	}
 }
@@ -199,15 +201,14 @@ func TestE05_FloodOfJunk(t *testing.T) {
 }
 
 func TestE05_Quotas(t *testing.T) {
-	v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
+	v := newValueStore(hash{}, 2*storeMemory, func() time.Time { return noon }) // with room for all
 	put := func(peer, addr string) error {
 		key, value := sealed(t, newPoint(), 1, noon.Add(time.Hour))
 		return v.admit(key, value, peer, addr)
 	}
-	for i := range maxPerPeer {
-		if err := put("greedy", "a"); err != nil {
-			t.Fatalf("put %d: %v", i, err)
-		}
+	fill(v, maxPerPeer-1, func(int) (string, string) { return "greedy", "a" })
+	if err := put("greedy", "a"); err != nil {
+		t.Fatalf("the last of the quota: %v", err)
 	}
 	if err := put("greedy", "b"); !errors.Is(err, errQuota) {
 		t.Errorf("beyond the peer's quota: %v", err)
@@ -215,13 +216,125 @@ func TestE05_Quotas(t *testing.T) {
 	if err := put("other", "a"); err != nil {
 		t.Errorf("another peer: %v", err)
 	}
-	fill(v, maxPerAddress, func(i int) (string, string) { return fmt.Sprint(i), "crowded" })
+	fill(v, maxPerAddress-1, func(i int) (string, string) { return fmt.Sprint(i), "crowded" })
+	if err := put("the last", "crowded"); err != nil {
+		t.Errorf("the last of the address's quota: %v", err)
+	}
 	if err := put("one more", "crowded"); !errors.Is(err, errQuota) {
 		t.Errorf("beyond the address's quota: %v", err)
 	}
 	if err := put("one more", "empty"); err != nil {
 		t.Errorf("another address: %v", err)
 	}
+}
+
+// TestE05_QuotaEnds: records that have expired take no place in the quota of who
+// brought them, whether or not anybody else brings any.
+func TestE05_QuotaEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		v := newValueStore(hash{}, storeMemory, func() time.Time { return noon.Add(time.Since(start)) })
+		put := func() error {
+			key, value := sealed(t, newPoint(), 1, noon.Add(12*time.Hour))
+			return v.admit(key, value, "busy", "a")
+		}
+		fill(v, maxPerPeer, func(int) (string, string) { return "busy", "a" })
+		if err := put(); !errors.Is(err, errQuota) {
+			t.Errorf("beyond the quota: %v", err)
+		}
+		time.Sleep(time.Hour)
+		if err := put(); err != nil {
+			t.Errorf("when what was there has expired: %v", err)
+		}
+	})
+}
+
+// TestE05_FairShare: whoever has more than their share makes room for others, with
+// what they brought longest ago, and nobody else does.
+func TestE05_FairShare(t *testing.T) {
+	for name, greedy := range map[string]func(i int) (peer, addr string){
+		"a peer":     func(int) (string, string) { return "greedy", "a" },
+		"an address": func(i int) (string, string) { return fmt.Sprint("name", i), "a" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			const room, modest, most, others = 14453, 1000, 8000, 11400
+			v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
+			fill(v, modest, func(int) (string, string) { return "modest", "b" })
+			mine := slices.Collect(maps.Keys(v.entries))
+			fill(v, most/2, greedy)
+			early := slices.DeleteFunc(slices.Collect(maps.Keys(v.entries)), func(key string) bool { return slices.Contains(mine, key) })
+			fill(v, most/2, greedy)
+			fill(v, others, func(i int) (string, string) { return fmt.Sprint("other", i), fmt.Sprint("other", i/100) })
+			if v.used > storeMemory || v.count() != room {
+				t.Errorf("%d records, %d bytes", v.count(), v.used)
+			}
+			if got, want := v.origins[originName{true, "a"}].records.Len(), room-modest-others; got != want {
+				t.Errorf("the greedy have %d records, want %d", got, want)
+			}
+			for _, key := range mine {
+				if v.entries[key] == nil {
+					t.Fatal("a record of one who has few went")
+				}
+			}
+			for _, key := range early {
+				if v.entries[key] != nil {
+					t.Fatal("of the greedy the early records stayed and later ones went")
+				}
+			}
+		})
+	}
+}
+
+// TestE05_FiveHundredContacts: one user adds 500 contacts in a day, at three nodes
+// that keep everything of everybody's. All records find room, and go on doing so in
+// the days after, with as many invites open as there may be.
+func TestE05_FiveHundredContacts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newValueStore(hash{}, storeMemory, time.Now)
+		audience := func() (all [4][]rendezvous.Point) {
+			var secret protocol.RendezvousSecret
+			var device identity.DeviceHash
+			_, _ = rand.Read(secret[:])
+			for day := range all {
+				points := rendezvous.Derive(secret, device, rendezvous.Day(time.Now())+int64(day))
+				all[day] = points[:]
+			}
+			return all
+		}
+		seq := uint64(0)
+		announce := func(points []rendezvous.Point) {
+			t.Helper()
+			seq++
+			for _, p := range points {
+				key, value := sealed(t, p, seq, time.Now().Add(24*time.Hour))
+				if err := v.admit(key, value, "user", "place"); err != nil {
+					t.Fatalf("after %d records: %v", v.count(), err)
+				}
+			}
+		}
+		var contacts, invites [][4][]rendezvous.Point
+		for range 500 {
+			invite, contact := audience(), audience()
+			contacts = append(contacts, contact)
+			for _, a := range [][4][]rendezvous.Point{invite, contact} {
+				announce(a[0])
+				announce(a[1])
+			}
+		}
+		for range 76 {
+			invites = append(invites, audience())
+			announce(invites[len(invites)-1][0])
+			announce(invites[len(invites)-1][1])
+		}
+		for day := 1; day <= 2; day++ {
+			time.Sleep(24*time.Hour - time.Second)
+			for _, a := range slices.Concat(contacts, invites) {
+				announce(a[day])
+				announce(a[day+1])
+			}
+			t.Logf("day %d: %d records, %d MiB", day, v.count(), v.used>>20)
+		}
+	})
 }
 
 // TestE13_NothingOnDisk: the store has no way to keep anything.

@@ -24,6 +24,31 @@ func announced(u *nodetest.User) {
 	})
 }
 
+// TestE05_RecordsOfAContact: how many records of a user a node keeps where every
+// node keeps all of them, which the quotas of docs/spec/discovery.md, section 4, are
+// made for: 6 for a contact and 6 for the invite that made it, on its day, and 9 for
+// the contact in the night after.
+func TestE05_RecordsOfAContact(t *testing.T) {
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.pair()
+		const users = 2
+		for _, want := range []struct {
+			after   time.Duration
+			records int
+			expired int // may not have been swept yet
+		}{{time.Hour, users*6 + 6, 0}, {27 * time.Hour, users * 9, 6}} {
+			time.Sleep(want.after)
+			announced(alice)
+			announced(bob)
+			for i, node := range w.ways {
+				if got := node.Discovery.Status().Records; got < want.records || got > want.records+want.expired {
+					t.Errorf("node %d keeps %d records after %v, want %d", i, got, want.after, want.records)
+				}
+			}
+		}
+	})
+}
+
 // TestInviterOffline answers an invite, and writes, while its maker is away.
 func TestInviterOffline(t *testing.T) {
 	simulate(t, 2, func(t *testing.T, w *world) {
