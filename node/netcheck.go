@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +42,10 @@ const (
 
 	// maxNetworks bounds the networks that are remembered.
 	maxNetworks = 32
+
+	// recallEvery is how often the router is looked at although this machine's
+	// addresses are what they were: other networks have the same.
+	recallEvery = time.Minute
 )
 
 // Rows of store's meta table.
@@ -179,8 +184,17 @@ type checker struct {
 
 	busy chan struct{} // holds a token: whoever takes it checks
 
-	mu   sync.Mutex
-	last netFound // on the network we are on; zero: nothing is known
+	mu     sync.Mutex
+	last   netFound  // on the network we are on; zero: nothing is known
+	memory *networks // nil: not read yet
+	at     []string  // this machine's addresses when the network was looked at
+	looked time.Time // when that was
+}
+
+// networks is what the store keeps of all networks. It changes by keep alone.
+type networks struct {
+	key []byte // nil: nothing was ever found on any
+	all []netFound
 }
 
 func newChecker(n *Node) *checker {
@@ -241,32 +255,75 @@ func (c *checker) spared(a ma.Multiaddr) bool {
 	return err == nil && transport.ReachOf(a) == transport.Public
 }
 
-// recall takes what was found before on the network that we are on now.
+// recall takes what was found before on the network that we are on now. It is
+// called all the time: the store is read once, and the system's tables when they
+// may say something new.
 func (c *checker) recall(ctx context.Context) {
-	err := c.n.view(ctx, func(tx *store.Tx) error {
-		key, err := tx.SecretMeta(metaNetworkKey)
+	memory, err := c.remembered(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			c.n.log.Debug("what was found on this network could not be read")
+		}
+		return
+	}
+	if memory.key == nil || !c.moved() {
+		return
+	}
+	name := networkName(memory.key, transport.NetworkMarks())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.memory != memory || c.last.Network == name { // or just found out
+		return
+	}
+	c.last = netFound{}
+	if i := slices.IndexFunc(memory.all, func(f netFound) bool { return f.Network == name }); i >= 0 {
+		c.last = memory.all[i]
+	}
+}
+
+// remembered returns what the store keeps, which it reads once.
+func (c *checker) remembered(ctx context.Context) (*networks, error) {
+	c.mu.Lock()
+	memory := c.memory
+	c.mu.Unlock()
+	if memory != nil {
+		return memory, nil
+	}
+	memory = &networks{}
+	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
+		memory.key, err = tx.SecretMeta(metaNetworkKey)
 		if ok, err := found(err); !ok {
 			return err
 		}
-		name := networkName(key, transport.NetworkMarks())
-		all, err := loadNetworks(tx)
-		if err != nil {
-			return err
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.last.Network == name {
-			return nil
-		}
-		c.last = netFound{}
-		if i := slices.IndexFunc(all, func(f netFound) bool { return f.Network == name }); i >= 0 {
-			c.last = all[i]
-		}
-		return nil
-	})
-	if err != nil && ctx.Err() == nil {
-		c.n.log.Debug("what was found on this network could not be read")
+		memory.all, err = loadNetworks(tx)
+		return err
+	}); err != nil {
+		return nil, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.memory == nil { // else kept meanwhile
+		c.memory = memory
+	}
+	return c.memory, nil
+}
+
+// moved says whether this machine may be on another network than when it was last
+// asked.
+func (c *checker) moved() bool {
+	var at []string
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, a := range addrs {
+			at = append(at, a.String())
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slices.Equal(at, c.at) && time.Since(c.looked) < recallEvery {
+		return false
+	}
+	c.at, c.looked = at, time.Now()
+	return true
 }
 
 // networkKey is the key of names of networks, which is made when it is first needed.
@@ -300,6 +357,7 @@ func loadNetworks(tx *store.Tx) (all []netFound, err error) {
 
 // keep remembers what was found on this network, and says so if it is news.
 func (c *checker) keep(ctx context.Context, f netFound) (netFound, error) {
+	var memory networks
 	err := c.n.update(ctx, func(w *work) error {
 		key, err := networkKey(w.tx)
 		if err != nil {
@@ -317,7 +375,9 @@ func (c *checker) keep(ctx context.Context, f netFound) (netFound, error) {
 			all = slices.Delete(all, i, i+1)
 		}
 		all = slices.Insert(all, 0, f)
-		b, err := json.Marshal(all[:min(len(all), maxNetworks)])
+		all = all[:min(len(all), maxNetworks)]
+		memory = networks{key, all}
+		b, err := json.Marshal(all)
 		if err != nil {
 			return err
 		}
@@ -331,7 +391,7 @@ func (c *checker) keep(ctx context.Context, f netFound) (netFound, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.last = f
+	c.last, c.memory = f, &memory
 	return f, nil
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -119,6 +120,54 @@ func TestProbed(t *testing.T) {
 	}
 	if len(bridges) != 2 || bridges[0].Host != "cats.example" || bridges[1].Host != "8.8.4.4" {
 		t.Errorf("there are %d bridges", len(bridges))
+	}
+}
+
+// TestRecall: what was found on the network that this machine is on is known after
+// a restart, and that it is looked at all the time costs neither the store nor the
+// system's tables anything.
+func TestRecall(t *testing.T) {
+	st, err := store.Open(store.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	n := &Node{store: st, now: time.Now, log: slog.New(slog.DiscardHandler)}
+	c := newChecker(n)
+	c.recall(t.Context())
+	if _, ok := c.found(); ok || !c.looked.IsZero() {
+		t.Error("something is known of a network before anything was found")
+	}
+	kept, err := c.keep(t.Context(), netFound{Blocked: []obstacle{obstacleUDP}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.recall(t.Context())
+	if got, ok := c.found(); !ok || got.Network != kept.Network {
+		t.Errorf("just found is %+v", got)
+	}
+	again := newChecker(n)
+	again.recall(t.Context())
+	if got, ok := again.found(); !ok || got.Time != kept.Time || !got.blocks(obstacleUDP) {
+		t.Errorf("after a restart is known %+v", got)
+	}
+	if err := st.Close(); err != nil { // whoever reads now is told
+		t.Fatal(err)
+	}
+	first := again.looked
+	again.recall(t.Context())
+	if got, _ := again.found(); got.Time != kept.Time || again.looked != first {
+		t.Errorf("a moment later the system's tables are read again: %+v", got)
+	}
+	again.last, again.at = netFound{}, nil // as from another network
+	again.recall(t.Context())
+	if got, ok := again.found(); !ok || got.Time != kept.Time || again.looked == first {
+		t.Errorf("back on the network is known %+v", got)
+	}
+	again.last, again.looked = netFound{}, first.Add(-recallEvery)
+	again.recall(t.Context())
+	if _, ok := again.found(); !ok {
+		t.Error("a router that changed is not noticed")
 	}
 }
 
