@@ -33,6 +33,7 @@ func (c *courier) improve(ctx context.Context, conv *conversation) error {
 	if m.way == transport.Relayed && !conv.road.relayed() && !m.hidden {
 		m.way = transport.Dialled // a stranger who is here, on a local network
 	}
+	c.prove(conv.stream.Conn().RemoteMultiaddr())
 	c.meet(conv.remote(), m.way)
 	switch outbound := conv.stream.Conn().Stat().Direction == network.DirOutbound; {
 	case m.hidden && !conv.road.relayed() && outbound:

@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -82,6 +83,7 @@ type courier struct {
 	flight []inFlight    // offered and not acknowledged, in order
 	empty  chan struct{} // closed when flight becomes empty, if somebody waits
 	retry  time.Time     // not called before
+	proven []netip.Addr  // where conversations with the device were held, newest last
 	peers  []peer.ID     // of the device's transport, newest last, of which the host was told how to meet them
 
 	summons []chan *conversation // who waits for a conversation

@@ -76,7 +76,11 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 		}
 	}
 	visit()
-	if old := decodeAddresses(d.Addresses); len(old.Addrs) > 0 && d.Public != nil {
+	old := decodeAddresses(d.Addresses)
+	for _, a := range old.Addrs {
+		c.prove(a)
+	}
+	if len(old.Addrs) > 0 && d.Public != nil {
 		try(func() outcome { return outcome{id: old.ID, keys: keys, err: c.connect(ctx, old, m.way)} })
 	}
 	try(func() outcome { return c.seek(ctx, d, keys, m) })
@@ -299,7 +303,26 @@ func (c *courier) meet(id peer.ID, way transport.Road) {
 		c.n.cfg.Host.Open(c.peers[0], transport.Dialled)
 		c.peers = slices.Delete(c.peers, 0, 1)
 	}
-	c.n.cfg.Host.Open(id, way)
+	c.n.cfg.Host.Open(id, way, c.proven...)
+}
+
+// maxProven is how many IP addresses of a device, or of relays before it, are
+// taken for its own: at home, at work and on the way.
+const maxProven = 4
+
+// prove takes note of where a conversation with the device was held. Calls there
+// are not held back (threats E10).
+func (c *courier) prove(a ma.Multiaddr) {
+	p := placeOf(a)
+	if !p.IsValid() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.proven = append(slices.DeleteFunc(c.proven, func(o netip.Addr) bool { return o == p }), p)
+	if len(c.proven) > maxProven {
+		c.proven = slices.Delete(c.proven, 0, 1)
+	}
 }
 
 // open opens a conversation with a device on a connection.

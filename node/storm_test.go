@@ -101,8 +101,8 @@ func TestF12_ManyAway(t *testing.T) {
 
 // TestE10_VictimOfARecord: a contact's record names nothing but ports of somebody
 // else's machine, as its own or as those of relays, and machines on loopback and
-// local networks. The victim sees at most four dials for each call, and calls
-// become rare; the others see none.
+// local networks. The victim sees at most four dials for each call, and eight in a
+// minute, and calls become rare; the others see none.
 func TestE10_VictimOfARecord(t *testing.T) {
 	const machine = 4000
 	victim := nodetest.IP(machine)
@@ -136,7 +136,11 @@ func TestE10_VictimOfARecord(t *testing.T) {
 				if got := dials(); got < 1 || got > 4 {
 					t.Errorf("the victim was dialled %d times, want 1 to 4", got)
 				}
-				time.Sleep(10 * time.Minute)
+				time.Sleep(time.Minute - 350*time.Millisecond)
+				if got := dials(); got < 5 || got > 8 {
+					t.Errorf("the victim was dialled %d times in the first minute, want 5 to 8", got)
+				}
+				time.Sleep(9 * time.Minute)
 				if got := dials(); got > 40 {
 					t.Errorf("the victim was dialled %d times in ten minutes", got)
 				}
@@ -148,6 +152,22 @@ func TestE10_VictimOfARecord(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestE10_ProvenAddress: who called us from an address is called there as often as
+// anybody is, under whatever name and at whatever port.
+func TestE10_ProvenAddress(t *testing.T) {
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice, by := w.user("alice"), w.user("by")
+		machine := 1000 + w.users + 1 // of the contact that comes next
+		w.gone(t, alice, by, "bob", addressesOn(t, machine, 4)...)
+		earlier := w.Dials(alice.IP, nodetest.IP(machine))
+		alice.Say("bob", "where are you?")
+		time.Sleep(time.Minute)
+		if got := w.Dials(alice.IP, nodetest.IP(machine)) - earlier; got <= 8 {
+			t.Errorf("where a contact was met it was dialled %d times in a minute, as if nobody had been there", got)
+		}
+	})
 }
 
 // TestF13_DeafContact: a contact's device takes the conversation and never reads

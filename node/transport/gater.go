@@ -84,6 +84,7 @@ type gater struct {
 	near    *atomic.Pointer[func(ma.Multiaddr) bool] // see Host.AllowNear; holds nil for none
 	mode    *modeState                               // nil: open
 	roads   *roads                                   // nil: every peer is Dialled
+	calls   *unproven                                // nil: no bound
 }
 
 var _ connmgr.ConnectionGater = gater{}
@@ -97,9 +98,13 @@ func (g gater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
 	if relay, ok := RelayOf(a); ok {
 		// The connection to the relay is judged once more when it is made; a relay
 		// that is named without an address has to be known already.
-		return len(relay) == 1 || g.reaches(relay)
+		if len(relay) > 1 && !g.reaches(relay) {
+			return false
+		}
+		g.calls.name(p, relay)
+		return true
 	}
-	return g.reaches(a) && (g.roads == nil || g.roads.get(p) != Relayed)
+	return g.reaches(a) && (g.roads == nil || g.roads.get(p) != Relayed) && (g.isNear(a) || g.calls.mayDial(p, a))
 }
 
 // reaches reports whether an address lies where the host may dial. A bridge may

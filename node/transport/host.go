@@ -162,7 +162,7 @@ func New(cfg Config) (_ *Host, err error) {
 
 	mode := newModeState(cfg)
 	h := &Host{meter: cfg.Meter, role: cfg.Role, mode: mode, places: newPlaces(limits.inbound), roads: newRoads()}
-	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near, role: cfg.Role, meter: cfg.Meter}
+	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near, role: cfg.Role, meter: cfg.Meter, calls: newUnproven(h.roads)}
 	resources := &metered{ResourceManager: manager, meter: cfg.Meter, role: cfg.Role, end: func(p peer.ID) { go func() { _ = h.Network().ClosePeer(p) }() }}
 	bus := eventbus.NewBus()
 	options := []swarm.Option{
@@ -182,7 +182,9 @@ func New(cfg Config) (_ *Host, err error) {
 	}
 	undo.add(sw.Close)
 
+	gate.calls.sw.Store(sw)
 	sw.Notify(h.places)
+	sw.Notify(&network.NotifyBundle{ConnectedF: gate.calls.connected})
 	sw.Notify(&network.NotifyBundle{ConnectedF: h.connected})
 	transports, up, err := h.transports(cfg, gate, resources, &undo)
 	if err != nil {
