@@ -73,6 +73,10 @@ type LANConfig struct {
 	// address to reach its sender at, with a zone where one is needed. It
 	// returns whether to answer soon.
 	Heard func(packet []byte, source lan.Source, from netip.Addr) (answer bool)
+	// Moved, if set, is told at which addresses packets are sent from now on, as
+	// Packet is, whenever they are others than before; of none when the networks are
+	// lost. It is not called beside Packet.
+	Moved func(sources []netip.Addr)
 	Log   *slog.Logger
 }
 
@@ -138,6 +142,7 @@ func (l *LAN) Run(ctx context.Context) error {
 			break
 		}
 		l.note(nil, err)
+		l.moved(nil)
 		l.cfg.Log.Debug("the local network was lost")
 		timer := time.NewTimer(lanReopen)
 		select {
@@ -194,6 +199,7 @@ func (l *LAN) speak(ctx context.Context, link Link, answers <-chan struct{}) {
 		case <-look.C:
 			if now := l.look(link); !slices.Equal(now, known) {
 				known = now
+				l.moved(known)
 				appear()
 				set(appeared)
 			}
@@ -207,6 +213,7 @@ func (l *LAN) speak(ctx context.Context, link Link, answers <-chan struct{}) {
 		case <-next.C:
 			if known == nil {
 				known = l.look(link)
+				l.moved(known)
 			}
 			l.say(link, known)
 			spoke = time.Now()
@@ -235,15 +242,32 @@ func (l *LAN) look(link Link) []LocalNetwork {
 	return networks
 }
 
+// moved tells where we are spoken of from now on.
+func (l *LAN) moved(networks []LocalNetwork) {
+	if l.cfg.Moved == nil {
+		return
+	}
+	var sources []netip.Addr
+	for _, on := range networks {
+		sources = append(sources, on.source())
+	}
+	l.cfg.Moved(sources)
+}
+
+// source is our address on a network, with the zone that one needs to use it.
+func (n LocalNetwork) source() netip.Addr {
+	source := n.Prefix.Addr().WithZone("")
+	if source.Is6() {
+		source = source.WithZone(n.Interface)
+	}
+	return source
+}
+
 // say sends a packet of its own on every network. One that can not be sent is
 // as good as lost.
 func (l *LAN) say(link Link, networks []LocalNetwork) {
 	for _, on := range networks {
-		source := on.Prefix.Addr().WithZone("")
-		if source.Is6() {
-			source = source.WithZone(on.Interface)
-		}
-		if packet := l.cfg.Packet(source); packet != nil {
+		if packet := l.cfg.Packet(on.source()); packet != nil {
 			_ = link.Send(on, packet)
 		}
 	}

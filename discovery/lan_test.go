@@ -158,6 +158,7 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 			{Interface: "eth0", Prefix: netip.MustParsePrefix("fe80::2/64")},
 		})
 		var last atomic.Pointer[netip.Addr]
+		var at atomic.Pointer[[]netip.Addr]
 		radio := discovery.NewLAN(discovery.LANConfig{
 			Open: func() (_ discovery.Link, err error) {
 				link.Link, err = l.Open(0)()
@@ -165,7 +166,20 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 			},
 			Packet: func(netip.Addr) []byte { return nil },
 			Heard:  func(_ []byte, _ lan.Source, from netip.Addr) bool { last.Store(&from); return false },
+			Moved:  func(sources []netip.Addr) { at.Store(&sources) },
 		})
+		told := func(want ...string) {
+			t.Helper()
+			var got []string
+			if all := at.Load(); all != nil {
+				for _, a := range *all {
+					got = append(got, a.String())
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("we are said to be at %q, want %q", got, want)
+			}
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -177,6 +191,7 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 			<-done
 		}()
 		time.Sleep(time.Second)
+		told("192.168.1.2", "fe80::2%eth0")
 		hears := func(from string) bool {
 			last.Store(nil)
 			l.Say(netip.MustParseAddr(from), make([]byte, lan.PacketSize))
@@ -196,10 +211,12 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 		if hears("192.168.1.77") || !hears("10.9.9.9") {
 			t.Error("another network was not noticed")
 		}
+		told("10.0.0.2")
 		link.networks.Store(new([]discovery.LocalNetwork))
 		time.Sleep(5 * time.Second)
 		if _, err := radio.Status(); err != discovery.ErrNoLocalNetwork {
 			t.Errorf("without a network the status is %v", err)
 		}
+		told()
 	})
 }

@@ -164,7 +164,8 @@ func (l *locals) serve(ctx context.Context) {
 		Heard: func(packet []byte, source lan.Source, from netip.Addr) bool {
 			return l.hear(ctx, packet, source, from)
 		},
-		Log: l.n.log,
+		Moved: func(sources []netip.Addr) { l.n.cfg.Host.CloseNear(sources...) },
+		Log:   l.n.log,
 	})
 	l.mu.Lock()
 	l.radio, l.stale = radio, true

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -143,8 +144,10 @@ func (h *Host) ListenNear(at netip.Addr) error {
 	return h.Network().Listen(a)
 }
 
-// CloseNear ends what ListenNear began.
-func (h *Host) CloseNear() {
+// CloseNear ends what ListenNear began, but at the addresses that the machine still
+// has: every network that a laptop was on would leave a socket behind, which listens
+// again, at a port that nobody is told, as soon as it is back.
+func (h *Host) CloseNear(but ...netip.Addr) {
 	h.mode.changing.Lock()
 	defer h.mode.changing.Unlock()
 	sw, ok := h.Network().(*swarm.Swarm)
@@ -152,7 +155,9 @@ func (h *Host) CloseNear() {
 		return
 	}
 	for _, l := range sw.ListenAddresses() {
-		if ReachOf(l) == Private {
+		at, _ := ipOf(l)
+		kept := slices.ContainsFunc(but, func(a netip.Addr) bool { return a.WithZone("") == at })
+		if ReachOf(l) == Private && !kept {
 			sw.ListenClose(l)
 		}
 	}

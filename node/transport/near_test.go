@@ -89,6 +89,17 @@ func TestCensoredOnTheLAN(t *testing.T) {
 		if stranger.Connect(t.Context(), nodetest.AddrInfo(t, h)) == nil {
 			t.Error("one from elsewhere gets in")
 		}
+		// When the machine moves, only where it still is is listened.
+		elsewhere := netip.MustParseAddr("192.168.6.7")
+		if h.CloseNear(elsewhere, there); len(listening(h)) != 1 {
+			t.Errorf("at one address more it listens at %v", h.Network().ListenAddresses())
+		}
+		if h.CloseNear(elsewhere); len(listening(h)) != 0 {
+			t.Errorf("after the move it listens at %v", h.Network().ListenAddresses())
+		}
+		if err := h.ListenNear(there); err != nil || len(listening(h)) != 1 {
+			t.Errorf("back again it listens at %v, %v", h.Network().ListenAddresses(), err)
+		}
 		before := placeOf(t, h)
 		h.CloseNear()
 		if after := placeOf(t, h); !slices.EqualFunc(before, after, ma.Multiaddr.Equal) {
