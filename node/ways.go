@@ -171,16 +171,8 @@ func (w *work) takeWays(c store.ContactRow, value []byte) error {
 	if err != nil || c.State != store.ContactEstablished || c.Blocked {
 		return nil
 	}
-	rows, err := w.tx.Bridges()
-	if err != nil {
+	if err := w.tx.DeleteBridgesOf(c.ID); err != nil {
 		return err
-	}
-	for _, row := range rows {
-		if row.Source == store.BridgeFromContact && row.Contact == c.ID {
-			if err := w.tx.DeleteBridge(row.Address); err != nil {
-				return err
-			}
-		}
 	}
 	for _, b := range ways {
 		a, err := ma.NewMultiaddrBytes(b)

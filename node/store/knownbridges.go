@@ -19,11 +19,13 @@ type BridgeRow struct {
 	Added   int64 // Unix milliseconds
 }
 
-// Bridges returns the bridges that we know, the most trusted first and of those
-// the newest.
+// Bridges returns the bridges that we know, each once, the most trusted first and
+// of those the newest. Of several who told us of one, who is trusted most counts.
 func (tx *Tx) Bridges() ([]BridgeRow, error) {
 	var out []BridgeRow
-	for r, err := range tx.query(`SELECT address, source, coalesce(contact, 0), shared, added FROM bridges ORDER BY source, added DESC, address`) {
+	seen := make(map[string]bool)
+	for r, err := range tx.query(`SELECT address, source, coalesce(contact, 0), shared, added FROM bridges
+		ORDER BY source, added DESC, address, contact`) {
 		if err != nil {
 			return nil, err
 		}
@@ -31,26 +33,36 @@ func (tx *Tx) Bridges() ([]BridgeRow, error) {
 		if err := r.scan(&b.Address, &b.Source, &b.Contact, &b.Shared, &b.Added); err != nil {
 			return nil, err
 		}
-		out = append(out, b)
+		if !seen[b.Address] {
+			seen[b.Address] = true
+			out = append(out, b)
+		}
 	}
 	return out, nil
 }
 
-// SaveBridge keeps a bridge. One that is known already keeps its source if that
-// is trusted more.
+// SaveBridge keeps a bridge, beside what contacts told of the same one. What the
+// user or an invite named keeps its source if that is trusted more.
 func (tx *Tx) SaveBridge(b BridgeRow) error {
 	var contact any
 	if b.Contact != 0 {
 		contact = b.Contact
 	}
 	_, err := tx.exec(`INSERT INTO bridges (address, source, contact, shared, added) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT (address) DO UPDATE SET source = excluded.source, contact = excluded.contact, shared = excluded.shared
+		ON CONFLICT (address, coalesce(contact, 0)) DO UPDATE SET source = excluded.source, shared = excluded.shared
 		WHERE excluded.source <= bridges.source`, b.Address, b.Source, contact, b.Shared, b.Added)
 	return err
 }
 
-// DeleteBridge forgets a bridge.
+// DeleteBridge forgets a bridge, whoever told of it.
 func (tx *Tx) DeleteBridge(address string) error {
 	_, err := tx.exec(`DELETE FROM bridges WHERE address = ?`, address)
+	return err
+}
+
+// DeleteBridgesOf forgets what a contact told of bridges. Those that somebody else
+// told of as well stay.
+func (tx *Tx) DeleteBridgesOf(contact int64) error {
+	_, err := tx.exec(`DELETE FROM bridges WHERE contact = ?`, contact)
 	return err
 }
