@@ -23,10 +23,13 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
+	"github.com/kith-im/kith/discovery"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/identity"
+	"github.com/kith-im/kith/protocol/rendezvous"
 )
 
 const (
@@ -460,8 +463,10 @@ func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []tra
 		}
 		return err
 	})
-	for _, info := range n.modes.known() {
-		ways = append(ways, info.Addrs...)
+	if n.modes != nil { // a community node has no modes
+		for _, info := range n.modes.known() {
+			ways = append(ways, info.Addrs...)
+		}
 	}
 	for _, a := range ways {
 		if _, noIP := manet.ToIP(a); noIP == nil && !n.reachable(a, false) {
@@ -490,13 +495,48 @@ func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []tra
 
 // Netcheck probes the network and says what passes.
 func (n *Node) Netcheck(ctx context.Context, req *apiv1.NetcheckRequest) (*apiv1.NetcheckResponse, error) {
+	var directory *apiv1.Check
+	var looking sync.WaitGroup
+	looking.Go(func() { directory = n.lookUp(ctx) })
 	f, err := n.checker.check(ctx, req.ProbePlain)
+	looking.Wait()
 	if err != nil {
 		return nil, explain(err)
 	}
+	checks := append(f.checks(), directory)
 	return &apiv1.NetcheckResponse{
-		Checks: append(f.checks(), n.placeChecks()...), Blocked: f.words(), Nodes: f.Open, Bridges: f.Bridge, Network: f.Network, TimeMs: f.Time,
+		Checks: append(checks, n.placeChecks()...), Blocked: f.words(), Nodes: f.Open, Bridges: f.Bridge, Network: f.Network, TimeMs: f.Time,
 	}, nil
+}
+
+// lookUp says whether the directory answers, by looking there for what nobody
+// has, as contacts are looked for: in censored mode by errand, through bridges
+// alone. The point is random, so that whoever is asked learns nothing of us.
+func (n *Node) lookUp(ctx context.Context) *apiv1.Check {
+	ctx, cancel := context.WithTimeout(ctx, netcheckTime)
+	defer cancel()
+	var secret protocol.RendezvousSecret
+	_, _ = rand.Read(secret[:])
+	points := rendezvous.Derive(secret, identity.DeviceHash{}, rendezvous.Day(n.now()))
+	began := time.Now()
+	_, err := n.cfg.Discovery.Find(ctx, points[:1])
+	took := time.Since(began).Round(10 * time.Millisecond)
+	byErrand := n.cfg.Discovery.Status().Mode == discovery.Errand
+	answers := err == nil || errors.Is(err, discovery.ErrNotFound) // nobody has it, as was to be
+	c := &apiv1.Check{Name: "directory", Ok: answers}
+	switch {
+	case answers && byErrand:
+		c.Text = fmt.Sprintf("The directory answers through a bridge, within %s.", took)
+	case answers:
+		c.Text = fmt.Sprintf("The directory answers, within %s.", took)
+	case byErrand:
+		c.Text = "The directory does not answer through any bridge."
+		c.Hint = "contacts who moved are not found: add another bridge with kith bridge add ADDRESS"
+	default:
+		c.Text = "The directory does not answer: no community node took a look-up."
+		c.Hint = "contacts who moved are not found: name another node with kith up --bootstrap, or add a bridge with kith bridge add ADDRESS"
+	}
+	return c
 }
 
 func (f netFound) words() (words []string) {

@@ -184,6 +184,7 @@ func TestCommunityNodeHasNoAccount(t *testing.T) {
 			"trace":    func() error { _, err := n.Trace(ctx, &apiv1.TraceRequest{}); return err },
 			"cancel":   func() error { _, err := n.Cancel(ctx, &apiv1.CancelRequest{}); return err },
 			"ping":     func() error { _, err := n.Ping(ctx, &apiv1.PingRequest{}); return err },
+			"netcheck": func() error { _, err := n.Netcheck(ctx, &apiv1.NetcheckRequest{}); return err }, // it knows no other to probe
 			"events":   func() error { _, err := n.ListEvents(ctx, &apiv1.ListEventsRequest{}); return err },
 			"ack":      func() error { _, err := n.AckEvents(ctx, &apiv1.AckEventsRequest{}); return err },
 		} {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -106,6 +107,11 @@ func TestD06_CensoredNewcomer(t *testing.T) {
 	bob.decode(&checked, "netcheck")
 	if !checked.Bridges || len(checked.Blocked) > 0 {
 		t.Errorf("netcheck: %+v", checked)
+	}
+	if !slices.ContainsFunc(checked.Checks, func(c checkJSON) bool {
+		return c.Name == "directory" && c.OK && strings.HasPrefix(c.Text, "The directory answers through a bridge")
+	}) {
+		t.Errorf("netcheck does not say that the directory answers: %+v", checked.Checks)
 	}
 	bob.boxesWork(1)
 	id := strings.Fields(bob.must("send", "alice", "by which road?", "--wait", "delivered", "--timeout", "60s"))[0]

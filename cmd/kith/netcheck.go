@@ -55,7 +55,8 @@ what is used instead. It takes up to a minute. The result is remembered for this
 network, and decides which addresses are tried.
 
 Only community nodes and bridges that this daemon knows anyway are contacted, with
-what kith says to them on ordinary days; in censored mode only bridges. With
+what kith says to them on ordinary days, and the directory is asked for something
+that nobody has; in censored mode only bridges are, and look it up for it. With
 --probe-plain it tries everything, which tells whoever watches that this machine
 does: do not use it where that is dangerous.`,
 	}

@@ -278,6 +278,22 @@ func (n *Network) dial(ctx context.Context, from netip.Addr, to netip.AddrPort) 
 	return ours, nil
 }
 
+// dialFrom returns how a machine's probes dial: in the simulated network, or
+// they would ask the real one for addresses that are made up.
+func (n *Network) dialFrom(ip netip.Addr) transport.DialFunc {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		to, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return nil, opError("dial", err)
+		}
+		c, err := n.dial(ctx, ip, to)
+		if err != nil {
+			return nil, err // not c: a nil *conn is no nil net.Conn
+		}
+		return c, nil
+	}
+}
+
 // knock waits until the machine that is dialled dials back, if the NATs before
 // the two let that through. The caller holds mu, which knock gives back.
 func (n *Network) knock(ctx context.Context, from netip.Addr, to netip.AddrPort) (*conn, error) {

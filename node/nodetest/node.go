@@ -265,6 +265,7 @@ func (u *User) TryStart() (err error) {
 		Store: u.Store, Discovery: u.Dir, Host: u.Contacts, Role: node.RoleUser, Name: u.Name, Version: "test",
 		Reachable: func(a ma.Multiaddr, _ bool) bool { return transport.ReachOf(a) == transport.Public },
 		Hints:     hints, Errand: func() (*transport.Host, error) { return u.net.Errand(u.IP) },
+		Prober:      transport.Prober{DialTCP: u.net.dialFrom(u.IP)},
 		MailboxMode: u.opts.Mailboxes, Now: u.opts.Now, LANLink: u.opts.Link, Log: u.opts.Log,
 	})
 	if err != nil {
