@@ -230,6 +230,7 @@ func (c *checker) run(ctx context.Context) {
 		}
 		if _, err := c.check(ctx, false); err != nil && ctx.Err() == nil {
 			c.n.log.Debug("the network could not be checked")
+			since = time.Now() // once a minute is enough
 		}
 	}
 }
@@ -428,6 +429,9 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	if len(nodes)+len(bridges) == 0 {
 		return f, errNothingToProbe
 	}
+	if err := c.n.proxyFault(within, transport.ProxyUnreachable); err != nil {
+		return f, err
+	}
 	prober := c.n.cfg.Prober
 	prober.Random = random
 	foundNodes, foundBridges := make([]transport.Findings, len(nodes)), make([]transport.Findings, len(bridges))
@@ -441,6 +445,9 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	probing.Wait()
 	if ctx.Err() != nil { // not when time is up: what one node was slow to say is not said
 		return f, ctx.Err()
+	}
+	if err := c.n.proxyFault(ctx, transport.ProxyLocked, transport.ProxyForeign, transport.ProxyForbids); err != nil {
+		return f, err
 	}
 	return c.keep(context.WithoutCancel(ctx), judge(foundNodes, foundBridges))
 }
@@ -495,11 +502,20 @@ func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []tra
 
 // Netcheck probes the network and says what passes.
 func (n *Node) Netcheck(ctx context.Context, req *apiv1.NetcheckRequest) (*apiv1.NetcheckResponse, error) {
+	look, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var directory *apiv1.Check
 	var looking sync.WaitGroup
-	looking.Go(func() { directory = n.lookUp(ctx) })
+	looking.Go(func() { directory = n.lookUp(look) })
 	f, err := n.checker.check(ctx, req.ProbePlain)
+	if err != nil {
+		cancel() // nobody is told what it finds
+	}
 	looking.Wait()
+	var proxy *proxyError
+	if errors.As(err, &proxy) { // all else is a consequence of that
+		return &apiv1.NetcheckResponse{Checks: []*apiv1.Check{proxy.check()}}, nil
+	}
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -507,6 +523,48 @@ func (n *Node) Netcheck(ctx context.Context, req *apiv1.NetcheckRequest) (*apiv1
 	return &apiv1.NetcheckResponse{
 		Checks: append(checks, n.placeChecks()...), Blocked: f.words(), Nodes: f.Open, Bridges: f.Bridge, Network: f.Network, TimeMs: f.Time,
 	}, nil
+}
+
+// proxyError is what is wrong with our proxy. What is probed through it then says
+// nothing of the network.
+type proxyError struct {
+	fault transport.ProxyFault
+	at    string
+}
+
+func (e *proxyError) Error() string { return e.check().Text }
+
+// check names the proxy in the hint alone: doctor's report is to be shown to others.
+func (e *proxyError) check() *apiv1.Check {
+	c := &apiv1.Check{Name: "proxy"}
+	switch e.fault {
+	case transport.ProxyFine:
+		c.Ok, c.Text = true, "Connections go through a proxy, which takes them."
+	case transport.ProxyUnreachable:
+		c.Text = "The proxy can not be reached, and nothing goes past it."
+		c.Hint = "start the one at " + e.at + ", or name another with kith up --proxy URL"
+	case transport.ProxyLocked:
+		c.Text = "The proxy wants a user name and a password, or others than it was given."
+		c.Hint = "name them for " + e.at + " with kith up --proxy, as USER:PASSWORD@ before the host"
+	case transport.ProxyForeign:
+		c.Text = "What listens at the proxy's address does not answer as such a proxy does."
+		c.Hint = "find out whether " + e.at + " wants socks5:// or http://, and name it so with kith up --proxy URL"
+	case transport.ProxyForbids:
+		c.Text = "The proxy refuses all that kith connects to."
+		c.Hint = "ask who runs " + e.at + " to let kith through, or name another with kith up --proxy URL"
+	}
+	return c
+}
+
+// proxyFault returns a *proxyError if our proxy has one of some faults.
+func (n *Node) proxyFault(ctx context.Context, of ...transport.ProxyFault) error {
+	if n.cfg.Proxy == nil {
+		return nil
+	}
+	if fault := n.cfg.Proxy.Check(ctx); slices.Contains(of, fault) && ctx.Err() == nil {
+		return &proxyError{fault, n.cfg.Proxy.Address()}
+	}
+	return nil
 }
 
 // lookUp says whether the directory answers, by looking there for what nobody

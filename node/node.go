@@ -80,6 +80,8 @@ type Config struct {
 	Errand func() (*transport.Host, error)
 	// Preset is the name of the budget that the hosts' meter holds, for status.
 	Preset string
+	// Proxy is what every connection goes through; nil: nothing.
+	Proxy *transport.Proxy
 	// Prober is how the network is probed.
 	Prober transport.Prober
 	// LANLink opens the way to the local networks; nil opens sockets.

@@ -162,6 +162,9 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		}
 		add("listen", true, text, "")
 	}
+	if p := n.cfg.Proxy; p != nil {
+		out.Checks = append(out.Checks, (&proxyError{p.Check(ctx), p.Address()}).check())
+	}
 	if d := n.cfg.Discovery.Status(); d.Mode == discovery.Errand {
 		add("directory", d.Peers > 0, fmt.Sprintf("Bridges known: %d; those that look things up for us: %d.", s.Mode.GetBridges(), d.Peers),
 			"no bridge answers: see kith netcheck, or add another one with kith bridge add ADDRESS")

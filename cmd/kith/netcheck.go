@@ -56,7 +56,8 @@ network, and decides which addresses are tried.
 
 Only community nodes and bridges that this daemon knows anyway are contacted, with
 what kith says to them on ordinary days, and the directory is asked for something
-that nobody has; in censored mode only bridges are, and look it up for it. With
+that nobody has; in censored mode only bridges are, and look it up for it. A proxy
+that cannot be used is named, and then nothing is said of the network. With
 --probe-plain it tries everything, which tells whoever watches that this machine
 does: do not use it where that is dangerous.`,
 	}

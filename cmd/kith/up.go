@@ -490,6 +490,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		},
 		Hints:  d.hints(ways),
 		Preset: d.preset,
+		Proxy:  d.proxy,
 		Prober: transport.Prober{DialTCP: d.dialTCP(reach), Dial: reach, Hellos: d.hellos()},
 		Errand: func() (*transport.Host, error) {
 			h, err := d.errand(reach, transport.MinMemory)

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,11 +39,127 @@ const (
 )
 
 // Proxy opens TCP connections through an upstream proxy, which also resolves
-// the names. Make one with ParseProxy or ProxyFromEnvironment.
+// the names. Make one with ParseProxy or ProxyFromEnvironment. Its methods may be
+// called from any goroutine.
 type Proxy struct {
+	at string // host:port of the proxy itself
 	// through returns the dialler of one host:port, or nil if the proxy is not
 	// for it.
 	through func(address string) (DialFunc, error)
+
+	mu    sync.Mutex
+	fault ProxyFault // of the last dial
+	works bool       // something came through
+}
+
+// ProxyFault is what is wrong with a proxy itself, whatever is dialled through it.
+type ProxyFault uint8
+
+// The faults.
+const (
+	ProxyFine        ProxyFault = iota // as far as is known
+	ProxyUnreachable                   // nobody takes connections at its address
+	ProxyLocked                        // it wants a user name and a password, or others
+	ProxyForeign                       // what is there is no proxy of this kind
+	ProxyForbids                       // it refuses us, and not for where we want to go
+)
+
+// proxyCheckTime bounds the connection by which Check sees that a proxy is there.
+const proxyCheckTime = 3 * time.Second
+
+// Address returns the proxy's own host:port, without what is secret in its URL.
+func (p *Proxy) Address() string { return p.at }
+
+// Check says what is wrong with the proxy: it connects to it, as every dial does,
+// and recalls what it answered last. A proxy that let something through in this
+// run is one, and what it refuses then is a matter of the destination.
+func (p *Proxy) Check(ctx context.Context) ProxyFault {
+	ctx, cancel := context.WithTimeout(ctx, proxyCheckTime)
+	defer cancel()
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", p.at)
+	if err != nil {
+		return ProxyUnreachable
+	}
+	c.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fault == ProxyUnreachable || p.works && p.fault != ProxyLocked {
+		return ProxyFine
+	}
+	return p.fault
+}
+
+// noting has dial, which goes through the proxy, leave behind what it said of it.
+func (p *Proxy) noting(dial DialFunc) DialFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dial(ctx, network, address)
+		if err != nil && ctx.Err() != nil {
+			return nil, err // it was we who gave up: the destination may be slow
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.fault = proxyFaultOf(err)
+		p.works = p.works || err == nil
+		return c, err
+	}
+}
+
+// proxyFaultOf says whether a dial failed by the proxy. What SOCKS5 servers answer
+// is only known by the library's words, which TestProxyCheck holds it to.
+func proxyFaultOf(err error) ProxyFault {
+	var status *proxyStatusError
+	says := func(words string) bool { return strings.Contains(err.Error(), words) }
+	switch {
+	case err == nil:
+		return ProxyFine
+	case errors.As(err, new(*proxyGoneError)):
+		return ProxyUnreachable
+	case errors.As(err, &status):
+		switch {
+		case status.code == http.StatusProxyAuthRequired:
+			return ProxyLocked
+		case status.code/100 == 4:
+			return ProxyForbids
+		}
+		return ProxyFine // it could not reach the destination
+	case says("authentication"):
+		return ProxyLocked
+	case says("not allowed by ruleset"):
+		return ProxyForbids
+	case says("unknown error"): // the words before all other answers of a SOCKS5 server
+		return ProxyFine
+	}
+	return ProxyForeign
+}
+
+// proxyGoneError is a failure to connect to the proxy itself.
+type proxyGoneError struct{ err error }
+
+func (e *proxyGoneError) Error() string { return "the proxy can not be reached: " + e.err.Error() }
+func (e *proxyGoneError) Unwrap() error { return e.err }
+
+// proxyStatusError is an HTTP proxy's refusal.
+type proxyStatusError struct{ code int }
+
+func (e *proxyStatusError) Error() string {
+	return fmt.Sprintf("the proxy refused with status %d", e.code)
+}
+
+// toProxy dials the proxy itself.
+type toProxy struct{}
+
+// Dial is there for the sake of proxy.Dialer.
+func (toProxy) Dial(network, address string) (net.Conn, error) {
+	return toProxy{}.DialContext(context.Background(), network, address)
+}
+
+// DialContext marks a failure as the proxy's.
+func (toProxy) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, &proxyGoneError{err}
+	}
+	return c, nil
 }
 
 // Within returns what opens TCP connections to a host:port, whose host may be a
@@ -90,7 +207,10 @@ func ParseProxy(raw string) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Proxy{through: func(string) (DialFunc, error) { return dial, nil }}, nil
+	p := &Proxy{at: u.Host}
+	dial = p.noting(dial)
+	p.through = func(string) (DialFunc, error) { return dial, nil }
+	return p, nil
 }
 
 // ProxyFromEnvironment returns the proxy that HTTPS_PROXY, or else ALL_PROXY,
@@ -123,7 +243,9 @@ func ProxyFromEnvironment(getenv func(string) string) (*Proxy, error) {
 	}
 	rules := httpproxy.Config{HTTPSProxy: raw, NoProxy: first("NO_PROXY", "no_proxy")}
 	choose := rules.ProxyFunc()
-	return &Proxy{through: func(address string) (DialFunc, error) {
+	p := &Proxy{at: u.Host}
+	dial = p.noting(dial)
+	p.through = func(address string) (DialFunc, error) {
 		chosen, err := choose(&url.URL{Scheme: "https", Host: address})
 		switch {
 		case err != nil:
@@ -132,7 +254,8 @@ func ProxyFromEnvironment(getenv func(string) string) (*Proxy, error) {
 			return nil, nil
 		}
 		return dial, nil
-	}}, nil
+	}
+	return p, nil
 }
 
 // proxyDialer checks the URL of a proxy and returns what dials through it.
@@ -158,7 +281,7 @@ func proxyDialer(u *url.URL) (DialFunc, error) {
 		if u.User != nil {
 			auth = &proxy.Auth{User: user, Password: password}
 		}
-		d, err := proxy.SOCKS5("tcp", u.Host, auth, new(net.Dialer))
+		d, err := proxy.SOCKS5("tcp", u.Host, auth, toProxy{})
 		if err != nil {
 			return nil, err
 		}
@@ -177,7 +300,7 @@ func proxyDialer(u *url.URL) (DialFunc, error) {
 // nothing about who makes it.
 func connectDialer(via, authorization string) DialFunc {
 	return func(ctx context.Context, _, address string) (_ net.Conn, err error) {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", via)
+		conn, err := toProxy{}.DialContext(ctx, "tcp", via)
 		if err != nil {
 			return nil, err
 		}
@@ -205,7 +328,7 @@ func connectDialer(via, authorization string) DialFunc {
 		}
 		if answer.StatusCode/100 != 2 {
 			answer.Body.Close()
-			return nil, fmt.Errorf("the proxy refused with status %d", answer.StatusCode)
+			return nil, &proxyStatusError{answer.StatusCode}
 		}
 		header.N = math.MaxInt64
 		return &readConn{conn, r}, nil

@@ -537,3 +537,75 @@ func TestProxyAnswers(t *testing.T) {
 		t.Errorf("read %q, %v", b, err)
 	}
 }
+
+// TestProxyCheck: what is the proxy's own fault is told from what is the
+// destination's, and one that lets something through is in order.
+func TestProxyCheck(t *testing.T) {
+	const socksOpen, socksLocked = "\x05\x00", "\x05\x02"
+	reply := func(code string) string { return socksOpen + "\x05" + code + "\x00\x01\x00\x00\x00\x00\x00\x00" }
+	for _, c := range []struct {
+		name, scheme string
+		answers      []string // to one dial each
+		want         transport.ProxyFault
+	}{
+		{"nothing was dialled", "http", nil, transport.ProxyFine},
+		{"HTTP lets through", "http", []string{"HTTP/1.1 200 OK\r\n\r\n"}, transport.ProxyFine},
+		{"HTTP does not reach it", "http", []string{"HTTP/1.1 502 Bad Gateway\r\n\r\n"}, transport.ProxyFine},
+		{"HTTP wants a password", "http", []string{"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"}, transport.ProxyLocked},
+		{"HTTP forbids", "http", []string{"HTTP/1.1 403 Forbidden\r\n\r\n"}, transport.ProxyForbids},
+		{"HTTP forbids some", "http", []string{"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 403 Forbidden\r\n\r\n"}, transport.ProxyFine},
+		{"HTTP wants a password by now", "http", []string{"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"}, transport.ProxyLocked},
+		{"SSH", "http", []string{"SSH-2.0-OpenSSH_9.2\r\n"}, transport.ProxyForeign},
+		{"SOCKS lets through", "socks5", []string{reply("\x00")}, transport.ProxyFine},
+		{"SOCKS does not reach it", "socks5", []string{reply("\x04")}, transport.ProxyFine},
+		{"SOCKS fails somehow", "socks5", []string{reply("\x01")}, transport.ProxyFine},
+		{"SOCKS forbids", "socks5", []string{reply("\x02")}, transport.ProxyForbids},
+		{"SOCKS wants a password", "socks5", []string{"\x05\xff"}, transport.ProxyLocked},
+		{"SOCKS wants another password", "socks5://ann:secret", []string{socksLocked + "\x01\x01"}, transport.ProxyLocked},
+		{"HTTP instead of SOCKS", "socks5", []string{"HTTP/1.1 400 Bad Request\r\n\r\n"}, transport.ProxyForeign},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			raw := c.scheme + "://" + ln.Addr().String()
+			if strings.Contains(c.scheme, "://") { // with a user
+				raw = c.scheme + "@" + ln.Addr().String()
+			}
+			p, err := transport.ParseProxy(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, answer := range c.answers {
+				served := make(chan struct{})
+				go func() {
+					defer close(served)
+					conn, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					defer conn.Close()
+					_, _ = conn.Read(make([]byte, 1024)) // or what is unread resets it
+					_, _ = io.WriteString(conn, answer)
+					_, _ = io.Copy(io.Discard, conn)
+				}()
+				if conn, err := p.Within(transport.Public)(t.Context(), "tcp", "far.example:443"); err == nil {
+					conn.Close()
+				}
+				<-served
+			}
+			if got := p.Check(t.Context()); got != c.want {
+				t.Errorf("the fault is %d, want %d", got, c.want)
+			}
+			if p.Address() != ln.Addr().String() {
+				t.Errorf("its address is %q", p.Address())
+			}
+			ln.Close()
+			if got := p.Check(t.Context()); got != transport.ProxyUnreachable {
+				t.Errorf("once it is gone the fault is %d", got)
+			}
+		})
+	}
+}

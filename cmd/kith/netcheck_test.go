@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// lockedProxy is an HTTP proxy that takes no password, until the test ends.
+func lockedProxy(t *testing.T) (addr string, stop func()) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 4096))
+			_, _ = io.WriteString(conn, "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+			conn.Close()
+		}
+	})
+	stop = sync.OnceFunc(func() {
+		ln.Close()
+		serving.Wait()
+	})
+	t.Cleanup(stop)
+	return ln.Addr().String(), stop
+}
+
+// TestNetcheckNamesTheProxy: if the proxy is what fails, netcheck and doctor name
+// it and the next step, nothing is remembered of the network, and neither its
+// password nor, in the report for others, its address is shown.
+func TestNetcheckNamesTheProxy(t *testing.T) {
+	at, stop := lockedProxy(t)
+	n := &network{t: t, dir: shortDir(t)}
+	a := n.home("a", "--name", "ann", "--proxy", "http://ann:s3cret@"+at,
+		"--bootstrap", "/ip4/8.8.8.8/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN")
+	a.up()
+	for _, test := range []struct {
+		text, hint string
+		before     func()
+	}{
+		{"The proxy wants a user name and a password, or others than it was given.", "name them for " + at, func() {}},
+		{"The proxy can not be reached, and nothing goes past it.", "start the one at " + at, stop},
+	} {
+		test.before()
+		var checked struct {
+			Network string      `json:"network"`
+			Checks  []checkJSON `json:"checks"`
+		}
+		a.decode(&checked, "netcheck")
+		if len(checked.Checks) != 1 || checked.Network != "" {
+			t.Errorf("netcheck goes on about the network: %+v", checked)
+		}
+		code, doctor, _ := a.cli("doctor", "--json")
+		var found struct {
+			Checks []checkJSON `json:"checks"`
+		}
+		if err := json.Unmarshal([]byte(doctor), &found); code != exitRefused || err != nil {
+			t.Fatalf("doctor: exit %d, %q", code, doctor)
+		}
+		told := 0
+		for _, c := range append(found.Checks, checked.Checks...) {
+			if c.Name == "proxy" && !c.OK && c.Text == test.text && strings.Contains(c.Hint, test.hint) {
+				told++
+			}
+			if strings.HasPrefix(c.Name, "network") {
+				t.Errorf("the network is blamed: %+v", c)
+			}
+		}
+		if told != 2 {
+			t.Errorf("doctor %+v, netcheck %+v; want twice %q", found.Checks, checked.Checks, test.text)
+		}
+		report := a.must("doctor", "--report")
+		if strings.Contains(doctor, "s3cret") || strings.Contains(report, at) || !strings.Contains(report, "WRONG proxy: ") {
+			t.Errorf("doctor shows\n%s\nand to others\n%s", doctor, report)
+		}
+	}
+}
