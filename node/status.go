@@ -125,7 +125,8 @@ func residentMemory() int64 {
 }
 
 // Doctor looks at everything that messages depend on and says, for each, what
-// it found and what to do.
+// it found and what to do. A check that is ok and has a hint is a warning: all
+// works, as long as the one thing does that it hangs on.
 func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error) {
 	s, err := n.Status(ctx, &apiv1.StatusRequest{})
 	if err != nil {
@@ -137,6 +138,9 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 			hint = ""
 		}
 		out.Checks = append(out.Checks, &apiv1.Check{Name: name, Ok: ok, Text: text, Hint: hint})
+	}
+	warn := func(name, text, hint string) {
+		out.Checks = append(out.Checks, &apiv1.Check{Name: name, Ok: true, Text: text, Hint: hint})
 	}
 	if err := n.store.Check(ctx); err != nil {
 		add("store", false, "The database is damaged.", "stop kith and restore the data directory from a backup")
@@ -165,12 +169,21 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	if p := n.cfg.Proxy; p != nil {
 		out.Checks = append(out.Checks, (&proxyError{p.Check(ctx), p.Address()}).check())
 	}
-	if d := n.cfg.Discovery.Status(); d.Mode == discovery.Errand {
-		add("directory", d.Peers > 0, fmt.Sprintf("Bridges known: %d; those that look things up for us: %d.", s.Mode.GetBridges(), d.Peers),
-			"no bridge answers: see kith netcheck, or add another one with kith bridge add ADDRESS")
-	} else {
-		add("directory", s.Dht.Table > 0 || n.self == nil, // the first community node of a network knows no other
-			fmt.Sprintf("Community nodes known: %d; connected: %d.", s.Dht.Table, d.Peers),
+	switch d := n.cfg.Discovery.Status(); {
+	case d.Mode == discovery.Errand:
+		text := fmt.Sprintf("Bridges known: %d; those that look things up for us: %d.", s.Mode.GetBridges(), d.Peers)
+		if d.Peers > 0 && s.Mode.GetBridges() == 1 {
+			warn("directory", text, "without it nothing is reached: ask for another one, and add it with kith bridge add ADDRESS")
+			break
+		}
+		add("directory", d.Peers > 0, text, "no bridge answers: see kith netcheck, or add another one with kith bridge add ADDRESS")
+	default:
+		text := fmt.Sprintf("Community nodes known: %d; connected: %d.", s.Dht.Table, d.Peers)
+		if s.Dht.Table == 1 && n.self != nil {
+			warn("directory", text, "without it nobody is found: name another one with --bootstrap")
+			break
+		}
+		add("directory", s.Dht.Table > 0 || n.self == nil, text, // the first community node of a network knows no other
 			"no community node answers: check the network with kith netcheck, or name one with --bootstrap")
 	}
 	out.Checks = append(out.Checks, n.networkChecks()...)
@@ -178,10 +191,15 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	if n.self != nil {
 		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
 			"contacts may not find you yet; this is tried again by itself")
-		if m := s.Mailboxes; m.GetMode() == "none" {
+		m := s.Mailboxes
+		text := fmt.Sprintf("Mailboxes that work: %d of %d; needed: %d.", m.GetHealthy(), m.GetTotal(), m.GetNeeded())
+		switch {
+		case m.GetMode() == "none":
 			add("mailboxes", true, "Mailboxes are switched off: messages are exchanged only while both are online.", "")
-		} else {
-			add("mailboxes", m.GetHealthy() >= m.GetNeeded(), fmt.Sprintf("Mailboxes that work: %d of %d; needed: %d.", m.GetHealthy(), m.GetTotal(), m.GetNeeded()),
+		case m.GetHealthy() > 0 && m.GetHealthy() == m.GetTotal() && m.GetTotal() < m.GetNeeded():
+			warn("mailboxes", text, "mail is lost with the one place that holds it: add another with kith mailbox add ADDRESS")
+		default:
+			add("mailboxes", m.GetHealthy() >= m.GetNeeded(), text,
 				"messages may not reach you while you are away: see kith mailbox list, or add one with kith mailbox add ADDRESS")
 		}
 		add("outbox", true, fmt.Sprintf("Waiting to be taken or receipted: %d; kith trace says more of a message.", s.Outbox), "")

@@ -253,7 +253,8 @@ func (k *kith) doctorCmd() *cobra.Command {
 		Use:   "doctor",
 		Short: "Find out what does not work, and what to do about it",
 		Long: `Look at everything that messages depend on, and say for each what was found and
-what to do. What the network blocks is as kith netcheck found it last.
+what to do. What the network blocks is as kith netcheck found it last. It fails if
+something is wrong; a warning, as that all hangs on one node, is no failure.
 
 With --report it prints a report that can be shown to others: no names, keys, ids
 or addresses, of nobody.`,

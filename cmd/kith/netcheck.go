@@ -33,14 +33,21 @@ func toChecks(in []*apiv1.Check) (checks []checkJSON, bad int) {
 	return checks, bad
 }
 
+// checkState is the word for a check. One that is ok and says what to do is a warning.
+func checkState(ok bool, hint string) string {
+	switch {
+	case !ok:
+		return "WRONG"
+	case hint != "":
+		return "warning"
+	}
+	return "ok"
+}
+
 func writeChecks(w io.Writer, checks []checkJSON) {
 	rows := [][]string{}
 	for _, c := range checks {
-		state := "ok"
-		if !c.OK {
-			state = "WRONG"
-		}
-		rows = append(rows, []string{state, c.Name, strings.TrimSuffix(c.Text, ".") + prefixed("; ", c.Hint)})
+		rows = append(rows, []string{checkState(c.OK, c.Hint), c.Name, strings.TrimSuffix(c.Text, ".") + prefixed("; ", c.Hint)})
 	}
 	table(w, rows...)
 }
@@ -104,11 +111,7 @@ func (k *kith) printReport(s *apiv1.StatusResponse, checks []*apiv1.Check) {
 		lines = append(lines, "road "+clean(road)+": "+clean(s.Roads[road]))
 	}
 	for _, c := range checks {
-		state := "ok"
-		if !c.Ok {
-			state = "WRONG"
-		}
-		lines = append(lines, state+" "+clean(c.Name)+": "+clean(c.Text))
+		lines = append(lines, checkState(c.Ok, c.Hint)+" "+clean(c.Name)+": "+clean(c.Text))
 	}
 	k.print(struct {
 		Report []string `json:"report"`

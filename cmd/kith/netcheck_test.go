@@ -86,3 +86,31 @@ func TestNetcheckNamesTheProxy(t *testing.T) {
 		}
 	}
 }
+
+// TestDoctorWarnsOfOneWay: who has one community node is warned, and nothing is
+// wrong, until that node is gone.
+func TestDoctorWarnsOfOneWay(t *testing.T) {
+	n := newNetwork(t)
+	a := n.person("a", "ann")
+	a.boxesWork(1)
+	doctor := func() (code int, states map[string]string, text string) {
+		t.Helper()
+		code, text, _ = a.cli("doctor")
+		states = make(map[string]string)
+		for _, line := range strings.Split(text, "\n") {
+			if f := strings.Fields(line); len(f) > 1 {
+				states[f[1]] = f[0]
+			}
+		}
+		return code, states, text
+	}
+	a.until("a relay is reserved", func() bool { _, s, _ := doctor(); return s["relays"] == "ok" })
+	if code, s, text := doctor(); code != exitOK || s["directory"] != "warning" || s["mailboxes"] != "warning" {
+		t.Errorf("with one node: exit %d\n%s", code, text)
+	}
+	if report := a.must("doctor", "--report"); !strings.Contains(report, "\nwarning mailboxes: ") {
+		t.Errorf("the report is silent:\n%s", report)
+	}
+	n.node.kill()
+	a.until("it is seen that the node is gone", func() bool { code, s, _ := doctor(); return code == exitRefused && s["mailboxes"] == "WRONG" })
+}
