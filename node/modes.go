@@ -5,7 +5,8 @@ package node
 // alone and listens nowhere, and whatever needs other nodes is done by errands at
 // the community nodes behind the bridges (docs/spec/errand.md). Who is given a
 // bridge is given it because it is needed, so by itself a node becomes censored
-// when it first hears of one, by an invite or from its user.
+// when it first hears of one, by an invite or from its user. By itself it never
+// becomes open again, wherever the machine goes (docs/decisions/0023).
 
 import (
 	"context"

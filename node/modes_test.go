@@ -1,11 +1,15 @@
 package node_test
 
 import (
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/nodetest"
 )
 
 // TestBridgeRemoved: a bridge that the user removed is not dialled any more, one
@@ -40,5 +44,60 @@ func TestBridgeRemoved(t *testing.T) {
 		if known(ids[1]) != 1 {
 			t.Error("the other one is not dialled any more")
 		}
+	})
+}
+
+// TestModeStays: who was given a bridge is in censored mode on every network, and
+// after a restart, until the user says otherwise; that stays as well, and doctor
+// tells how (docs/decisions/0023).
+func TestModeStays(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		is := func(want string) {
+			t.Helper()
+			out, err := alice.GetMode(ctx, &apiv1.GetModeRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out.Mode.Mode != want {
+				t.Errorf("the mode is %s, want %s", out.Mode.Mode, want)
+			}
+		}
+		move := func() {
+			alice.Stop()
+			alice.IP = nodetest.IP(w.machine())
+			alice.Start()
+			time.Sleep(time.Hour)
+		}
+		say := func(setting string) {
+			t.Helper()
+			if _, err := alice.SetMode(ctx, &apiv1.SetModeRequest{Setting: setting}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		is("open")
+		if _, err := alice.AddBridge(ctx, &apiv1.AddBridgeRequest{Address: aBridge}); err != nil {
+			t.Fatal(err)
+		}
+		is("censored")
+		move()
+		is("censored")
+		doctor, err := alice.Doctor(ctx, &apiv1.DoctorRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(doctor.Checks, func(c *apiv1.Check) bool {
+			return c.Name == "mode" && c.Ok && strings.Contains(c.Text, "kith mode open")
+		}) {
+			t.Errorf("doctor does not say how it ends: %v", doctor.Checks)
+		}
+		if n := w.Dials(alice.IP, w.ways[0].IP); n > 0 {
+			t.Errorf("%d dials to a community node from the new network", n)
+		}
+		say("open")
+		move()
+		is("open")
+		say("auto")
+		is("censored")
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/kith-im/kith/discovery"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
 )
 
 // p2p is our transport's name as the last part of an address.
@@ -168,6 +169,9 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	}
 	if p := n.cfg.Proxy; p != nil {
 		out.Checks = append(out.Checks, (&proxyError{p.Check(ctx), p.Address()}).check())
+	}
+	if n.self != nil && s.Mode.GetMode() == transport.Censored.String() {
+		add("mode", true, "Censored mode, on every network: bridges alone are connected to (kith mode open ends it, where nobody watches).", "")
 	}
 	switch d := n.cfg.Discovery.Status(); {
 	case d.Mode == discovery.Errand:

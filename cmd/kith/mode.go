@@ -22,8 +22,11 @@ func toMode(m *apiv1.Mode) modeJSON {
 
 func (m modeJSON) String() string {
 	by := "kith chose it"
-	if m.Setting != "auto" {
+	switch {
+	case m.Setting != "auto":
 		by = "you chose it"
+	case m.Mode == "censored":
+		by = "kith chose it, for every network; kith mode open ends it"
 	}
 	return fmt.Sprintf("%s (%s), %s", m.Mode, by, plural(int(m.Bridges), "bridge"))
 }
@@ -38,7 +41,12 @@ else of it is on the network, and community nodes behind the bridges do what it
 cannot do itself.
 
 With auto, which is how it begins, kith goes over to censored mode when an invite or
-kith bridge add gives it a bridge: who was given one needs it. A change takes effect at once, and stays.`,
+kith bridge add gives it a bridge: who was given one needs it. A change takes effect at once, and stays.
+
+It never goes back by itself, on no other network either: a network can only be
+tried openly by being seen there, and what watches one network of a country watches
+the others. Where nobody watches, kith mode open ends it; kith mode auto or
+kith mode censored goes over again before the machine is back where somebody does.`,
 	}, 0, 1, func(ctx context.Context, args []string) error {
 		client, err := k.dial()
 		if err != nil {

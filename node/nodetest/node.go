@@ -246,8 +246,12 @@ func (u *User) TryStart() (err error) {
 	if u.Store, err = store.Open(store.Options{Dir: u.Home, Log: u.opts.Log}); err != nil {
 		return err
 	}
-	u.Contacts = u.net.Host(u.t, transport.Config{Role: transport.Contacts, Log: u.opts.Log}, u.IP)
-	u.Errands = u.net.Host(u.t, transport.Config{Role: transport.Errands, Log: u.opts.Log}, u.IP)
+	mode, err := node.Prepare(context.Background(), u.Store, "", nil, 0)
+	if err != nil {
+		return errors.Join(err, u.Store.Close())
+	}
+	u.Contacts = u.net.Host(u.t, transport.Config{Role: transport.Contacts, Mode: mode, Log: u.opts.Log}, u.IP)
+	u.Errands = u.net.Host(u.t, transport.Config{Role: transport.Errands, Mode: mode, Log: u.opts.Log}, u.IP)
 	if u.Dir, err = discovery.New(discovery.Config{
 		Host: u.Errands, Public: true, Bootstrap: infos(u.opts.Ways), Now: u.opts.Now, Log: u.opts.Log,
 	}); err != nil {
@@ -262,7 +266,7 @@ func (u *User) TryStart() (err error) {
 		hints = append(hints, full...)
 	}
 	u.Node, err = node.New(context.Background(), node.Config{
-		Store: u.Store, Discovery: u.Dir, Host: u.Contacts, Role: node.RoleUser, Name: u.Name, Version: "test",
+		Store: u.Store, Discovery: u.Dir, Host: u.Contacts, Lookups: u.Errands, Role: node.RoleUser, Name: u.Name, Version: "test",
 		Reachable: func(a ma.Multiaddr, _ bool) bool { return transport.ReachOf(a) == transport.Public },
 		Hints:     hints, Errand: func() (*transport.Host, error) { return u.net.Errand(u.IP) },
 		Prober:      transport.Prober{DialTCP: u.net.dialFrom(u.IP)},
