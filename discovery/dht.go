@@ -85,7 +85,7 @@ func newTable(cfg Config) (*table, error) {
 		dht.BucketSize(closest),
 		dht.DisableProviders(),
 		dht.DisableAutoRefresh(),
-		dht.RoutingTableRefreshPeriod(refreshEvery),
+		dht.RoutingTableRefreshPeriod(cfg.Refresh),
 		dht.Validator(t.records.validator()),
 		dht.ValueDatastore(t.records),
 		dht.MaxRecordAge(0), // the store knows the age, by a clock that can't jump
@@ -131,7 +131,7 @@ func (t *table) status() Status {
 }
 
 // refresh fills the routing table: a search for ourselves and one in each part
-// of the key space that was not searched for refreshEvery.
+// of the key space that was not searched for as long as the table may age.
 func (t *table) refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, refreshTime)
 	defer cancel()
@@ -148,7 +148,7 @@ func (t *table) refresh(ctx context.Context) {
 func (t *table) freshen() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if time.Since(t.refreshed) >= refreshEvery {
+	if time.Since(t.refreshed) >= t.cfg.Refresh {
 		t.refreshed = time.Now()
 		t.dht.RefreshRoutingTable()
 	}

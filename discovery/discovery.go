@@ -62,6 +62,9 @@ type Config struct {
 
 	// Now is the clock for the expiry of records; nil means time.Now.
 	Now func() time.Time
+	// Refresh is how old the routing table may become before it is filled again
+	// when it is used; 0 means an hour.
+	Refresh time.Duration
 	// RecordMemory bounds the records that a server keeps, in bytes; 0 means
 	// 64 MiB.
 	RecordMemory int64
@@ -151,6 +154,9 @@ func New(cfg Config) (*Discovery, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Refresh == 0 {
+		cfg.Refresh = refreshEvery
+	}
 	if cfg.RecordMemory == 0 {
 		cfg.RecordMemory = storeMemory
 	}
@@ -214,7 +220,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 		}
 		d.widen(ctx)
 		d.remember()
-		if now := d.cfg.Now(); d.cfg.Server && now.Sub(refreshed) >= refreshEvery {
+		if now := d.cfg.Now(); d.cfg.Server && now.Sub(refreshed) >= d.cfg.Refresh {
 			d.table.refresh(ctx)
 			refreshed = now
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/kith-im/kith/discovery"
 	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/transport"
 )
 
 func TestAnnounceAndFind(t *testing.T) {
@@ -38,4 +39,34 @@ func TestAnnounceAndFind(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRefresh: a look-up fills the table again if it is older than was said, and
+// else costs what it costs itself.
+func TestRefresh(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		n.SetLatency(20 * time.Millisecond)
+		w := newWorld(t, n, 8)
+		cost := func(refresh time.Duration) (bytes int64) {
+			meter := transport.NewMeter(transport.Budget{}, nil)
+			h := n.Host(t, transport.Config{Role: transport.Errands, Meter: meter}, nodetest.IP(w.next))
+			w.next++
+			m := run(t, h, discovery.Config{Host: h, Public: true, Bootstrap: w.ways(2), Refresh: refresh})
+			w.settle()
+			time.Sleep(70 * time.Minute)
+			before, _ := meter.Usage()
+			points := person(t, time.Now())
+			if _, err := m.Find(t.Context(), points[:1]); !errors.Is(err, discovery.ErrNotFound) {
+				t.Errorf("find of nothing: %v", err)
+			}
+			w.settle()
+			after, _ := meter.Usage()
+			return after.Bytes() - before.Bytes()
+		}
+		hourly, rarely := cost(0), cost(6*time.Hour)
+		t.Logf("a look-up after 70 minutes takes %d bytes with a refresh, %d without", hourly, rarely)
+		if rarely > hourly*2/3 {
+			t.Errorf("a look-up takes %d bytes with a table that may be older, %d else", rarely, hourly)
+		}
+	})
 }

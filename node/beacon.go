@@ -26,6 +26,9 @@ const (
 	recordLife  = 24 * time.Hour
 	announceMin = 6 * time.Hour
 	announceMax = 12 * time.Hour
+	// Where bytes cost money they are renewed as late as is safe.
+	announceMeteredMin = 16 * time.Hour
+	announceMeteredMax = 20 * time.Hour
 
 	// Tomorrow's records are there at midnight; those of the day after follow
 	// within midnightSpread, so that not everybody announces at once.
@@ -116,7 +119,7 @@ func (b *beacon) run(ctx context.Context) {
 	defer around.Stop()
 	here := b.place()
 	done := make(map[[32]byte]rendezvous.Point) // points whose record is in place
-	proof := time.NewTimer(proofMin + rand.N(proofMax-proofMin))
+	proof := time.NewTimer(b.n.leisurely(proofMin + rand.N(proofMax-proofMin)))
 	defer proof.Stop()
 	alone := false
 	renew := time.NewTimer(b.renewal())
@@ -155,7 +158,7 @@ func (b *beacon) run(ctx context.Context) {
 			}
 			clear(done)
 		case <-proof.C:
-			proof.Reset(proofMin + rand.N(proofMax-proofMin))
+			proof.Reset(b.n.leisurely(proofMin + rand.N(proofMax-proofMin)))
 			if b.proven(ctx, done) {
 				continue
 			}
@@ -186,7 +189,11 @@ func (b *beacon) proven(ctx context.Context, done map[[32]byte]rendezvous.Point)
 func (b *beacon) renewal() time.Duration {
 	now := b.n.now()
 	midnight := time.Unix((rendezvous.Day(now)+1)*24*60*60, 0)
-	return min(announceMin+rand.N(announceMax-announceMin), midnight.Sub(now)+rand.N(midnightSpread))
+	after := announceMin + rand.N(announceMax-announceMin)
+	if b.n.metered() {
+		after = announceMeteredMin + rand.N(announceMeteredMax-announceMeteredMin)
+	}
+	return min(after, midnight.Sub(now)+rand.N(midnightSpread))
 }
 
 // place is where the machine is, as far as its addresses say.

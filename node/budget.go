@@ -17,6 +17,33 @@ const (
 	meterEvery = 5 * time.Minute
 )
 
+// meteredPace is by how much that is slower which nobody waits for, where bytes
+// cost money: our tests of others, above all whether they keep what they said.
+const meteredPace = 6
+
+// leisurely is how long a pause is between things that nobody waits for.
+func (n *Node) leisurely(pause time.Duration) time.Duration {
+	if n.metered() {
+		return meteredPace * pause
+	}
+	return pause
+}
+
+// meteredRefresh is how old the routing table may become where bytes cost money: a
+// refresh is 0.19 MiB, and without one a look-up meets a few more who are gone.
+const meteredRefresh = 6 * time.Hour
+
+// Refresh is how old the routing table may become under a budget, for
+// discovery.Config.
+func Refresh(b transport.Budget) time.Duration {
+	if b.Metered {
+		return meteredRefresh
+	}
+	return 0 // as discovery has it
+}
+
+func (n *Node) metered() bool { return n.cfg.Host.Meter().Budget().Metered }
+
 type usageRow struct {
 	Day   int64           `json:"day"`
 	Usage transport.Usage `json:"usage"`
@@ -72,7 +99,7 @@ func (n *Node) budget() *apiv1.Budget {
 	u, _ := meter.Usage()
 	out := &apiv1.Budget{
 		Preset: n.cfg.Preset, Memory: b.Memory, ConnectionsMax: int32(b.Connections), Connections: int32(len(n.cfg.Host.Network().Conns())),
-		DialsPerMinute: int32(b.Dials), BytesPerDay: b.Bytes, BytesToday: u.Bytes(), Dials: u.Dials, Refused: u.Refused,
+		DialsPerMinute: int32(b.Dials), BytesPerDay: b.Bytes, BytesToday: u.Bytes(), Dials: u.Dials, Refused: u.Refused, Metered: b.Metered,
 	}
 	for i := range u.Sent {
 		out.Usage = append(out.Usage, &apiv1.Usage{Subsystem: transport.Subsystem(i).String(), Sent: u.Sent[i], Received: u.Received[i]})

@@ -666,7 +666,7 @@ func (c *collector) test(ctx context.Context) {
 			timer.Stop()
 			return
 		}
-		wait = probeMin + rand.N(probeMax-probeMin)
+		wait = c.n.leisurely(probeMin + rand.N(probeMax-probeMin))
 		if !c.look().emptied {
 			continue // that it does not answer is noted as such
 		}

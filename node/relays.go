@@ -217,7 +217,7 @@ func (r *relays) review(ctx context.Context) (lacking bool) {
 			r.acquire(ctx, 1) // somebody has to be asked
 		}
 		r.dialled = r.n.cfg.Host.Reachable(ctx)
-		r.probe = time.Now().Add(reachableMin + rand.N(reachableMax-reachableMin))
+		r.probe = time.Now().Add(r.n.leisurely(reachableMin + rand.N(reachableMax-reachableMin)))
 	}
 	want := relaysWanted
 	if r.dialled && !shy {

@@ -38,6 +38,14 @@ func (d *daemon) budgetSettings() error {
 	if !ok {
 		return usagef("use laptop, lowpower, server, bridge or offline", "there is no preset %q", clean(d.preset))
 	}
+	if d.cfg.metered.value {
+		if d.role == node.RoleCommunity {
+			return usagef("leave it away", "--metered is for a user: a community node is there to serve others")
+		}
+		b.Metered = true
+		low := presets["lowpower"]
+		b.Bytes, b.Connections, b.Dials = least(b.Bytes, low.Bytes), least(b.Connections, low.Connections), least(b.Dials, low.Dials)
+	}
 	for _, s := range []struct {
 		key   string
 		given string
@@ -80,6 +88,14 @@ func (d *daemon) budgetSettings() error {
 	return nil
 }
 
+// least is the lower of two limits, of which 0 is none.
+func least[T int | int64](a, b T) T {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
 // private is what the host for conversations may dial beside what the network of
 // the daemon has: a contact may be on the same local network. Offline, it is
 // only what is heard there.
@@ -106,7 +122,10 @@ kith up --preset NAME, or preset in the config file, chooses among:
   offline    nothing is dialled but what is heard on a local network (kith lan on)
 
 --bytes-per-day, --memory, --connections and --dials-per-minute change a single
-figure of it. Connections that are metered want lowpower, or fewer bytes a day.
+figure of it. Where bytes cost money, --metered lowers connections, dials and bytes a
+day to those of lowpower, and slows what nobody waits for: records are renewed and
+looked for more rarely, mailboxes tested and the directory refreshed. Texts leave and
+arrive as fast as ever, and nobody else is served, as by no user's daemon.
 When the bytes of a day are used up, everything ends until midnight but
 conversations with contacts: the directory, mailboxes, and what is done for others.`,
 	}, 0, 0, func(ctx context.Context, _ []string) error {
@@ -132,6 +151,7 @@ type usageJSON struct {
 
 type budgetJSON struct {
 	Preset         string      `json:"preset"`
+	Metered        bool        `json:"metered"`
 	Memory         int64       `json:"memory"`
 	ConnectionsMax int32       `json:"connections_max"`
 	Connections    int32       `json:"connections"`
@@ -145,12 +165,25 @@ type budgetJSON struct {
 
 func toBudget(b *apiv1.Budget) budgetJSON {
 	out := budgetJSON{
-		Preset: b.GetPreset(), Memory: b.GetMemory(), ConnectionsMax: b.GetConnectionsMax(), Connections: b.GetConnections(),
+		Preset: b.GetPreset(), Metered: b.GetMetered(), Memory: b.GetMemory(), ConnectionsMax: b.GetConnectionsMax(), Connections: b.GetConnections(),
 		DialsPerMinute: b.GetDialsPerMinute(), BytesPerDay: b.GetBytesPerDay(), BytesToday: b.GetBytesToday(),
 		Usage: []usageJSON{}, Dials: b.GetDials(), Refused: b.GetRefused(),
 	}
 	for _, u := range b.GetUsage() {
 		out.Usage = append(out.Usage, usageJSON{u.Subsystem, u.Sent, u.Received})
+	}
+	return out
+}
+
+// String is the budget in a few words, for status.
+func (b budgetJSON) String() string {
+	out := size(b.BytesToday) + " today"
+	if b.BytesPerDay > 0 {
+		out += " of " + size(b.BytesPerDay)
+	}
+	out = b.Preset + ", " + out
+	if b.Metered {
+		out += ", metered: what nobody waits for is slow"
 	}
 	return out
 }
@@ -164,6 +197,7 @@ func writeBudget(w io.Writer, b budgetJSON) {
 	}
 	rows := [][]string{
 		{"preset", b.Preset},
+		{"metered", yesNo(b.Metered)},
 		{"memory", size(b.Memory) + " for connections"},
 		{"connections", fmt.Sprintf("%d; limit: %s", b.Connections, limit(int64(b.ConnectionsMax), strconv.Itoa(int(b.ConnectionsMax))))},
 		{"dials", fmt.Sprintf("%d since the start; limit a minute: %s", b.Dials, limit(int64(b.DialsPerMinute), strconv.Itoa(int(b.DialsPerMinute))))},

@@ -40,6 +40,7 @@ type config struct {
 	mode       setting[string] // auto, open or censored; empty: as it was set before
 	bridge     bridgeConfig
 	preset     setting[string]
+	metered    setting[bool]
 	perDay     setting[string] // bytes, as parseSize takes them; empty: as the preset says
 	memory     setting[string] // the same
 	conns      setting[string] // a number; empty: as the preset says
@@ -93,6 +94,7 @@ type file struct {
 	BridgeAddr *string   `toml:"bridge-address"`
 	Behind     *bool     `toml:"bridge-behind"`
 	Preset     *string   `toml:"preset"`
+	Metered    *bool     `toml:"metered"`
 	PerDay     *string   `toml:"bytes-per-day"`
 	Memory     *string   `toml:"memory"`
 	Conns      *string   `toml:"connections"`
@@ -142,6 +144,7 @@ func (k *kith) config() (*config, error) {
 		conns:      text("", f.Conns, "KITH_CONNECTIONS"),
 		dials:      text("", f.Dials, "KITH_DIALS_PER_MINUTE"),
 		passphrase: text("", f.Passphrase, "KITH_PASSPHRASE_FILE"),
+		metered:    yes(f.Metered, "KITH_METERED"),
 		hide:       yes(f.Hide, "KITH_HIDE_ADDRESS"),
 		upnp:       yes(f.UPnP, "KITH_UPNP"),
 		bridge: bridgeConfig{
@@ -250,6 +253,7 @@ The config file (kith paths shows where) is TOML with these keys:
   lan = "on"                                be found on local networks; see kith lan
   mode = "auto"                             or open, or censored; see kith mode
   preset = "laptop"                         what may be used; see kith budget --help
+  metered = true                            bytes cost money: spend few
   bytes-per-day = "200MB"                   instead of what the preset says; as
   memory = "32MiB"                          are memory,
   connections = "64"                        connections of each host
@@ -287,6 +291,7 @@ the file.`,
 			LAN        entry `json:"lan"`
 			Mode       entry `json:"mode"`
 			Preset     entry `json:"preset"`
+			Metered    entry `json:"metered"`
 			PerDay     entry `json:"bytes-per-day"`
 			Memory     entry `json:"memory"`
 			Conns      entry `json:"connections"`
@@ -317,6 +322,7 @@ the file.`,
 			entry{c.lan.value, c.lan.from},
 			entry{c.mode.value, c.mode.from},
 			entry{c.preset.value, c.preset.from},
+			entry{c.metered.value, c.metered.from},
 			entry{c.perDay.value, c.perDay.from},
 			entry{c.memory.value, c.memory.from},
 			entry{c.conns.value, c.conns.from},
@@ -344,7 +350,7 @@ the file.`,
 				row("hide-address", v.Hide), row("upnp", v.UPnP), row("bridge", v.Bridge), row("site", v.Site), row("domain", v.Domain), row("acme", v.ACME),
 				row("cert", v.Cert), row("key", v.Key), row("bridge-listen", v.BridgeAt),
 				row("bridge-address", v.BridgeAddr), row("bridge-behind", v.Behind),
-				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("mode", v.Mode), row("preset", v.Preset),
+				row("mailbox", v.Mailbox), row("proxy", v.Proxy), row("quota", v.Quota), row("metrics", v.Metrics), row("lan", v.LAN), row("mode", v.Mode), row("preset", v.Preset), row("metered", v.Metered),
 				row("bytes-per-day", v.PerDay), row("memory", v.Memory), row("connections", v.Conns), row("dials-per-minute", v.Dials), row("passphrase-file", v.Passphrase))
 		})
 		return nil

@@ -193,6 +193,7 @@ func writeStatus(w io.Writer, s statusJSON) {
 	if s.Mailboxes != nil {
 		rows = append(rows, []string{"mailboxes", s.Mailboxes.String()})
 	}
+	rows = append(rows, []string{"budget", s.Budget.String()})
 	store := "protected by a passphrase"
 	switch {
 	case s.Store == "passphrase":

@@ -450,6 +450,7 @@ func TestUsage(t *testing.T) {
 		{"up --role community --bridge --site http://127.0.0.1:1 --domain Not_One", "no domain"},
 		{"up --role community --bridge --site http://127.0.0.1:1 --cert /nonexistent --key /nonexistent", "does not exist; check --cert and --key"},
 		{"up --preset fast", `there is no preset "fast"; use laptop`},
+		{"up --role community --metered", "--metered is for a user: a community node is there to serve others; leave it away"},
 		{"up --bytes-per-day much", "--bytes-per-day 200MB"},
 		{"up --memory 1kB", "memory of 1.0 kB is too little; the least is"},
 		{"up --connections none", `connections takes a number from 1 to 65535, not "none"; for example --connections 60`},
@@ -563,7 +564,7 @@ func TestContract(t *testing.T) {
 		fields string
 	}{
 		{"status", false, "ready role version account uptime_s listen peers dht roads outbox rss_bytes mailboxes lan budget"},
-		{"budget", false, "preset memory connections_max connections dials_per_minute bytes_per_day bytes_today usage dials refused"},
+		{"budget", false, "preset metered memory connections_max connections dials_per_minute bytes_per_day bytes_today usage dials refused"},
 		{"netcheck", false, "blocked nodes bridges network time checks"},
 		{"lan", false, "on networks devices nodes"},
 		{"lan on", false, "on networks devices nodes problem"},

@@ -99,6 +99,7 @@ account and can read nothing.`,
 	f.StringVar(&flags.lan.value, "lan", "", "on or off: be found on local networks (default as it was; see kith lan)")
 	f.Lookup("lan").NoOptDefVal = "on"
 	f.StringVar(&flags.preset.value, "preset", "", "what may be used: laptop, lowpower, server, bridge or offline; see kith budget --help")
+	f.BoolVar(&flags.metered.value, "metered", false, "bytes cost money: spend few, and slow what nobody waits for; see kith budget --help")
 	f.StringVar(&flags.perDay.value, "bytes-per-day", "", "the `SIZE` of what may be sent and received in a day, instead of the preset's")
 	f.StringVar(&flags.memory.value, "memory", "", "the `SIZE` of the memory for connections, instead of the preset's")
 	f.StringVar(&flags.conns.value, "connections", "", "the `NUMBER` of connections of each host, instead of the preset's")
@@ -128,6 +129,7 @@ account and can read nothing.`,
 		override(&cfg.metrics, flags.metrics, changed("metrics"))
 		override(&cfg.lan, flags.lan, changed("lan"))
 		override(&cfg.preset, flags.preset, changed("preset"))
+		override(&cfg.metered, flags.metered, changed("metered"))
 		override(&cfg.perDay, flags.perDay, changed("bytes-per-day"))
 		override(&cfg.memory, flags.memory, changed("memory"))
 		override(&cfg.conns, flags.conns, changed("connections"))
@@ -465,6 +467,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Bootstrap:  d.bootstrap,
 		Remembered: ways,
 		Remember:   func(ways []peer.AddrInfo) { d.remember(ctx, st, ways) },
+		Refresh:    node.Refresh(d.meter.Budget()),
 		Log:        d.log,
 	})
 	if err != nil {

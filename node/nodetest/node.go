@@ -191,6 +191,7 @@ type Options struct {
 	Home    string       // data directory; empty: a new one
 	// Mailboxes says whether the user uses them.
 	Mailboxes node.MailboxMode
+	Budget    transport.Budget // of the hosts but those of single errands
 	Now       func() time.Time
 	// Link, if set, is the machine's way to local networks; a network's LAN
 	// makes one.
@@ -246,14 +247,15 @@ func (u *User) TryStart() (err error) {
 	if u.Store, err = store.Open(store.Options{Dir: u.Home, Log: u.opts.Log}); err != nil {
 		return err
 	}
+	meter := transport.NewMeter(u.opts.Budget, u.opts.Now)
 	mode, err := node.Prepare(context.Background(), u.Store, "", nil, 0)
 	if err != nil {
 		return errors.Join(err, u.Store.Close())
 	}
-	u.Contacts = u.net.Host(u.t, transport.Config{Role: transport.Contacts, Mode: mode, Log: u.opts.Log}, u.IP)
-	u.Errands = u.net.Host(u.t, transport.Config{Role: transport.Errands, Mode: mode, Log: u.opts.Log}, u.IP)
+	u.Contacts = u.net.Host(u.t, transport.Config{Role: transport.Contacts, Mode: mode, Meter: meter, Log: u.opts.Log}, u.IP)
+	u.Errands = u.net.Host(u.t, transport.Config{Role: transport.Errands, Mode: mode, Meter: meter, Log: u.opts.Log}, u.IP)
 	if u.Dir, err = discovery.New(discovery.Config{
-		Host: u.Errands, Public: true, Bootstrap: infos(u.opts.Ways), Now: u.opts.Now, Log: u.opts.Log,
+		Host: u.Errands, Public: true, Bootstrap: infos(u.opts.Ways), Now: u.opts.Now, Refresh: node.Refresh(u.opts.Budget), Log: u.opts.Log,
 	}); err != nil {
 		return errors.Join(err, u.Store.Close())
 	}

@@ -33,6 +33,7 @@ type Budget struct {
 	Connections int   // of each host, fewer than its memory allows
 	Dials       int   // a minute; 0: no limit
 	Bytes       int64 // a day, sent and received; 0: no limit
+	Metered     bool  // bytes cost money: what nobody waits for is slow
 }
 
 // Subsystem is what bytes are counted for.

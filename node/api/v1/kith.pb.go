@@ -274,6 +274,7 @@ type Budget struct {
 	Usage          []*Usage               `protobuf:"bytes,8,rep,name=usage,proto3" json:"usage,omitempty"`
 	Dials          int64                  `protobuf:"varint,9,opt,name=dials,proto3" json:"dials,omitempty"`      // since the start
 	Refused        int64                  `protobuf:"varint,10,opt,name=refused,proto3" json:"refused,omitempty"` // what was over the budget, since the start
+	Metered        bool                   `protobuf:"varint,11,opt,name=metered,proto3" json:"metered,omitempty"` // bytes cost money: what nobody waits for is slow
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -376,6 +377,13 @@ func (x *Budget) GetRefused() int64 {
 		return x.Refused
 	}
 	return 0
+}
+
+func (x *Budget) GetMetered() bool {
+	if x != nil {
+		return x.Metered
+	}
+	return false
 }
 
 type Usage struct {
@@ -6694,7 +6702,7 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"RoadsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe2\x02\n" +
 	"\x06Budget\x12\x16\n" +
 	"\x06preset\x18\x01 \x01(\tR\x06preset\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\x03R\x06memory\x12'\n" +
@@ -6707,7 +6715,8 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x05usage\x18\b \x03(\v2\x0e.kith.v1.UsageR\x05usage\x12\x14\n" +
 	"\x05dials\x18\t \x01(\x03R\x05dials\x12\x18\n" +
 	"\arefused\x18\n" +
-	" \x01(\x03R\arefused\"U\n" +
+	" \x01(\x03R\arefused\x12\x18\n" +
+	"\ametered\x18\v \x01(\bR\ametered\"U\n" +
 	"\x05Usage\x12\x1c\n" +
 	"\tsubsystem\x18\x01 \x01(\tR\tsubsystem\x12\x12\n" +
 	"\x04sent\x18\x02 \x01(\x03R\x04sent\x12\x1a\n" +

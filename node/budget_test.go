@@ -1,0 +1,67 @@
+package node_test
+
+import (
+	"testing"
+	"time"
+
+	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/transport"
+)
+
+// TestMetered: where bytes cost money hours without a text take a fraction of what
+// they take elsewhere, contacts are found all the same, and a text leaves at once.
+func TestMetered(t *testing.T) {
+	type idle struct {
+		bytes, directory int64
+		text             time.Duration
+	}
+	live := func(t *testing.T, metered bool) (d idle) {
+		nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+			n.SetLatency(10 * time.Millisecond)
+			w := &world{Network: n, t: t, ways: nodetest.NewCommunities(t, n, 3)}
+			alice := w.userWith("alice", nodetest.Options{Budget: transport.Budget{Metered: metered}})
+			bob := w.user("bob")
+			nodetest.Befriend(alice, bob)
+			alice.UntilDelivered(alice.Say("bob", "good morning")...)
+			announced(alice)
+			used := func() (all, directory int64) {
+				s, err := alice.Status(ctx, &apiv1.StatusRequest{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s.Budget.Metered != metered {
+					t.Errorf("status says that the connection is metered: %v", s.Budget.Metered)
+				}
+				for _, u := range s.Budget.Usage {
+					all += u.Sent + u.Received
+					if u.Subsystem == transport.Directory.String() {
+						directory += u.Sent + u.Received
+					}
+				}
+				return all, directory
+			}
+			all, directory := used()
+			time.Sleep(3 * time.Hour)
+			d.bytes, d.directory = used()
+			d.bytes, d.directory = d.bytes-all, d.directory-directory
+
+			// Bob knows nothing of where she is but what she announced last.
+			bob.Restart()
+			began := time.Now()
+			alice.UntilDelivered(alice.Say("bob", "good night")...)
+			d.text = time.Since(began)
+			alice.Stop()
+			bob.Stop()
+		})
+		return d
+	}
+	usual, metered := live(t, false), live(t, true)
+	t.Logf("usual: %+v, metered: %+v", usual, metered)
+	if metered.bytes > usual.bytes/3 {
+		t.Errorf("three hours take %d bytes where they cost money, %d elsewhere", metered.bytes, usual.bytes)
+	}
+	if metered.text > 10*time.Second {
+		t.Errorf("a text takes %v where bytes cost money, %v elsewhere", metered.text, usual.text)
+	}
+}
