@@ -10,8 +10,8 @@ import (
 	"github.com/kith-im/kith/node/transport"
 )
 
-// metaUsage keeps what was used on a day, for a budget of bytes outlives the
-// process; it is saved every meterEvery and at the end.
+// metaUsage keeps what was used on a day, which outlives the process; it is saved at
+// the end, and every meterEvery where there is a budget of bytes.
 const (
 	metaUsage  = "usage"
 	meterEvery = 5 * time.Minute
@@ -49,32 +49,32 @@ type usageRow struct {
 	Usage transport.Usage `json:"usage"`
 }
 
-// meter continues the count of an earlier run and keeps ours, until ctx ends. Where
-// there is no budget of bytes nothing is kept.
+// recount continues the count of an earlier run, before anything is used in this one.
+func (n *Node) recount(ctx context.Context) error {
+	return n.view(ctx, func(tx *store.Tx) error {
+		b, err := tx.Meta(metaUsage)
+		ok, err := found(err)
+		var row usageRow
+		if ok && json.Unmarshal(b, &row) == nil {
+			n.cfg.Host.Meter().Restore(row.Usage, row.Day)
+		}
+		return err
+	})
+}
+
+// meter keeps the count until ctx ends.
 func (n *Node) meter(ctx context.Context) {
 	meter := n.cfg.Host.Meter()
-	if meter.Budget().Bytes == 0 {
-		return
+	var tick <-chan time.Time
+	if meter.Budget().Bytes > 0 {
+		ticker := time.NewTicker(meterEvery)
+		defer ticker.Stop()
+		tick = ticker.C
 	}
-	err := n.view(ctx, func(tx *store.Tx) error {
-		b, err := tx.Meta(metaUsage)
-		var row usageRow
-		if ok, err := found(err); ok && json.Unmarshal(b, &row) == nil {
-			meter.Restore(row.Usage, row.Day)
-		} else if err != nil {
-			return err
-		}
-		return nil
-	})
-	if err != nil && ctx.Err() == nil {
-		n.log.Warn("what was used today could not be read: the budget begins anew")
-	}
-	tick := time.NewTicker(meterEvery)
-	defer tick.Stop()
 	for {
 		ended := false
 		select {
-		case <-tick.C:
+		case <-tick:
 		case <-ctx.Done():
 			ended = true
 		}

@@ -65,3 +65,38 @@ func TestMetered(t *testing.T) {
 		t.Errorf("a text takes %v where bytes cost money, %v elsewhere", metered.text, usual.text)
 	}
 }
+
+// TestUsageOutlivesRun: what was used today is known as soon as the node is there
+// again, with a limit and without, and not once the day is over.
+func TestUsageOutlivesRun(t *testing.T) {
+	for name, limit := range map[string]int64{"no limit": 0, "a limit": 1 << 30} {
+		t.Run(name, func(t *testing.T) {
+			nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+				n.SetLatency(10 * time.Millisecond)
+				w := &world{Network: n, t: t, ways: nodetest.NewCommunities(t, n, 3)}
+				alice := w.userWith("alice", nodetest.Options{Budget: transport.Budget{Bytes: limit}})
+				nodetest.Befriend(alice, w.user("bob"))
+				alice.UntilDelivered(alice.Say("bob", "good morning")...)
+				used := func() int64 {
+					s, err := alice.Status(ctx, &apiv1.StatusRequest{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					return s.Budget.BytesToday
+				}
+				was := used()
+				alice.Stop()
+				alice.Start()
+				if got := used(); got < was {
+					t.Errorf("%d bytes were used before the restart, %d after it", was, got)
+				}
+				alice.Stop()
+				time.Sleep(24 * time.Hour)
+				alice.Start()
+				if got := used(); got >= was {
+					t.Errorf("the next day begins with %d bytes", got)
+				}
+			})
+		})
+	}
+}

@@ -452,7 +452,7 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	return c.keep(context.WithoutCancel(ctx), judge(foundNodes, foundBridges))
 }
 
-var errNothingToProbe = refuse(CodeRefused, "name a community node with kith up --bootstrap, or accept an invite, which carries one",
+var errNothingToProbe = refuse(CodeRefused, "accept an invite, which carries one, or name a bridge with kith bridge add ADDRESS, or, in open mode, a community node with kith up --bootstrap ADDRESS",
 	"no community node or bridge is known, so there is nothing to test the network with")
 
 // probed returns what there is to probe: the ways in that the configuration,

@@ -138,6 +138,9 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the settings: %w", err)
 	}
+	if err := n.recount(ctx); err != nil {
+		return nil, fmt.Errorf("load what was used today: %w", err)
+	}
 	if cfg.Role == RoleCommunity {
 		return n, nil
 	}

@@ -167,6 +167,10 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		}
 		add("listen", true, text, "")
 	}
+	if n.cfg.Host.Meter().Spent() {
+		add("budget", false, "The bytes of this day are used up: until midnight UTC there are conversations alone, without the directory and mailboxes.",
+			"wait, or restart with a larger --bytes-per-day")
+	}
 	if p := n.cfg.Proxy; p != nil {
 		out.Checks = append(out.Checks, (&proxyError{p.Check(ctx), p.Address()}).check())
 	}

@@ -52,7 +52,7 @@ func (d *daemon) budgetSettings() error {
 		to    *int64
 		least int64
 	}{
-		{"bytes-per-day", d.cfg.perDay.value, &b.Bytes, 1 << 20},
+		{"bytes-per-day", d.cfg.perDay.value, &b.Bytes, 1e6},
 		{"memory", d.cfg.memory.value, &b.Memory, 2 * transport.MinMemory},
 	} {
 		if s.given == "" {
@@ -180,6 +180,9 @@ func (b budgetJSON) String() string {
 	out := size(b.BytesToday) + " today"
 	if b.BytesPerDay > 0 {
 		out += " of " + size(b.BytesPerDay)
+		if b.BytesToday >= b.BytesPerDay {
+			out += ", used up: until midnight UTC there are conversations alone"
+		}
 	}
 	out = b.Preset + ", " + out
 	if b.Metered {

@@ -42,4 +42,9 @@ func TestStatusShowsBudget(t *testing.T) {
 	if want := "laptop, 3.2 MB today of 200.0 MB, metered: what nobody waits for is slow"; !strings.Contains(out.String(), want) {
 		t.Errorf("status prints\n%s", out.String())
 	}
+	out.Reset()
+	writeStatus(&out, statusJSON{Budget: budgetJSON{Preset: "laptop", BytesToday: 2_600_000, BytesPerDay: 1_000_000}})
+	if want := "2.6 MB today of 1.0 MB, used up: until midnight UTC"; !strings.Contains(out.String(), want) {
+		t.Errorf("status prints\n%s", out.String())
+	}
 }

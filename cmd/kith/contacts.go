@@ -79,7 +79,11 @@ func (k *kith) contactsCmd() *cobra.Command {
 				if c.Verified {
 					verified = "yes"
 				}
-				rows = append(rows, []string{c.Name, c.State, verified, clock(c.LastSeenMs), c.Id})
+				state := c.State
+				if state == "pending" && c.Devices == 0 {
+					state = "searching" // its keys have not been found
+				}
+				rows = append(rows, []string{c.Name, state, verified, clock(c.LastSeenMs), c.Id})
 			}
 			table(w, rows...)
 			for _, c := range res.Contacts {

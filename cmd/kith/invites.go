@@ -220,7 +220,7 @@ friend is offline: what you write is delivered when they come back.`,
 		sentence := "%s is a contact now."
 		switch {
 		case contact.GetDevices() == 0:
-			sentence = "%s was not found yet; kith keeps looking, and you can write as soon as kith contacts shows a device."
+			sentence = "%s was not found yet; kith keeps looking, and you can write as soon as kith contacts says searching no more."
 		case contact.GetState() == "pending":
 			sentence = "You can write to %s now; the contact is pending until the first answer."
 		}

@@ -132,7 +132,7 @@ func (g gater) InterceptAccept(c network.ConnMultiaddrs) bool {
 	if g.mode != nil && g.mode.get() == Censored && !isRelayed(c.RemoteMultiaddr()) && ReachOf(c.RemoteMultiaddr()) != Private {
 		return false
 	}
-	return g.meter.mayAccept(g.role)
+	return g.meter.mayTalk(g.role)
 }
 
 func (g gater) InterceptSecured(_ network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {

@@ -151,8 +151,8 @@ func (m *Meter) Restore(u Usage, of int64) {
 	}
 }
 
-// spent says whether the day's bytes are used up.
-func (m *Meter) spent() bool {
+// Spent says whether the day's bytes are used up.
+func (m *Meter) Spent() bool {
 	if m == nil || m.budget.Bytes == 0 {
 		return false
 	}
@@ -167,7 +167,7 @@ func (m *Meter) mayDial(role Role) bool {
 	if m == nil {
 		return true
 	}
-	ok := role == Contacts || !m.spent()
+	ok := role == Contacts || !m.Spent()
 	if ok && m.budget.Dials > 0 {
 		m.mu.Lock()
 		ok = m.minute.take(time.Now())
@@ -181,10 +181,10 @@ func (m *Meter) mayDial(role Role) bool {
 	return ok
 }
 
-// mayAccept says whether a newcomer may come in: not once the day's bytes are
-// used up, but for those who come to talk to us.
-func (m *Meter) mayAccept(role Role) bool {
-	if m == nil || role == Contacts || !m.spent() {
+// mayTalk says whether somebody may come in or a stream be opened, whoever does: not
+// once the day's bytes are used up, but for conversations.
+func (m *Meter) mayTalk(role Role) bool {
+	if m == nil || role == Contacts || !m.Spent() {
 		return true
 	}
 	m.refused.Add(1)
@@ -290,7 +290,7 @@ func (r *metered) OpenStream(p peer.ID, dir network.Direction) (network.StreamMa
 		r.end(p)
 		return nil, network.ErrResourceLimitExceeded
 	}
-	if dir == network.DirInbound && !r.meter.mayAccept(r.role) {
+	if !r.meter.mayTalk(r.role) {
 		return nil, network.ErrResourceLimitExceeded
 	}
 	return r.ResourceManager.OpenStream(p, dir)

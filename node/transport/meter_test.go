@@ -84,6 +84,43 @@ func TestBudgetOfADay(t *testing.T) {
 	})
 }
 
+// TestSpentBytes: once the day's bytes are used up nothing is asked any more on
+// connections that are there, but for conversations.
+func TestSpentBytes(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		meter := transport.NewMeter(transport.Budget{Bytes: 1 << 20}, nil)
+		node := n.Host(t, transport.Config{}, nodetest.IP(0))
+		node.SetStreamHandler("/lan/mailbox/1.0.0", func(s network.Stream) { _ = s.Close() })
+		errands := n.Host(t, transport.Config{Role: transport.Errands, Meter: meter}, nodetest.IP(1))
+		talk := n.Host(t, transport.Config{Role: transport.Contacts, Meter: meter}, nodetest.IP(2))
+		opens := func(h *transport.Host) error {
+			if err := h.Connect(t.Context(), nodetest.AddrInfo(t, node)); err != nil {
+				return err
+			}
+			s, err := h.NewStream(t.Context(), node.ID(), "/lan/mailbox/1.0.0")
+			if err == nil {
+				_ = s.Reset()
+			}
+			return err
+		}
+		for _, h := range []*transport.Host{errands, talk} {
+			if err := opens(h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, today := meter.Usage()
+		var earlier transport.Usage
+		earlier.Received[transport.Directory] = 1 << 20
+		meter.Restore(earlier, today)
+		if opens(errands) == nil {
+			t.Error("errands go on when the day's bytes are used up")
+		}
+		if err := opens(talk); err != nil {
+			t.Errorf("conversations end with the day's bytes: %v", err)
+		}
+	})
+}
+
 // TestBudgetOfDials: no more is dialled than the budget says.
 func TestBudgetOfDials(t *testing.T) {
 	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
