@@ -411,6 +411,9 @@ func (f netFound) sentence() string {
 // check probes and remembers. random also makes the probe that an observer may
 // find strange.
 func (c *checker) check(ctx context.Context, random bool) (f netFound, err error) {
+	if c.n.cfg.Offline {
+		return f, errOffline
+	}
 	select {
 	case <-c.busy:
 		defer func() { c.busy <- struct{}{} }()
@@ -451,6 +454,8 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	}
 	return c.keep(context.WithoutCancel(ctx), judge(foundNodes, foundBridges))
 }
+
+var errOffline = refuse(CodeRefused, "start kith without --preset offline to test the network", "nothing is dialled, by --preset offline")
 
 var errNothingToProbe = refuse(CodeRefused, "accept an invite, which carries one, or name a bridge with kith bridge add ADDRESS, or, in open mode, a community node with kith up --bootstrap ADDRESS",
 	"no community node or bridge is known, so there is nothing to test the network with")

@@ -80,6 +80,9 @@ type Config struct {
 	Errand func() (*transport.Host, error)
 	// Preset is the name of the budget that the hosts' meter holds, for status.
 	Preset string
+	// Offline says that the hosts dial nothing but what is heard on a local network:
+	// then the network is not probed either, nor is the proxy.
+	Offline bool
 	// Proxy is what every connection goes through; nil: nothing.
 	Proxy *transport.Proxy
 	// Prober is how the network is probed.

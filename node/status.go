@@ -171,7 +171,7 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		add("budget", false, "The bytes of this day are used up: until midnight UTC there are conversations alone, without the directory and mailboxes.",
 			"wait, or restart with a larger --bytes-per-day")
 	}
-	if p := n.cfg.Proxy; p != nil {
+	if p := n.cfg.Proxy; p != nil && !n.cfg.Offline {
 		out.Checks = append(out.Checks, (&proxyError{p.Check(ctx), p.Address()}).check())
 	}
 	if n.self != nil && s.Mode.GetMode() == transport.Censored.String() {

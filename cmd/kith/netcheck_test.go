@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // lockedProxy is an HTTP proxy that takes no password, until the test ends.
@@ -84,6 +85,32 @@ func TestNetcheckNamesTheProxy(t *testing.T) {
 		if strings.Contains(doctor, "s3cret") || strings.Contains(report, at) || !strings.Contains(report, "WRONG proxy: ") {
 			t.Errorf("doctor shows\n%s\nand to others\n%s", doctor, report)
 		}
+	}
+}
+
+// TestOfflineTouchesNobody: with --preset offline neither netcheck nor doctor dials
+// anybody, be it the proxy or a bridge behind it that is known by a name.
+func TestOfflineTouchesNobody(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &network{t: t, dir: shortDir(t)}
+	a := n.home("a", "--name", "ann", "--preset", "offline", "--proxy", "http://"+ln.Addr().String())
+	a.up()
+	a.must("bridge", "add", "/dns4/cats.example/tcp/443/tls/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN")
+	if code, _, stderr := a.cli("netcheck"); code != exitRefused || !strings.Contains(stderr, "--preset offline") {
+		t.Errorf("netcheck: exit %d, %q", code, stderr)
+	}
+	a.cli("doctor")
+	dialled := make(chan bool)
+	go func() {
+		_, err := ln.Accept() // or it waited there already
+		dialled <- err == nil
+	}()
+	time.AfterFunc(100*time.Millisecond, func() { ln.Close() })
+	if <-dialled {
+		t.Error("somebody was dialled")
 	}
 }
 

@@ -491,10 +491,11 @@ func (d *daemon) serve(ctx context.Context) error {
 			}
 			return transport.ReachOf(a)&reach != 0
 		},
-		Hints:  d.hints(ways),
-		Preset: d.preset,
-		Proxy:  d.proxy,
-		Prober: transport.Prober{DialTCP: d.dialTCP(reach), Dial: reach, Hellos: d.hellos()},
+		Hints:   d.hints(ways),
+		Preset:  d.preset,
+		Offline: d.preset == presetOffline,
+		Proxy:   d.proxy,
+		Prober:  transport.Prober{DialTCP: d.dialTCP(reach), Dial: reach, Hellos: d.hellos()},
 		Errand: func() (*transport.Host, error) {
 			h, err := d.errand(reach, transport.MinMemory)
 			if err == nil {
