@@ -113,7 +113,7 @@ func learnBridge(tx *store.Tx, b store.BridgeRow) error {
 			return nil
 		}
 	}
-	if err := tx.SaveBridge(b); err != nil || known || b.Source == store.BridgeFromContact {
+	if err := tx.SaveBridge(b); err != nil || b.Source == store.BridgeFromContact {
 		return err
 	}
 	return tx.SetMeta(metaModeFound, []byte(ModeCensored))

@@ -10,6 +10,7 @@ import (
 
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/store"
 )
 
 // TestBridgeRemoved: a bridge that the user removed is not dialled any more, one
@@ -43,6 +44,30 @@ func TestBridgeRemoved(t *testing.T) {
 		}
 		if known(ids[1]) != 1 {
 			t.Error("the other one is not dialled any more")
+		}
+	})
+}
+
+// TestModeAfterContact: who is given a bridge goes over to censored mode, although a
+// contact had told of the same one before, which is no reason to.
+func TestModeAfterContact(t *testing.T) {
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice, _ := w.talking()
+		if err := alice.Store.Update(ctx, func(tx *store.Tx) error {
+			contacts, err := tx.Contacts()
+			if err != nil {
+				return err
+			}
+			return tx.SaveBridge(store.BridgeRow{Address: aBridge, Source: store.BridgeFromContact, Contact: contacts[0].ID, Added: 1})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		out, err := alice.AddBridge(ctx, &apiv1.AddBridgeRequest{Address: aBridge})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out.Mode.Mode != "censored" {
+			t.Errorf("the mode is %s", out.Mode.Mode)
 		}
 	})
 }
