@@ -504,7 +504,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 				return
 			}
 		case <-draining:
-			draining = nil
+			draining, seen.next = nil, time.Time{} // nothing is offered any more
 		case <-ctx.Done():
 			timer.Stop()
 			conv.close(stream.ReasonShutdown)

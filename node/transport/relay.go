@@ -175,8 +175,9 @@ const relayTag = "relay"
 // takes QUIC to notice, and libp2p tries no other relay for that peer meanwhile.
 // It returns when that is done.
 func (h *Host) Abandon(ctx context.Context, c network.Conn) {
+	// What says goodbye there may wait for as long as the road is dead.
+	go func() { _ = c.Close() }()
 	through, relayed := RelayOf(c.RemoteMultiaddr())
-	_ = c.Close() // there is nothing to be done about a connection that does not close
 	if !relayed {
 		return
 	}
@@ -184,9 +185,10 @@ func (h *Host) Abandon(ctx context.Context, c network.Conn) {
 	if err != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "is it there?"), relayAnswerTime)
+	patient, cancel := context.WithTimeout(network.WithNoDial(ctx, "is it there?"), relayAnswerTime)
 	defer cancel()
-	if r, ok := <-h.ping.Ping(ctx, id); !ok || r.Error != nil { // it says nothing of time that ran out
+	r, ok := <-h.ping.Ping(patient, id) // it says nothing of time that ran out
+	if answered := ok && r.Error == nil; !answered && ctx.Err() == nil {
 		_ = h.Network().ClosePeer(id)
 	}
 }

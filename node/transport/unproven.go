@@ -96,6 +96,8 @@ func (u *unproven) mayDial(p peer.ID, a ma.Multiaddr) bool {
 	if u.roads.proven(p, ip) || sw != nil && sw.Backoff().Backoff(p, a) { // then it is not dialled whatever we say
 		return true
 	}
+	// Hole punching passes over the backoff: its dials are bounded by offers, each
+	// time, and not here.
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := time.Now()
