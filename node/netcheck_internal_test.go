@@ -161,7 +161,7 @@ func TestRecall(t *testing.T) {
 	}
 	again.last, again.at = netFound{}, nil // as from another network
 	again.recall(t.Context())
-	if got, ok := again.found(); !ok || got.Time != kept.Time || again.looked == first {
+	if got, ok := again.found(); !ok || got.Time != kept.Time || again.looked.Equal(first) {
 		t.Errorf("back on the network is known %+v", got)
 	}
 	again.last, again.looked = netFound{}, first.Add(-recallEvery)
