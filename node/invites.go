@@ -233,6 +233,21 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 	if link.Device == n.self.device.Hash() {
 		return nil, refuse(CodeRefused, "send it to somebody else", "this is your own invite")
 	}
+	// Its bridges first, and the mode that follows from them: the rest wakes those who
+	// dial, and the other nodes that it names are not for a censored network.
+	err = n.update(ctx, func(w *work) error {
+		d, err := w.tx.Device(link.Device[:])
+		if known, err := found(err); err != nil || known && d.Link == nil {
+			return err // somebody we know: nothing is taken from the invite
+		}
+		return w.takeBridges(link.Hints)
+	})
+	if err != nil {
+		return nil, explain(err)
+	}
+	if err := n.modes.load(ctx); err != nil {
+		n.log.Warn("not everything could be brought to the mode")
+	}
 	news := n.feed.subscribe()
 	defer n.feed.unsubscribe(news)
 	var id int64
@@ -285,9 +300,6 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 	})
 	if err != nil {
 		return nil, explain(err)
-	}
-	if err := n.modes.load(ctx); err != nil { // before anything is dialled
-		n.log.Warn("not everything could be brought to the mode")
 	}
 	n.beacon.waysIn(link.Hints)
 	c, err := n.awaitKeys(ctx, id, link.Device, news)

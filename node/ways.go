@@ -57,8 +57,9 @@ func (w *work) hints() ([][]byte, error) {
 	return out[:min(len(out), protocol.MaxHints)], nil
 }
 
-// takeHints keeps the ways in that an invite named.
-func (w *work) takeHints(hints [][]byte) error {
+// takeBridges keeps the bridges that an invite named, and goes over to censored mode
+// if that follows.
+func (w *work) takeBridges(hints [][]byte) error {
 	_, before, err := storedMode(w.tx)
 	if err != nil {
 		return err
@@ -69,25 +70,36 @@ func (w *work) takeHints(hints [][]byte) error {
 			continue
 		}
 		info, err := peer.AddrInfoFromP2pAddr(a)
-		switch {
-		case err != nil || len(info.Addrs) == 0:
+		if err != nil || len(info.Addrs) == 0 || !transport.IsVeil(info.Addrs[0]) {
 			continue
-		case transport.IsVeil(info.Addrs[0]):
-			err = learnBridge(w.tx, store.BridgeRow{Address: a.String(), Source: store.BridgeFromInvite, Shared: true, Added: w.ms()})
-			w.roads = true
-		case transport.HasPath(a):
-			continue // somebody's secret, in a form that is not a bridge's
-		default:
-			err = w.tx.RememberWay(a.String(), w.ms(), keepWays)
 		}
-		if err != nil {
+		if err := learnBridge(w.tx, store.BridgeRow{Address: a.String(), Source: store.BridgeFromInvite, Shared: true, Added: w.ms()}); err != nil {
 			return err
 		}
+		w.roads = true
 	}
 	if err := w.noteMode(before); err != nil {
 		return err
 	}
 	return w.shareBridges()
+}
+
+// takeHints keeps the other ways in that an invite named.
+func (w *work) takeHints(hints [][]byte) error {
+	for _, h := range hints {
+		a, err := ma.NewMultiaddrBytes(h)
+		if err != nil {
+			continue
+		}
+		info, err := peer.AddrInfoFromP2pAddr(a)
+		if err != nil || len(info.Addrs) == 0 || transport.HasPath(a) {
+			continue // a bridge, or somebody's secret in another form
+		}
+		if err := w.tx.RememberWay(a.String(), w.ms(), keepWays); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // share is what one contact is told of the bridges that may be shared: always
