@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/kith-im/kith/discovery"
@@ -80,23 +79,6 @@ func (b *beacon) wake() { poke(b.changed) }
 func (b *beacon) renew() {
 	b.anew.Store(true)
 	poke(b.changed)
-}
-
-// waysIn tells discovery of the community nodes that an invite named.
-func (b *beacon) waysIn(hints [][]byte) {
-	var infos []peer.AddrInfo
-	for _, h := range hints {
-		a, err := ma.NewMultiaddrBytes(h)
-		if err != nil {
-			continue
-		}
-		if info, err := peer.AddrInfoFromP2pAddr(a); err == nil {
-			infos = append(infos, *info)
-		}
-	}
-	if len(infos) > 0 {
-		b.n.cfg.Discovery.AddWaysIn(infos)
-	}
 }
 
 func (b *beacon) status() published {

@@ -6,8 +6,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/store"
@@ -233,80 +237,94 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 	if link.Device == n.self.device.Hash() {
 		return nil, refuse(CodeRefused, "send it to somebody else", "this is your own invite")
 	}
-	// Its bridges first, and the mode that follows from them: the rest wakes those who
-	// dial, and the other nodes that it names are not for a censored network.
-	err = n.update(ctx, func(w *work) error {
-		d, err := w.tx.Device(link.Device[:])
-		if known, err := found(err); err != nil || known && d.Link == nil {
-			return err // somebody we know: nothing is taken from the invite
-		}
-		return w.takeBridges(link.Hints)
-	})
+	bridges, others := readHints(link.Hints)
+	ways, err := peer.AddrInfosFromP2pAddrs(slices.Concat(bridges, others)...)
+	if err != nil {
+		return nil, err
+	}
+	known, err := n.answered(ctx, link)
 	if err != nil {
 		return nil, explain(err)
 	}
-	if err := n.modes.load(ctx); err != nil {
-		n.log.Warn("not everything could be brought to the mode")
+	var leads []peer.AddrInfo // the bridges that may change the mode
+	if !known {
+		if leads, err = peer.AddrInfosFromP2pAddrs(bridges...); err != nil {
+			return nil, err
+		}
 	}
 	news := n.feed.subscribe()
 	defer n.feed.unsubscribe(news)
 	var id int64
-	err = n.update(ctx, func(w *work) error {
-		id = 0
-		d, err := w.tx.Device(link.Device[:])
-		switch {
-		case err == nil && bytes.Equal(d.Link, []byte(link.Link())):
-			id = d.Contact // accepted before, and still under way
-			return nil
-		case err == nil:
-			c, err := w.tx.Contact(d.Contact)
-			if err != nil {
-				return err
-			}
-			if d.Link != nil && !c.Blocked { // another link, while the first one is not answered
-				id = c.ID
-				d.Public, d.Link = nil, []byte(link.Link())
-				w.devices[link.Device], w.names = true, true
-				if err := w.takeHints(link.Hints); err != nil {
-					return err
-				}
-				return w.tx.SaveDevice(d)
-			}
-			switch {
-			case c.Blocked:
-				return refuse(CodeRefused, "unblock them: kith unblock "+quoteName(c), "%s is blocked", quoteName(c))
-			case c.State == store.ContactRequest: // they asked, and so do we
-				id = c.ID
-				return w.approve(&c)
-			}
-			return refuse(CodeRefused, "write to them: kith send "+quoteName(c)+" TEXT", "%s is already a contact", quoteName(c))
-		case !errors.Is(err, store.ErrNotFound):
+	err = n.modes.ahead(ctx, leads, func() error {
+		return n.update(ctx, func(w *work) (err error) {
+			id, err = w.accept(link, req.Name, bridges, others)
 			return err
-		}
-		c := store.ContactRow{State: store.ContactPending, Name: cleanName(req.Name), Added: w.ms()}
-		if err := w.addContact(&c); err != nil {
-			return err
-		}
-		id = c.ID
-		w.devices[link.Device] = true
-		w.publish, w.hidden = true, true
-		if err := w.takeHints(link.Hints); err != nil {
-			return err
-		}
-		if err := w.tx.SaveDevice(store.DeviceRow{Hash: link.Device[:], Contact: c.ID, Link: []byte(link.Link())}); err != nil {
-			return err
-		}
-		return w.emitContact(c, "accepted")
+		})
 	})
 	if err != nil {
 		return nil, explain(err)
 	}
-	n.beacon.waysIn(link.Hints)
+	n.cfg.Discovery.AddWaysIn(ways)
 	c, err := n.awaitKeys(ctx, id, link.Device, news)
 	if err != nil {
 		return nil, explain(err)
 	}
 	return &apiv1.AcceptInviteResponse{Contact: c}, nil
+}
+
+// answered reports whether a link's maker is known already, and not by a link that
+// was never answered: then nothing is taken from this one.
+func (n *Node) answered(ctx context.Context, link *invite.Invite) (known bool, err error) {
+	err = n.view(ctx, func(tx *store.Tx) error {
+		d, err := tx.Device(link.Device[:])
+		known, err = found(err)
+		known = known && d.Link == nil
+		return err
+	})
+	return known, err
+}
+
+// accept makes a link's maker a contact, or says why not.
+func (w *work) accept(link *invite.Invite, name string, bridges, others []ma.Multiaddr) (id int64, err error) {
+	d, err := w.tx.Device(link.Device[:])
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		c := store.ContactRow{State: store.ContactPending, Name: cleanName(name), Added: w.ms()}
+		if err := w.addContact(&c); err != nil {
+			return 0, err
+		}
+		w.devices[link.Device] = true
+		w.publish, w.hidden = true, true
+		if err := w.takeHints(bridges, others); err != nil {
+			return 0, err
+		}
+		if err := w.tx.SaveDevice(store.DeviceRow{Hash: link.Device[:], Contact: c.ID, Link: []byte(link.Link())}); err != nil {
+			return 0, err
+		}
+		return c.ID, w.emitContact(c, "accepted")
+	case err != nil:
+		return 0, err
+	case bytes.Equal(d.Link, []byte(link.Link())):
+		return d.Contact, nil // accepted before, and still under way
+	}
+	c, err := w.tx.Contact(d.Contact)
+	if err != nil {
+		return 0, err
+	}
+	switch {
+	case c.Blocked:
+		return 0, refuse(CodeRefused, "unblock them: kith unblock "+quoteName(c), "%s is blocked", quoteName(c))
+	case d.Link != nil: // another link, while the first one is not answered
+		d.Public, d.Link = nil, []byte(link.Link())
+		w.devices[link.Device], w.names = true, true
+		if err := w.takeHints(bridges, others); err != nil {
+			return 0, err
+		}
+		return c.ID, w.tx.SaveDevice(d)
+	case c.State == store.ContactRequest: // they asked, and so do we
+		return c.ID, w.approve(&c)
+	}
+	return 0, refuse(CodeRefused, "write to them: kith send "+quoteName(c)+" TEXT", "%s is already a contact", quoteName(c))
 }
 
 // awaitKeys returns the contact as soon as the device's keys are known, or

@@ -208,19 +208,55 @@ func (m *modes) errand() (host *transport.Host, done func(), err error) {
 func (m *modes) load(ctx context.Context) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	var setting ModeSetting
-	var mode transport.Mode
+	setting, mode, bridges, err := m.stored(ctx)
+	if err != nil {
+		return err
+	}
+	return m.apply(setting, mode, bridges)
+}
+
+// stored is what the store says.
+func (m *modes) stored(ctx context.Context) (setting ModeSetting, mode transport.Mode, bridges []peer.AddrInfo, err error) {
 	var rows []store.BridgeRow
-	if err := m.n.view(ctx, func(tx *store.Tx) (err error) {
+	err = m.n.view(ctx, func(tx *store.Tx) (err error) {
 		if setting, mode, err = storedMode(tx); err != nil {
 			return err
 		}
 		rows, err = tx.Bridges()
 		return err
-	}); err != nil {
+	})
+	return setting, mode, bridgeInfos(rows), err
+}
+
+// ahead runs commit, which stores an invite's bridges and whatever else it names, with
+// everything in the mode that follows from them already: what it names besides is
+// dialled as soon as it is known, and is not for a censored network. Afterwards the
+// store decides, also when commit failed.
+func (m *modes) ahead(ctx context.Context, bridges []peer.AddrInfo, commit func() error) error {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	setting, mode, known, err := m.stored(ctx)
+	if err != nil {
 		return err
 	}
-	bridges := bridgeInfos(rows)
+	if setting == ModeAuto && mode == transport.Open && len(bridges) > 0 {
+		if err := m.apply(setting, transport.Censored, append(known, bridges...)); err != nil {
+			return err
+		}
+	}
+	committed := commit()
+	if setting, mode, known, err = m.stored(ctx); err == nil {
+		err = m.apply(setting, mode, known)
+	}
+	if err != nil { // run tries again
+		m.n.log.Warn("not everything could be brought to the mode")
+		poke(m.changed)
+	}
+	return committed
+}
+
+// apply brings everything to a mode. The caller holds applying.
+func (m *modes) apply(setting ModeSetting, mode transport.Mode, bridges []peer.AddrInfo) error {
 	m.mu.Lock()
 	changed, before := mode != m.mode, m.bridges
 	m.setting, m.mode, m.bridges = setting, mode, bridges

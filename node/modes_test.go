@@ -72,6 +72,50 @@ func TestModeAfterContact(t *testing.T) {
 	})
 }
 
+// TestModeBeforeTheRest: an invite that names a bridge names community nodes besides.
+// A newcomer in an open network goes over to censored mode before it knows of these,
+// and none of them ever hears from it (threats D17); an invite that comes to nothing
+// leaves the mode as it was.
+func TestModeBeforeTheRest(t *testing.T) {
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		nobody := []*nodetest.Community{}
+		bob, carol := w.userWith("bob", nodetest.Options{Ways: nobody}), w.userWith("carol", nodetest.Options{Ways: nobody})
+		plain := alice.Invite(&apiv1.CreateInviteRequest{})
+		if _, err := alice.AddBridge(ctx, &apiv1.AddBridgeRequest{Address: aBridge}); err != nil {
+			t.Fatal(err)
+		}
+		forBob, forCarol := alice.Invite(&apiv1.CreateInviteRequest{}), alice.Invite(&apiv1.CreateInviteRequest{})
+		alice.Stop()
+		is := func(u *nodetest.User, want string) {
+			t.Helper()
+			out, err := u.GetMode(ctx, &apiv1.GetModeRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out.Mode.Mode != want || u.Contacts.Mode().String() != want || u.Errands.Mode().String() != want {
+				t.Errorf("%s is in mode %s and its hosts in %s and %s, want %s", u.Name, out.Mode.Mode, u.Contacts.Mode(), u.Errands.Mode(), want)
+			}
+		}
+		bob.Accept(forBob, "alice")
+		is(bob, "censored")
+		time.Sleep(time.Hour)
+		for _, c := range w.ways {
+			if n := w.Dials(bob.IP, c.IP); n > 0 {
+				t.Errorf("%d dials to a community node that the invite names beside the bridge", n)
+			}
+		}
+		carol.Accept(plain, "alice")
+		if _, err := carol.SetBlocked(ctx, &apiv1.SetBlockedRequest{Contact: "alice", Blocked: true}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := carol.AcceptInvite(ctx, &apiv1.AcceptInviteRequest{Link: forCarol}); err == nil {
+			t.Error("the invite of somebody who is blocked was accepted")
+		}
+		is(carol, "open")
+	})
+}
+
 // TestModeStays: who was given a bridge is in censored mode on every network, and
 // after a restart, until the user says otherwise; that stays as well, and doctor
 // tells how (docs/decisions/0023).

@@ -57,49 +57,47 @@ func (w *work) hints() ([][]byte, error) {
 	return out[:min(len(out), protocol.MaxHints)], nil
 }
 
-// takeBridges keeps the bridges that an invite named, and goes over to censored mode
-// if that follows.
-func (w *work) takeBridges(hints [][]byte) error {
-	_, before, err := storedMode(w.tx)
-	if err != nil {
-		return err
-	}
+// readHints sorts the ways in that an invite names: bridges, and the rest. What nobody
+// can read or dial is left out, and so is somebody's secret in a form that is not a
+// bridge's.
+func readHints(hints [][]byte) (bridges, others []ma.Multiaddr) {
 	for _, h := range hints {
 		a, err := ma.NewMultiaddrBytes(h)
 		if err != nil {
 			continue
 		}
 		info, err := peer.AddrInfoFromP2pAddr(a)
-		if err != nil || len(info.Addrs) == 0 || !transport.IsVeil(info.Addrs[0]) {
-			continue
+		switch {
+		case err != nil || len(info.Addrs) == 0:
+		case transport.IsVeil(info.Addrs[0]):
+			bridges = append(bridges, a)
+		case !transport.HasPath(a):
+			others = append(others, a)
 		}
+	}
+	return bridges, others
+}
+
+// takeHints keeps the ways in that an invite named, and notes the mode that follows.
+func (w *work) takeHints(bridges, others []ma.Multiaddr) error {
+	_, before, err := storedMode(w.tx)
+	if err != nil {
+		return err
+	}
+	for _, a := range bridges {
 		if err := learnBridge(w.tx, store.BridgeRow{Address: a.String(), Source: store.BridgeFromInvite, Shared: true, Added: w.ms()}); err != nil {
 			return err
 		}
-		w.roads = true
+	}
+	for _, a := range others {
+		if err := w.tx.RememberWay(a.String(), w.ms(), keepWays); err != nil {
+			return err
+		}
 	}
 	if err := w.noteMode(before); err != nil {
 		return err
 	}
 	return w.shareBridges()
-}
-
-// takeHints keeps the other ways in that an invite named.
-func (w *work) takeHints(hints [][]byte) error {
-	for _, h := range hints {
-		a, err := ma.NewMultiaddrBytes(h)
-		if err != nil {
-			continue
-		}
-		info, err := peer.AddrInfoFromP2pAddr(a)
-		if err != nil || len(info.Addrs) == 0 || transport.HasPath(a) {
-			continue // a bridge, or somebody's secret in another form
-		}
-		if err := w.tx.RememberWay(a.String(), w.ms(), keepWays); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // share is what one contact is told of the bridges that may be shared: always
