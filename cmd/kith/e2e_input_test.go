@@ -73,6 +73,7 @@ func TestBadInvite(t *testing.T) {
 		})
 	}
 	a.refused(exitRefused, "your own", "accept", link)
+	b.refused(exitUsage, "--name", "accept", link, "ann")
 	for _, h := range []*home{a, b} {
 		if out := h.must("contacts", "--json"); out != "[]\n" {
 			t.Errorf("a refused invite left %s", out)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kith-im/kith/node/api"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/protocol/invite"
 )
 
 type inviteJSON struct {
@@ -180,6 +181,9 @@ friend is offline: what you write is delivered when they come back.`,
 	c.Flags().BoolVar(&wait, "wait", false, "return when the friend's device has answered")
 	c.Flags().StringVar(&name, "name", "", "what to call the contact")
 	k.command(c, 1, maxLinkParts, func(ctx context.Context, args []string) error {
+		if _, err := invite.Parse(args[0]); err == nil && len(args) > 1 {
+			return usagef("call a contact by a name with: kith accept LINK --name NAME", "%q is no part of the link", args[1])
+		}
 		client, err := k.dial()
 		if err != nil {
 			return err
