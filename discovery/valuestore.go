@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"encoding/binary"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	record "github.com/libp2p/go-libp2p-record"
 	recpb "github.com/libp2p/go-libp2p-record/pb"
 	"github.com/libp2p/go-libp2p/core/network"
+	ma "github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kith-im/kith/protocol"
@@ -39,7 +41,7 @@ const (
 	maxPerPeer    = 8 << 10
 	maxPerAddress = 12 << 10
 	// peerShare and addressShare are what no other source can take from one while
-	// the store is full: whoever has more goes first.
+	// the store is full: of those who have more, whoever has most goes first.
 	peerShare    = 1024
 	addressShare = 2048
 	// maxAge bounds how long a record is kept, whatever it says.
@@ -51,10 +53,11 @@ const (
 
 // valueStore keeps records for others, in memory only. A record enters through
 // admitRequest, which knows who brought it; kad-dht then finds it here. When
-// memory runs out, whoever has most beyond their share loses what they brought
-// longest ago. If nobody has more, the record farthest from us goes, and of those
-// the one that was not asked for longest: junk must be ground to our place, and come
-// from many places, to push out what belongs here (threats E05).
+// memory runs out, whoever has most, of those with more than their share, loses what
+// they brought longest ago; of an address, the peer that has most there. If nobody
+// has more, the record farthest from us goes, and of those the one that was not asked
+// for longest: junk must be ground to our place, and come from many places, to push
+// out what belongs here (threats E05).
 type valueStore struct {
 	self   hash
 	memory int64
@@ -71,43 +74,69 @@ type valueStore struct {
 type entry struct {
 	key    string
 	value  []byte
-	from   [2]originName // its peer and its address
-	ofFrom [2]*list.Element
+	from   [3]*origin // its peer, its address, and its peer at its address
+	ofFrom [3]*list.Element
 	until  time.Time // by the monotonic clock: wall clocks jump
 	bucket int
 	at     *list.Element
 }
 
-// originName names a peer or an address that brings records.
-type originName struct {
-	address bool
-	name    string
-}
+// originName names a peer, an address, or a peer at an address that brings records.
+type originName struct{ peer, addr string }
 
-func originsOf(peer, addr string) [2]originName {
-	return [2]originName{{false, peer}, {true, addr}}
+func originsOf(peer, addr string) [3]originName {
+	return [3]originName{{peer: peer}, {addr: addr}, {peer, addr}}
 }
 
 // most is how many records the source may have at all, and share how many when
-// there is no room.
+// there is no room. Those of a peer at an address are the peer's and the address's.
 func (n originName) most() int {
-	if n.address {
+	switch {
+	case n.addr == "":
+		return maxPerPeer
+	case n.peer == "":
 		return maxPerAddress
 	}
-	return maxPerPeer
+	return math.MaxInt
 }
 
 func (n originName) share() int {
-	if n.address {
+	switch {
+	case n.addr == "":
+		return peerShare
+	case n.peer == "":
 		return addressShare
 	}
-	return peerShare
+	return math.MaxInt
 }
 
 // origin is what one of them brought.
 type origin struct {
-	share   int
+	name    originName
 	records list.List // of *entry, the latest brought first
+
+	// Of an address: its peers, as *origin, by how many records they have there, the
+	// latest to have as many first. The last list is of those that have most.
+	peers []*list.List
+	// Of a peer at an address: where it stands there.
+	standing *list.Element
+}
+
+// rank notes at an address that a peer has another number of records there than
+// it had.
+func (o *origin) rank(peer *origin, had int) {
+	if had > 0 {
+		o.peers[had].Remove(peer.standing)
+	}
+	if has := peer.records.Len(); has > 0 {
+		for len(o.peers) <= has {
+			o.peers = append(o.peers, list.New())
+		}
+		peer.standing = o.peers[has].PushFront(peer)
+	}
+	if last := len(o.peers) - 1; o.peers[last].Len() == 0 {
+		o.peers = o.peers[:last] // who was there has one less
+	}
 }
 
 var (
@@ -164,13 +193,17 @@ func (v *valueStore) admitRequest(_ context.Context, s network.Stream, req *pb.M
 		return
 	}
 	key, value := string(req.GetKey()), req.GetRecord().GetValue()
-	addr := "unknown"
-	if prefix, ok := addrPrefix(s.Conn().RemoteMultiaddr(), 32, 64); ok {
-		addr = prefix.String()
-	}
-	if v.admit(key, value, string(s.Conn().RemotePeer()), addr) != nil {
+	if v.admit(key, value, string(s.Conn().RemotePeer()), sourceOf(s.Conn().RemoteMultiaddr())) != nil {
 		req.Record = nil
 	}
+}
+
+// sourceOf is the address that counts as one source: one of IPv4, a /64 of IPv6.
+func sourceOf(a ma.Multiaddr) string {
+	if prefix, ok := addrPrefix(a, 32, 64); ok {
+		return prefix.String()
+	}
+	return "unknown"
 }
 
 // admit stores a record for its source.
@@ -200,8 +233,8 @@ func (v *valueStore) admit(key string, value []byte, from, addr string) error {
 		e.value = append(e.value[:0:0], value...)
 		e.until = time.Now().Add(v.life(value))
 		v.order[e.bucket].MoveToFront(e.at)
-		for i, name := range e.from {
-			v.origins[name].records.MoveToFront(e.ofFrom[i])
+		for i, s := range e.from {
+			s.records.MoveToFront(e.ofFrom[i])
 		}
 		return nil
 	}
@@ -214,7 +247,7 @@ func (v *valueStore) admit(key string, value []byte, from, addr string) error {
 
 // fullLocked says whether one of a record's sources may bring no more. What it
 // brought longest ago and has expired does not count: the sweep may not have come by.
-func (v *valueStore) fullLocked(origins [2]originName) bool {
+func (v *valueStore) fullLocked(origins [3]originName) bool {
 	return slices.ContainsFunc(origins[:], func(n originName) bool {
 		for {
 			s := v.origins[n]
@@ -231,9 +264,9 @@ func (v *valueStore) fullLocked(origins [2]originName) bool {
 }
 
 // insertLocked adds a record and makes room for it.
-func (v *valueStore) insertLocked(key string, value []byte, from [2]originName) {
+func (v *valueStore) insertLocked(key string, value []byte, from [3]originName) {
 	e := &entry{
-		key: key, value: value, from: from,
+		key: key, value: value,
 		until:  time.Now().Add(v.life(value)),
 		bucket: min(hashOf(key).shared(v.self), nearBuckets-1),
 	}
@@ -242,14 +275,16 @@ func (v *valueStore) insertLocked(key string, value []byte, from [2]originName) 
 	for i, name := range from {
 		s := v.origins[name]
 		if s == nil {
-			s = &origin{share: name.share()}
+			s = &origin{name: name}
 			v.origins[name] = s
 		}
+		e.from[i] = s
 		e.ofFrom[i] = s.records.PushFront(e)
-		if s.records.Len() > s.share {
+		if s.records.Len() > name.share() {
 			v.greedy[s] = struct{}{}
 		}
 	}
+	e.from[1].rank(e.from[2], e.from[2].records.Len()-1)
 	v.used += e.size()
 	for v.used > v.memory {
 		v.evictLocked()
@@ -269,16 +304,21 @@ func (v *valueStore) life(value []byte) time.Duration {
 
 func (e *entry) size() int64 { return int64(len(e.key) + len(e.value) + recordOverhead) }
 
-// evictLocked removes what the source brought longest ago that is farthest beyond
-// its share, or else the farthest record that was used longest ago.
+// evictLocked removes what the source brought longest ago that has most, if it has
+// more than its share, or else the farthest record that was used longest ago. Of an
+// address it is the peer that has most there, and of such peers the one that has had
+// as much for longest: whoever brings less under the same address keeps it.
 func (v *valueStore) evictLocked() {
 	var greediest *origin
 	for s := range v.greedy { // few: each has a good part of the store
-		if greediest == nil || s.records.Len()*greediest.share > greediest.records.Len()*s.share {
+		if greediest == nil || s.records.Len() > greediest.records.Len() {
 			greediest = s
 		}
 	}
 	if greediest != nil {
+		if last := len(greediest.peers) - 1; last > 0 {
+			greediest = greediest.peers[last].Back().Value.(*origin)
+		}
 		v.removeLocked(greediest.records.Back().Value.(*entry))
 		return
 	}
@@ -309,16 +349,16 @@ func (v *valueStore) removeLocked(e *entry) {
 	delete(v.entries, e.key)
 	v.order[e.bucket].Remove(e.at)
 	v.used -= e.size()
-	for i, name := range e.from {
-		s := v.origins[name]
+	for i, s := range e.from {
 		s.records.Remove(e.ofFrom[i])
-		if s.records.Len() <= s.share {
+		if s.records.Len() <= s.name.share() {
 			delete(v.greedy, s)
 		}
 		if s.records.Len() == 0 {
-			delete(v.origins, name)
+			delete(v.origins, s.name)
 		}
 	}
+	e.from[1].rank(e.from[2], e.from[2].records.Len()+1)
 }
 
 // value returns the record under one of the table's keys, or nil.

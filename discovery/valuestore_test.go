@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"runtime"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	ds "github.com/ipfs/go-datastore"
 	"github.com/libp2p/go-libp2p-kad-dht/records"
 	recpb "github.com/libp2p/go-libp2p-record/pb"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/identity"
@@ -268,7 +270,7 @@ func TestE05_FairShare(t *testing.T) {
 			if v.used > storeMemory || v.count() != room {
 				t.Errorf("%d records, %d bytes", v.count(), v.used)
 			}
-			if got, want := v.origins[originName{true, "a"}].records.Len(), room-modest-others; got != want {
+			if got, want := v.origins[originName{addr: "a"}].records.Len(), room-modest-others; got != want {
 				t.Errorf("the greedy have %d records, want %d", got, want)
 			}
 			for _, key := range mine {
@@ -279,6 +281,64 @@ func TestE05_FairShare(t *testing.T) {
 			for _, key := range early {
 				if v.entries[key] != nil {
 					t.Fatal("of the greedy the early records stayed and later ones went")
+				}
+			}
+		})
+	}
+}
+
+// TestE05_GreedyPaysAlone: an address that brings most, under many names, pushes out
+// what it brought itself. Nobody who brings less loses anything by it: not next door,
+// not at the same address, and not under one name more than a name's share. A /64 of
+// IPv6 is one address, however many of its own somebody calls from.
+func TestE05_GreedyPaysAlone(t *testing.T) {
+	for name, at := range map[string]struct {
+		greedy     func(i int) string // where it calls from
+		here, next string             // at the same address, and in the same network
+	}{
+		"IPv4": {func(int) string { return "203.0.113.7" }, "203.0.113.7", "203.0.113.8"},
+		"IPv6": {func(i int) string { return fmt.Sprintf("2001:db8:0:7::%x", i+1) }, "2001:db8:0:7:ffff::1", "2001:db8:0:8::1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source := func(ip string) string {
+				addr, err := manet.FromIP(net.ParseIP(ip))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return sourceOf(addr)
+			}
+			const names, few, many, most, others = 16, 100, 2000, 12_000, 90
+			v := newValueStore(hash{}, storeMemory, func() time.Time { return noon })
+			fill(v, few, func(int) (string, string) { return "here", source(at.here) })
+			fill(v, few, func(int) (string, string) { return "next", source(at.next) })
+			fill(v, many, func(int) (string, string) { return "far", source("198.51.100.1") })
+			modest := slices.Collect(maps.Keys(v.entries))
+			greedy := func(i int) (string, string) { return fmt.Sprint("greedy", i%names), source(at.greedy(i)) }
+			fill(v, most, greedy)
+			fill(v, most, greedy) // past its quota: the store makes room for each of them
+			for i := range others {
+				fill(v, 100, func(int) (string, string) { return fmt.Sprint("other", i), fmt.Sprint("other", i) })
+				fill(v, 100, greedy)
+			}
+			lost := make(map[string]int)
+			for _, key := range modest {
+				if v.entries[key] == nil {
+					lost["modest"]++
+				}
+			}
+			for i := range others {
+				lost["others"] += 100 - v.origins[originName{peer: fmt.Sprint("other", i)}].records.Len()
+			}
+			if lost["modest"] != 0 || lost["others"] != 0 {
+				t.Errorf("lost by %d greedy names at one address: %v", names, lost)
+			}
+			if got, want := v.origins[originName{addr: source(at.here)}].records.Len(), v.count()-few-many-others*100; got != want {
+				t.Errorf("%d records at the greedy address, want %d", got, want)
+			}
+			for i := range names { // it pays by turns
+				n := v.origins[originName{peer: fmt.Sprint("greedy", i)}].records.Len()
+				if mean := v.origins[originName{addr: source(at.here)}].records.Len() / names; n < mean-few || n > mean+few {
+					t.Errorf("one of the greedy names has %d records, %d on average", n, mean)
 				}
 			}
 		})
