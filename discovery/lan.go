@@ -86,6 +86,7 @@ type LANConfig struct {
 type LAN struct {
 	cfg   LANConfig
 	burst chan struct{}
+	told  []netip.Addr // what Moved was told last; only Run uses it
 
 	mu       sync.Mutex
 	networks []LocalNetwork
@@ -242,7 +243,7 @@ func (l *LAN) look(link Link) []LocalNetwork {
 	return networks
 }
 
-// moved tells where we are spoken of from now on.
+// moved tells where we speak from, if that is not where we did before.
 func (l *LAN) moved(networks []LocalNetwork) {
 	if l.cfg.Moved == nil {
 		return
@@ -251,7 +252,11 @@ func (l *LAN) moved(networks []LocalNetwork) {
 	for _, on := range networks {
 		sources = append(sources, on.source())
 	}
-	l.cfg.Moved(sources)
+	if slices.Equal(sources, l.told) {
+		return
+	}
+	l.told = sources
+	l.cfg.Moved(slices.Clone(sources))
 }
 
 // source is our address on a network, with the zone that one needs to use it.

@@ -2,6 +2,7 @@ package discovery_test
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -218,5 +219,71 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 			t.Errorf("without a network the status is %v", err)
 		}
 		told()
+	})
+}
+
+// TestLANMovedOnce: where we speak from is told when it changes, and not again at
+// every look, nor at every attempt to open what can not be opened.
+func TestLANMovedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		home := []discovery.LocalNetwork{{Interface: "eth0", Prefix: netip.MustParsePrefix("192.168.1.2/24")}}
+		link := new(narrow)
+		link.networks.Store(&home)
+		var lost atomic.Bool
+		var mu sync.Mutex
+		var told [][]netip.Addr
+		radio := discovery.NewLAN(discovery.LANConfig{
+			Open: func() (_ discovery.Link, err error) {
+				if lost.Load() {
+					return nil, errors.New("the port is taken")
+				}
+				link.Link, err = new(nodetest.LAN).Open(0)()
+				return link, err
+			},
+			Packet: func(netip.Addr) []byte { return nil },
+			Heard:  func([]byte, lan.Source, netip.Addr) bool { return false },
+			Moved: func(sources []netip.Addr) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, sources)
+			},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = radio.Run(ctx)
+		}()
+		defer func() {
+			cancel()
+			<-done
+		}()
+		for _, step := range []struct {
+			name string
+			do   func()
+			want int // addresses told, once; -1: nothing is
+		}{
+			{"at home", func() {}, 1},
+			{"the network's prefix is another", func() {
+				link.networks.Store(&[]discovery.LocalNetwork{{Interface: "eth0", Prefix: netip.MustParsePrefix("192.168.1.2/16")}})
+			}, -1},
+			{"without a network", func() { link.networks.Store(new([]discovery.LocalNetwork)) }, 0},
+			{"with something new to say there", radio.Announce, -1},
+			{"at home again", func() { link.networks.Store(&home) }, 1},
+			{"the port is lost", func() { lost.Store(true); _ = link.Close() }, 0},
+			{"and cannot be had", func() {}, -1},
+			{"the port is back", func() { lost.Store(false) }, 1},
+		} {
+			mu.Lock()
+			told = nil
+			mu.Unlock()
+			step.do()
+			time.Sleep(10 * time.Minute)
+			mu.Lock()
+			if step.want < 0 && len(told) > 0 || step.want >= 0 && (len(told) != 1 || len(told[0]) != step.want) {
+				t.Errorf("%s: told %v in ten minutes, want %d addresses once (-1: nothing)", step.name, told, step.want)
+			}
+			mu.Unlock()
+		}
 	})
 }
