@@ -75,7 +75,7 @@ func (o *outbox) supervise(ctx context.Context) {
 			}
 			c := &courier{
 				o: o, n: o.n, device: d, offering: newBaton(),
-				withheld: make(map[int64]bool), left: make(map[int64]bool),
+				withheld: make(map[int64]int), left: make(map[int64]bool),
 				heard: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1), calls: make(chan *conversation, 4),
 				direct: make(chan struct{}, 1),
 			}
@@ -206,8 +206,8 @@ func (o *outbox) nextTry(device []byte) int64 {
 	return c.retry.UnixMilli()
 }
 
-// withhold keeps an envelope from being offered, and says whether it is too late
-// for that.
+// withhold keeps an envelope from being offered until release, and says whether it
+// is too late for that.
 func (o *outbox) withhold(device []byte, id int64) (left bool) {
 	c := o.courier(identity.DeviceHash(device))
 	if c == nil {
@@ -220,14 +220,32 @@ func (o *outbox) withhold(device []byte, id int64) (left bool) {
 	if c.left[id] || slices.ContainsFunc(c.flight, func(f inFlight) bool { return f.id == id }) {
 		return true
 	}
-	c.withheld[id] = true
+	c.withheld[id]++
 	return false
+}
+
+// release ends withhold, when the store says what has become of the envelope: it is
+// cancelled, or nothing came of that, and it has to leave after all.
+func (o *outbox) release(device []byte, id int64) {
+	c := o.courier(identity.DeviceHash(device))
+	if c == nil {
+		return
+	}
+	c.offering.Lock() // who has read the outbox before has passed the envelope over
+	c.mu.Lock()
+	if c.withheld[id]--; c.withheld[id] == 0 {
+		delete(c.withheld, id)
+	}
+	c.mu.Unlock()
+	c.offering.Unlock()
+	poke(c.news)
+	poke(c.depositor.news)
 }
 
 func (c *courier) held(id int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.withheld[id]
+	return c.withheld[id] > 0
 }
 
 // inFlight returns an envelope that is on its way right now, or was taken and

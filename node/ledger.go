@@ -396,6 +396,12 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 		return nil, err
 	}
 	out := &apiv1.CancelResponse{}
+	var withheld []store.DeliveryRow
+	defer func() {
+		for _, d := range withheld {
+			n.outbox.release(d.Device, d.ID)
+		}
+	}()
 	err := n.update(ctx, func(w *work) error {
 		row, err := resolveMessage(w.tx, req.Id)
 		if err != nil {
@@ -428,6 +434,7 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			if d.State != store.DeliveryQueued || held > 0 || left || n.outbox.withhold(d.Device, d.ID) {
 				return refuse(CodeRefused, "see: kith trace "+messageText(row.ID)[:12], "the message has already left and cannot be cancelled")
 			}
+			withheld = append(withheld, d)
 		}
 		for _, d := range deliveries {
 			if err := w.moveDelivery(c, &d, store.DeliveryCancelled, ""); err != nil {

@@ -90,7 +90,7 @@ type courier struct {
 
 	failures int
 	doubt    time.Duration  // how long the device has to acknowledge something
-	withheld map[int64]bool // cancelled: not offered, whatever was read before
+	withheld map[int64]int  // being cancelled, and how often: not offered, whatever was read before
 	left     map[int64]bool // being left at mailboxes
 
 	depositor *depositor
