@@ -97,13 +97,19 @@ func (n *Node) carriers(to peer.ID) []peer.AddrInfo {
 // carries says whether others can bring mail to a node.
 func (n *Node) carries(info peer.AddrInfo) bool { return len(n.carriers(info.ID)) > 0 }
 
-// reachMail opens a way to a node that keeps mail: directly where that works. An
+// reachMail opens a way to a node that keeps mail, which a contact named: directly
+// where that works, and within the bound on dials at addresses where nobody was met. An
 // error says nothing of the node; draining is an answer.
 func (n *Node) reachMail(ctx context.Context, host *transport.Host, info peer.AddrInfo) (mailer, error) {
 	var m *mailStream
 	err := errDial
-	if route := n.route(info); len(route.Addrs) > 0 {
+	route := n.route(info)
+	route.Addrs = slices.DeleteFunc(route.Addrs, func(a ma.Multiaddr) bool { // a bridge we know by others
+		return slices.ContainsFunc(info.Addrs, a.Equal) && !n.cfg.Host.MayCall(info.ID, a)
+	})
+	if len(route.Addrs) > 0 {
 		if m, err = dialMail(ctx, host, route); err == nil {
+			n.cfg.Host.Met(m.stream.Conn())
 			if m.hello.Draining {
 				m.close()
 				return nil, &refusal{mailbox.Refused{Why: mailbox.RefusedDraining}}

@@ -14,8 +14,10 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/kith-im/kith/node/nodetest"
+	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
 	"github.com/kith-im/kith/protocol"
+	"github.com/kith-im/kith/protocol/mailbox"
 	"github.com/kith-im/kith/protocol/rendezvous"
 )
 
@@ -152,6 +154,58 @@ func TestE10_VictimOfARecord(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestE10_VictimOfMailboxes: contacts who are away name ports of somebody else's
+// machine as their mailboxes. Whoever leaves mail for them dials it as seldom as for
+// their records.
+func TestE10_VictimOfMailboxes(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		const machine = 4000
+		victim := nodetest.IP(machine)
+		alice := w.user("alice")
+		var names []string
+		for i := range 4 {
+			names = append(names, fmt.Sprint("mallory", i))
+			mallory := w.user(names[i])
+			nodetest.Befriend(alice, mallory)
+			alice.UntilDelivered(alice.Say(names[i], "are you there?")...)
+			mallory.Stop()
+		}
+		if err := alice.Store.Update(ctx, func(tx *store.Tx) error {
+			devices, err := tx.Devices(0)
+			if err != nil {
+				return err
+			}
+			for _, d := range devices {
+				set := &mailbox.Set{Version: 1 << 20}
+				for port := range 3 {
+					set.Nodes = append(set.Nodes, addressesOn(t, machine, 1+port)[port]) // each of another node
+				}
+				b, err := set.Marshal()
+				if err != nil {
+					return err
+				}
+				if err := tx.SaveDeviceBoxes(d.Hash, b); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			alice.Say(name, "you get this later")
+		}
+		for minute := range 10 {
+			before := w.Dials(alice.IP, victim)
+			time.Sleep(time.Minute)
+			got := w.Dials(alice.IP, victim) - before
+			if got > 8 || minute == 0 && got == 0 {
+				t.Errorf("in minute %d the victim was dialled %d times, want at most 8", minute, got)
+			}
+		}
+	})
 }
 
 // TestE10_ProvenAddress: who called us from an address is called there as often as

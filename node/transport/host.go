@@ -97,6 +97,7 @@ type Config struct {
 type Host struct {
 	*basichost.BasicHost
 	role   Role
+	calls  *unproven
 	mode   *modeState
 	ping   *ping.PingService
 	places *places
@@ -162,7 +163,8 @@ func New(cfg Config) (_ *Host, err error) {
 
 	mode := newModeState(cfg)
 	h := &Host{meter: cfg.Meter, role: cfg.Role, mode: mode, places: newPlaces(limits.inbound), roads: newRoads()}
-	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near, role: cfg.Role, meter: cfg.Meter, calls: newUnproven(h.roads)}
+	h.calls = newUnproven(h.roads)
+	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near, role: cfg.Role, meter: cfg.Meter, calls: h.calls}
 	resources := &metered{ResourceManager: manager, meter: cfg.Meter, role: cfg.Role, end: func(p peer.ID) { go func() { _ = h.Network().ClosePeer(p) }() }}
 	bus := eventbus.NewBus()
 	options := []swarm.Option{

@@ -26,8 +26,8 @@ const (
 )
 
 // unproven bounds the dials at addresses that only records name: of contacts'
-// devices, and of relays through which those say they are reached. Otherwise one
-// contact, or several together, would aim this host at somebody (threats E10). An
+// devices, of relays through which those say they are reached, and of their
+// mailboxes. Otherwise one contact, or several together, would aim this host at somebody (threats E10). An
 // address is proven for a peer when they were met there, or when the caller of
 // Open says so. It is safe for concurrent use.
 type unproven struct {
@@ -105,11 +105,7 @@ func (u *unproven) mayDial(p peer.ID, a ma.Multiaddr) bool {
 	if met || u.roads.get(p) == Dialled && now.After(u.relays[p]) {
 		return true
 	}
-	if len(u.dials) >= manyUnproven {
-		u.sweepLocked(now)
-	}
-	recent := slices.DeleteFunc(u.dials[ip], func(d attempt) bool { return now.Sub(d.at) >= unprovenTime })
-	u.dials[ip] = recent
+	recent := u.recentLocked(ip, now)
 	addr := string(a.Bytes())
 	if slices.ContainsFunc(recent, func(d attempt) bool {
 		return d.peer == p && d.addr == addr && now.Sub(d.at) < dialTimeout // it is on its way
@@ -121,6 +117,43 @@ func (u *unproven) mayDial(p peer.ID, a ma.Multiaddr) bool {
 	}
 	u.dials[ip] = append(recent, attempt{p, addr, now})
 	return true
+}
+
+// MayCall reports whether a peer of whom only a contact has told may be dialled at an
+// address now, by another host of ours, and counts the dial: whichever host makes it,
+// it goes to the same machine.
+func (h *Host) MayCall(p peer.ID, a ma.Multiaddr) bool {
+	u := h.calls
+	ip, ok := ipOf(a)
+	if !ok {
+		return true // not told by a contact
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if _, met := u.met[spot{p, ip}]; met {
+		return true
+	}
+	now := time.Now()
+	recent := u.recentLocked(ip, now)
+	if len(recent) >= maxUnproven {
+		return false
+	}
+	u.dials[ip] = append(recent, attempt{at: now}) // a host of its own makes a dial of its own
+	return true
+}
+
+// Met takes note of where another host of ours has met a peer: MayCall does not count
+// what goes there.
+func (h *Host) Met(c network.Conn) { h.calls.connected(nil, c) }
+
+// recentLocked returns the dials at an address that count.
+func (u *unproven) recentLocked(ip netip.Addr, now time.Time) []attempt {
+	if len(u.dials) >= manyUnproven {
+		u.sweepLocked(now)
+	}
+	recent := slices.DeleteFunc(u.dials[ip], func(d attempt) bool { return now.Sub(d.at) >= unprovenTime })
+	u.dials[ip] = recent
+	return recent
 }
 
 func (u *unproven) sweepLocked(now time.Time) {

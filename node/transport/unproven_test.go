@@ -105,6 +105,41 @@ func TestE10_UnprovenAddresses(t *testing.T) {
 	}
 }
 
+// TestE10_UnprovenElsewhere: what other hosts of ours dial counts with this one's
+// dials, each of theirs, until the peer has been met at the address.
+func TestE10_UnprovenElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &Host{roads: newRoads()}
+		h.calls = newUnproven(h.roads)
+		h.roads.set("contact", Trusted, nil)
+		a, elsewhere := ma.StringCast("/ip4/203.0.113.7/tcp/1"), ma.StringCast("/ip4/203.0.113.8/tcp/1")
+		for i := range maxUnproven {
+			if i == 3 && !h.calls.mayDial("contact", a) || i != 3 && !h.MayCall("node", a) {
+				t.Fatalf("no more than %d dials in a minute", i)
+			}
+		}
+		if h.MayCall("node", a) || h.MayCall("another", a) || h.calls.mayDial("contact", ma.StringCast("/ip4/203.0.113.7/tcp/2")) {
+			t.Error("one dial more than there may be")
+		}
+		if !h.MayCall("node", elsewhere) {
+			t.Error("another address pays for this one")
+		}
+		h.calls.met[spot{"node", netip.MustParseAddr("203.0.113.7")}] = struct{}{}
+		for range 2 * maxUnproven {
+			if !h.MayCall("node", a) {
+				t.Fatal("who was met there is not dialled there")
+			}
+		}
+		if h.MayCall("another", a) {
+			t.Error("one who was not met there is")
+		}
+		time.Sleep(unprovenTime)
+		if !h.MayCall("another", a) {
+			t.Error("a minute later it is not dialled")
+		}
+	})
+}
+
 // TestE10_UnprovenIsBounded: what is remembered of dials is forgotten.
 func TestE10_UnprovenIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
