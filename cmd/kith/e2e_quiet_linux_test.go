@@ -19,8 +19,8 @@ const quietTime = 5 * time.Second
 // TestD16_D17_FirstStart watches a network, in a namespace, in which a daemon
 // starts for the first time. Told of one way in it looks for that address and for
 // nothing else: no name, no update, no other node, no mDNS (5353), SSDP (1900) or
-// NAT-PMP (5351). Told of none it is silent. That it would be seen is shown by one
-// who asks routers for ports.
+// NAT-PMP (5351). Told of none it is silent, and offline whatever it is told. That it
+// would be seen is shown by those who look up a name, and ask routers for ports.
 func TestD16_D17_FirstStart(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")
@@ -30,7 +30,8 @@ func TestD16_D17_FirstStart(t *testing.T) {
 	}
 	// Addresses as on the internet, or it would dial none; nothing leads there.
 	const way, router, ssdp, igmp = "20.1.1.7", "20.1.1.1", "239.255.255.250", "224.0.0.22"
-	name := "/ip4/" + way + "/tcp/4001/p2p/12D3KooWCjTcdWn6bcSjW5bT5bVFi5BRGcTrXd2RAz5yPdvrQKJW"
+	const id = "/p2p/12D3KooWCjTcdWn6bcSjW5bT5bVFi5BRGcTrXd2RAz5yPdvrQKJW"
+	const name, named = "/ip4/" + way + "/tcp/4001" + id, "/dns4/node.example/tcp/4001" + id
 	for what, test := range map[string]struct {
 		args  []string
 		want  string   // who is looked for
@@ -39,6 +40,7 @@ func TestD16_D17_FirstStart(t *testing.T) {
 		"no way in":  {},
 		"a way in":   {args: []string{"--bootstrap", name}, want: way},
 		"with ports": {args: []string{"--upnp"}, want: ssdp, might: []string{router, igmp}},
+		"offline":    {args: []string{"--preset", "offline", "--upnp", "--bootstrap", named}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()

@@ -62,7 +62,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 		}
 		main, err = transport.New(transport.Config{
 			Key: key, Role: transport.Community, Relay: true, Listen: d.listen, Memory: d.meter.Budget().Memory, Meter: d.meter, Dial: reach,
-			Bridge: front.host(), PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
+			Bridge: front.host(), PortMapping: d.asksRouters(), Log: d.log,
 		})
 		return main, main, d.explainListen(err)
 	}
@@ -74,7 +74,7 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 	main, err = transport.New(transport.Config{
 		Key: key, Role: transport.Contacts, Listen: d.listen, Memory: d.meter.Budget().Memory / 2, Meter: d.meter, Mode: d.mode, Dial: reach | d.private(),
 		DialTCP: d.dialTCP(reach | d.private()), Veil: transport.VeilClient{Hellos: d.hellos(), Memory: d.lessons},
-		PortMapping: d.cfg.upnp.value && len(d.listen) > 0, Log: d.log,
+		PortMapping: d.asksRouters(), Log: d.log,
 	})
 	if err != nil {
 		return nil, nil, d.explainListen(err)
@@ -84,6 +84,11 @@ func (d *daemon) hosts(ctx context.Context, st *store.Store, reach transport.Rea
 		return nil, nil, err
 	}
 	return main, errands, nil
+}
+
+// asksRouters says whether routers are asked for ports.
+func (d *daemon) asksRouters() bool {
+	return d.cfg.upnp.value && len(d.listen) > 0 && d.preset != presetOffline
 }
 
 // errand makes a host without a listener, under a name that nobody has seen.

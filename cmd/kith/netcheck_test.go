@@ -88,15 +88,16 @@ func TestNetcheckNamesTheProxy(t *testing.T) {
 	}
 }
 
-// TestOfflineTouchesNobody: with --preset offline neither netcheck nor doctor dials
-// anybody, be it the proxy or a bridge behind it that is known by a name.
+// TestOfflineTouchesNobody: with --preset offline nobody is dialled, by netcheck, by
+// doctor or by the directory, be it the proxy or what behind it is known by a name.
 func TestOfflineTouchesNobody(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := &network{t: t, dir: shortDir(t)}
-	a := n.home("a", "--name", "ann", "--preset", "offline", "--proxy", "http://"+ln.Addr().String())
+	a := n.home("a", "--name", "ann", "--preset", "offline", "--proxy", "http://"+ln.Addr().String(),
+		"--bootstrap", "/dns4/node.example/tcp/4001/p2p/12D3KooWCjTcdWn6bcSjW5bT5bVFi5BRGcTrXd2RAz5yPdvrQKJW")
 	a.up()
 	a.must("bridge", "add", "/dns4/cats.example/tcp/443/tls/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN")
 	if code, _, stderr := a.cli("netcheck"); code != exitRefused || !strings.Contains(stderr, "--preset offline") {

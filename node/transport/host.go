@@ -68,7 +68,8 @@ type Config struct {
 	Memory int64          // budget in bytes, at least MinMemory
 	Mode   Mode           // at the start; Host.SetMode changes it
 	// Dial is the set of address classes the host may dial: Public, and
-	// Private or Loopback if the user's own ways in lie there.
+	// Private or Loopback if the user's own ways in lie there. Without any the host
+	// dials what AllowNear says alone, and looks no name up.
 	Dial Reach
 	// Blocked reports peers to refuse in both directions; it may be nil and is
 	// called from many goroutines.
@@ -164,7 +165,7 @@ func New(cfg Config) (_ *Host, err error) {
 	mode := newModeState(cfg)
 	h := &Host{meter: cfg.Meter, role: cfg.Role, mode: mode, places: newPlaces(limits.inbound), roads: newRoads()}
 	h.calls = newUnproven(h.roads)
-	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near, role: cfg.Role, meter: cfg.Meter, calls: h.calls}
+	gate := gater{reach: cfg.Dial, names: cfg.DialTCP != nil && cfg.Dial != 0, blocked: cfg.Blocked, mode: mode, roads: h.roads, near: &h.near, role: cfg.Role, meter: cfg.Meter, calls: h.calls}
 	resources := &metered{ResourceManager: manager, meter: cfg.Meter, role: cfg.Role, end: func(p peer.ID) { go func() { _ = h.Network().ClosePeer(p) }() }}
 	bus := eventbus.NewBus()
 	options := []swarm.Option{
@@ -178,7 +179,7 @@ func New(cfg Config) (_ *Host, err error) {
 	} else {
 		options = append(options, swarm.WithDialTimeout(dialTimeout), swarm.WithDialTimeoutLocal(dialTimeout))
 	}
-	sw, err := swarm.NewSwarm(id, book{store, store, mode}, bus, options...)
+	sw, err := swarm.NewSwarm(id, book{store, store, mode, cfg.Dial}, bus, options...)
 	if err != nil {
 		return nil, fmt.Errorf("swarm: %w", err)
 	}

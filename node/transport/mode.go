@@ -162,17 +162,19 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 }
 
 // book is the peer store, without the names in it in censored mode, but for
-// bridges': peers tell of themselves whatever addresses they like, and the swarm
-// looks up every name it finds, in the clear, before the gater sees it.
+// bridges', and for a host that dials nothing: peers tell of themselves whatever
+// addresses they like, and the swarm looks up every name it finds, in the clear,
+// before the gater sees it.
 type book struct {
 	peerstore.Peerstore
 	peerstore.CertifiedAddrBook // identify asks for it
 	mode                        *modeState
+	reach                       Reach
 }
 
 func (b book) Addrs(p peer.ID) []ma.Multiaddr {
 	addrs := b.Peerstore.Addrs(p)
-	if b.mode.get() == Open {
+	if b.mode.get() == Open && b.reach != 0 {
 		return addrs
 	}
 	return slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool { return hasName(a) && !IsVeil(a) })
