@@ -187,8 +187,8 @@ func (h *Host) Abandon(ctx context.Context, c network.Conn) {
 	}
 	patient, cancel := context.WithTimeout(network.WithNoDial(ctx, "is it there?"), relayAnswerTime)
 	defer cancel()
-	r, ok := <-h.ping.Ping(patient, id) // it says nothing of time that ran out
-	if answered := ok && r.Error == nil; !answered && ctx.Err() == nil {
+	<-h.ping.Ping(patient, id) // an error is an answer, or of our own limits
+	if patient.Err() != nil && ctx.Err() == nil {
 		_ = h.Network().ClosePeer(id)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/kith-im/kith/node/nodetest"
@@ -242,5 +243,33 @@ func TestCircuit(t *testing.T) {
 				t.Errorf("%s: %v, want %v", name, got, test.want)
 			}
 		}
+	}
+}
+
+// TestAbandon: a relay that says nothing is let go of, one that answers stays,
+// whatever it answers: others talk through it.
+func TestAbandon(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(n *nodetest.Network, relay *transport.Host)
+		stays  bool
+	}{
+		"it answers":           {func(*nodetest.Network, *transport.Host) {}, true},
+		"it is asked too much": {func(_ *nodetest.Network, relay *transport.Host) { relay.RemoveStreamHandler(ping.ID) }, true},
+		"it says nothing":      {func(n *nodetest.Network, _ *transport.Host) { n.Blackhole(nodetest.IP(0)) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+				relay, home := relayWorld(t, n)
+				caller := n.Host(t, transport.Config{}, nodetest.IP(2))
+				if err := caller.Connect(t.Context(), through(t, relay, home)); err != nil {
+					t.Fatal(err)
+				}
+				test.change(n, relay)
+				caller.Abandon(t.Context(), caller.Network().ConnsToPeer(home.ID())[0])
+				if stays := len(caller.Network().ConnsToPeer(relay.ID())) > 0; stays != test.stays {
+					t.Errorf("connected to the relay: %v, want %v", stays, test.stays)
+				}
+			})
+		})
 	}
 }
