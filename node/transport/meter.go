@@ -119,9 +119,10 @@ func (m *Meter) Budget() Budget { return m.budget }
 
 func (m *Meter) day() int64 { return m.now().Unix() / int64(day/time.Second) }
 
-// turn begins a new day, if there is one.
+// turn begins a new day, if there is one. A clock that was ahead and is put right
+// begins one as well: what is used up would else be so until that day.
 func (m *Meter) turn() {
-	if now, was := m.day(), m.today.Load(); now > was && m.today.CompareAndSwap(was, now) {
+	if now, was := m.day(), m.today.Load(); now != was && m.today.CompareAndSwap(was, now) {
 		for i := range m.sent {
 			m.sent[i].Store(0)
 			m.received[i].Store(0)
