@@ -74,7 +74,10 @@ func TestUsageOutlivesRun(t *testing.T) {
 			nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
 				n.SetLatency(10 * time.Millisecond)
 				w := &world{Network: n, t: t, ways: nodetest.NewCommunities(t, n, 3)}
-				alice := w.userWith("alice", nodetest.Options{Budget: transport.Budget{Bytes: limit}})
+				ahead := time.Duration(0) // her clock
+				alice := w.userWith("alice", nodetest.Options{
+					Budget: transport.Budget{Bytes: limit}, Now: func() time.Time { return time.Now().Add(ahead) },
+				})
 				nodetest.Befriend(alice, w.user("bob"))
 				alice.UntilDelivered(alice.Say("bob", "good morning")...)
 				used := func() int64 {
@@ -91,7 +94,7 @@ func TestUsageOutlivesRun(t *testing.T) {
 					t.Errorf("%d bytes were used before the restart, %d after it", was, got)
 				}
 				alice.Stop()
-				time.Sleep(24 * time.Hour)
+				ahead = 24 * time.Hour
 				alice.Start()
 				if got := used(); got >= was {
 					t.Errorf("the next day begins with %d bytes", got)
@@ -99,4 +102,44 @@ func TestUsageOutlivesRun(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSpentSaysNothingOfMailboxes: once the day's bytes are used up mailboxes are not
+// asked, and are not blamed for it: nobody is told that they fail, and the next day
+// they are collected from as before.
+func TestSpentSaysNothingOfMailboxes(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		for _, c := range w.ways {
+			c.Behave(nodetest.Behaviour{})
+		}
+		alice := w.userWith("alice", nodetest.Options{Budget: transport.Budget{Bytes: 1 << 30}, Now: func() time.Time { return time.Now().Add(23 * time.Hour) }})
+		bob := w.user("bob")
+		nodetest.Befriend(alice, bob)
+		housed(alice, 3)
+		bob.UntilDelivered(bob.Say("alice", "good morning")...)
+		_, today := alice.Contacts.Meter().Usage()
+		var used transport.Usage
+		used.Received[transport.Directory] = 1 << 30
+		alice.Contacts.Meter().Restore(used, today)
+		alice.Restart()
+		seen := uint64(0)
+		for _, e := range alice.Events(0) {
+			seen = e.Number
+		}
+		time.Sleep(20 * time.Minute)
+		if n := health(alice, seen); n != 0 {
+			t.Errorf("%d events say how the mailboxes are", n)
+		}
+		for _, m := range mailboxes(alice).Mailboxes {
+			if m.State != "good" {
+				t.Errorf("a mailbox that was not asked is %s", m.State)
+			}
+		}
+		time.Sleep(time.Hour) // and it is another day
+		alice.Stop()
+		bob.UntilState("held", bob.Say("alice", "good night")...)
+		bob.Stop()
+		alice.Start()
+		alice.Until("mail is collected again", func() bool { return len(alice.Messages("bob")) == 2 })
+	})
 }

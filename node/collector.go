@@ -174,7 +174,8 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 		return true, false, c.forget(ctx)
 	}
 	defer func() {
-		if !done && !worked && ctx.Err() == nil {
+		// It was not asked where the day's bytes are used up.
+		if !done && !worked && ctx.Err() == nil && !c.n.cfg.Host.Meter().Spent() {
 			err = errors.Join(err, c.n.update(ctx, func(w *work) error { return w.silent(c.info.ID) }))
 		}
 	}()

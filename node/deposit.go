@@ -280,6 +280,9 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 	if err != nil {
 		// It says nothing of the node: the address is what the device told us.
 		why := "the mailbox does not answer"
+		if c.n.cfg.Host.Meter().Spent() {
+			why = "the day's bytes are used up"
+		}
 		if refused := new(refusal); errors.As(err, &refused) {
 			why = refusalText(refused.Why)
 		}

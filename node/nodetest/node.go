@@ -191,7 +191,7 @@ type Options struct {
 	Home    string       // data directory; empty: a new one
 	// Mailboxes says whether the user uses them.
 	Mailboxes node.MailboxMode
-	Budget    transport.Budget // of the hosts but those of single errands
+	Budget    transport.Budget
 	Now       func() time.Time
 	// Link, if set, is the machine's way to local networks; a network's LAN
 	// makes one.
@@ -270,7 +270,7 @@ func (u *User) TryStart() (err error) {
 	u.Node, err = node.New(context.Background(), node.Config{
 		Store: u.Store, Discovery: u.Dir, Host: u.Contacts, Lookups: u.Errands, Role: node.RoleUser, Name: u.Name, Version: "test",
 		Reachable: func(a ma.Multiaddr, _ bool) bool { return transport.ReachOf(a) == transport.Public },
-		Hints:     hints, Errand: func() (*transport.Host, error) { return u.net.Errand(u.IP) },
+		Hints:     hints, Errand: func() (*transport.Host, error) { return u.net.Errand(u.IP, meter) },
 		Prober:      transport.Prober{DialTCP: u.net.dialFrom(u.IP)},
 		MailboxMode: u.opts.Mailboxes, Now: u.opts.Now, LANLink: u.opts.Link, Log: u.opts.Log,
 	})

@@ -59,15 +59,15 @@ func (n *Network) Host(t testing.TB, cfg transport.Config, ip netip.Addr) *trans
 }
 
 // Errand makes a host without a listener for a machine that has not crashed.
-// Its user closes it.
-func (n *Network) Errand(ip netip.Addr) (*transport.Host, error) {
+// Its user closes it. meter counts what it uses.
+func (n *Network) Errand(ip netip.Addr, meter *transport.Meter) (*transport.Host, error) {
 	n.mu.Lock()
 	dead := n.dead[ip]
 	n.mu.Unlock()
 	if dead {
 		return nil, errors.New("the machine has crashed")
 	}
-	return n.host(transport.Config{Role: transport.Errands}, ip)
+	return n.host(transport.Config{Role: transport.Errands, Meter: meter}, ip)
 }
 
 func (n *Network) host(cfg transport.Config, ip netip.Addr) (_ *transport.Host, err error) {
