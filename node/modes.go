@@ -63,7 +63,15 @@ func Prepare(ctx context.Context, st *store.Store, setting ModeSetting, bridges 
 				return err
 			}
 		}
+		have, err := tx.Bridges()
+		if err != nil {
+			return err
+		}
 		for _, b := range bridges {
+			// The user may have said since that it is a secret.
+			if slices.ContainsFunc(have, func(k store.BridgeRow) bool { return k.Address == b.String() && k.Source == store.BridgeFromUser }) {
+				continue
+			}
 			if err := learnBridge(tx, store.BridgeRow{Address: b.String(), Source: store.BridgeFromUser, Shared: true, Added: now}); err != nil {
 				return err
 			}

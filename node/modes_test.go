@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
+	"github.com/kith-im/kith/node"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
@@ -113,6 +115,27 @@ func TestModeBeforeTheRest(t *testing.T) {
 			t.Error("the invite of somebody who is blocked was accepted")
 		}
 		is(carol, "open")
+	})
+}
+
+// TestBridgeStaysSecret: a bridge that the user keeps from others stays so when the
+// next start names it as a way in again.
+func TestBridgeStaysSecret(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		if _, err := alice.AddBridge(ctx, &apiv1.AddBridgeRequest{Address: aBridge, Secret: true}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := node.Prepare(ctx, alice.Store, "", []ma.Multiaddr{ma.StringCast(aBridge)}, 1); err != nil {
+			t.Fatal(err)
+		}
+		out, err := alice.ListBridges(ctx, &apiv1.ListBridgesRequest{})
+		if err != nil || len(out.Bridges) != 1 {
+			t.Fatalf("bridges: %v, %v", out, err)
+		}
+		if out.Bridges[0].Shared {
+			t.Error("it is told to contacts, and named in invites")
+		}
 	})
 }
 
