@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -118,6 +119,7 @@ func (r *serving) run() error {
 type process struct {
 	cmd  *exec.Cmd
 	info peer.AddrInfo
+	dead sync.Once
 }
 
 func startProcess(t testing.TB, r serving) *process {
@@ -147,8 +149,10 @@ func startProcess(t testing.TB, r serving) *process {
 }
 
 func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
-	_ = p.cmd.Wait()
+	p.dead.Do(func() {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	})
 }
 
 // G15: a process is killed at random moments while mail comes in. Every
