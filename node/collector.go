@@ -28,6 +28,10 @@ const (
 	waitMin = 3 * time.Minute
 	waitMax = 8 * time.Minute
 
+	// A node may write a page for so long: on the slowest link that works, a page
+	// of 128 KiB takes two minutes.
+	pageTime = 3 * time.Minute
+
 	// What could not be taken is asked for again after refetchAfter.
 	refetchAfter = 5 * time.Minute
 
@@ -189,6 +193,7 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 		return false, false, err
 	}
 	defer m.close()
+	m.in.SetFrame(pageTime)
 	opened, err := m.open(&c.key, !c.leaving)
 	var r *refusal
 	if errors.As(err, &r) && r.Why == mailbox.RefusedNoBox && c.leaving && !c.removed {
@@ -205,7 +210,18 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 		v.draining, v.hours, v.opened = m.hello.Draining, m.hello.Hours, *opened
 		v.visits++
 	})
-	if err := c.retag(ctx, m, opened); err != nil {
+	h := &harvest{c: c, waiting: int64(min(opened.Bytes, maxWaiting))}
+	err = c.retag(ctx, m, opened)
+	if noRoom(err) && (opened.Items > 0 || c.leaving) {
+		// What waits is handed out all the same, and then there may be room.
+		if err := c.sweep(ctx, m, h); err != nil {
+			return false, false, err
+		}
+		if err = c.retag(ctx, m, opened); noRoom(err) && c.leaving {
+			err = nil // it knows tags enough
+		}
+	}
+	if err != nil {
 		return false, false, err
 	}
 	if err := c.n.update(ctx, func(w *work) error {
@@ -215,13 +231,19 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 		return false, false, err
 	}
 	c.set(func(v *boxView) { v.connected = true })
-	h := &harvest{c: c, waiting: int64(min(opened.Bytes, maxWaiting))}
 	if c.leaving {
 		done, err = c.empty(ctx, m, h)
 		return done, h.pages > 0, err
 	}
 	err = c.collect(ctx, m, h)
 	return false, h.pages > 0, err
+}
+
+// noRoom says whether a node refused tags because it has no room for them, or
+// cannot write.
+func noRoom(err error) bool {
+	var r *refusal
+	return errors.As(err, &r) && (r.Why == mailbox.RefusedLimit || r.Why == mailbox.RefusedBusy)
 }
 
 // kept is how long the node keeps mail, as far as it is believed.
@@ -300,15 +322,15 @@ func (c *collector) retag(ctx context.Context, m *mailStream, opened *mailbox.Op
 	if c.leaving && c.n.age.now()-c.left > kept(m.hello).Milliseconds() {
 		all, current = nil, nil // nothing may come any more
 	}
+	c.replaced(current)
 	if err := m.register(opened.Generation+1, all, true); err != nil {
 		return err
 	}
 	c.set(func(v *boxView) { v.opened.Generation = opened.Generation + 1 })
-	c.replaced(current)
 	return nil
 }
 
-// replaced notes that the node knows these tags and no others.
+// replaced notes that the node is to know these tags and no others.
 func (c *collector) replaced(tags map[envelope.Tag]string) {
 	c.tags, c.renew = tags, time.Now().Add(retagMin+rand.N(retagMax-retagMin))
 }
@@ -591,24 +613,11 @@ func (c *collector) take(ctx context.Context, p *mailbox.Page) (done []uint64, f
 // empty collects from a box that was given up until nothing waits. done says
 // that nothing can come any more.
 func (c *collector) empty(ctx context.Context, m *mailStream, h *harvest) (done bool, err error) {
-	for next := (&mailbox.Collect{}); ; {
-		answer, err := m.ask(next)
-		if err != nil {
-			return false, err
-		}
-		p, ok := answer.(*mailbox.Page)
-		if !ok {
-			return false, errOddAnswer
-		}
-		if next.Done, err = h.take(ctx, p, next.After); errors.Is(err, errForeign) && !c.removed {
+	for {
+		if err := c.sweep(ctx, m, h); errors.Is(err, errForeign) && !c.removed {
 			return true, errors.Join(err, c.forget(ctx)) // there is no end to it
 		} else if err != nil {
 			return false, err
-		}
-		slices.Sort(next.Done)
-		if len(p.Items) > 0 {
-			next.After = p.Items[len(p.Items)-1].ID
-			continue
 		}
 		if c.n.age.now()-c.left > (kept(m.hello) + lastCall).Milliseconds() {
 			return true, c.forget(ctx)
@@ -616,11 +625,32 @@ func (c *collector) empty(ctx context.Context, m *mailStream, h *harvest) (done 
 		timer := time.NewTimer(c.wait())
 		select {
 		case <-timer.C:
-			next.After = 0
 		case <-ctx.Done():
 			timer.Stop()
 			return false, ctx.Err()
 		}
+	}
+}
+
+// sweep collects what waits.
+func (c *collector) sweep(ctx context.Context, m *mailStream, h *harvest) error {
+	for next := (&mailbox.Collect{}); ; {
+		answer, err := m.ask(next)
+		if err != nil {
+			return err
+		}
+		p, ok := answer.(*mailbox.Page)
+		if !ok {
+			return errOddAnswer
+		}
+		if next.Done, err = h.take(ctx, p, next.After); err != nil {
+			return err
+		}
+		slices.Sort(next.Done)
+		if len(p.Items) == 0 {
+			return nil
+		}
+		next.After = p.Items[len(p.Items)-1].ID
 	}
 }
 
@@ -668,7 +698,7 @@ func (c *collector) test(ctx context.Context) {
 			return
 		}
 		wait = c.n.leisurely(probeMin + rand.N(probeMax-probeMin))
-		if !c.look().emptied {
+		if v := c.look(); !v.connected || !v.emptied {
 			continue // that it does not answer is noted as such
 		}
 		if _, err := c.probe(ctx); err != nil && ctx.Err() == nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kith-im/kith/node"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
+	"github.com/kith-im/kith/node/mailbox"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
 	wire "github.com/kith-im/kith/protocol/mailbox"
@@ -338,6 +339,54 @@ func TestHeldForAnHour(t *testing.T) {
 		}
 		behave(nodetest.Behaviour{}, w.ways...)
 		slowly(t, 2*time.Hour, "two keep it", func() bool { return alice.State(ids[0]) == "held" })
+	})
+}
+
+// TestFullNodesHandOut: a node that has no room for the tags of an owner, or cannot
+// write them, hands out the mail it has all the same.
+func TestFullNodesHandOut(t *testing.T) {
+	for name, test := range map[string]struct {
+		limits    mailbox.Limits
+		behaviour nodetest.Behaviour
+	}{
+		"a full quota": {limits: mailbox.Limits{Quota: 1}},
+		"fewer tags":   {limits: mailbox.Limits{BoxTags: 1}},
+		"a full disk":  {behaviour: nodetest.Behaviour{TagsBusy: 1, BusyFor: time.Second}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				alice, bob := w.visited()
+				sent(bob)
+				bob.Stop()
+				ids := alice.Say("bob", texts("alice", 3)...)
+				alice.UntilState("held", ids...)
+				alice.Stop()
+				for _, c := range w.ways {
+					if err := c.Mail.Configure(context.Background(), test.limits); err != nil {
+						t.Fatal(err)
+					}
+					c.Behave(test.behaviour)
+				}
+				bob.Start()
+				bob.UntilTexts("alice", visitedBefore+3)
+			})
+		})
+	}
+}
+
+// TestSlowLink: what waits is collected over a link of 3 kB a second, on which a
+// page takes twenty seconds and more.
+func TestSlowLink(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		sent(bob)
+		bob.Stop()
+		ids := alice.Say("bob", texts("alice", 70)...)
+		alice.UntilState("held", ids...)
+		alice.Stop()
+		behave(nodetest.Behaviour{Pace: 3000}, w.ways...)
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+70)
 	})
 }
 

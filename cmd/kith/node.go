@@ -207,7 +207,7 @@ and a box is kept for at least an hour longer than the mail in it.`,
 	f.String("retention", "", "the `TIME` for which mail is kept that nobody collects, for example 30d; at least 1h")
 	f.String("box-idle", "", "the `TIME` for which a box is kept whose owner does not come; at least 1h more than --retention")
 	f.Int64Var(&l.Boxes, "boxes", 0, "the `NUMBER` of boxes")
-	f.Int64Var(&l.BoxTags, "box-tags", 0, "the `NUMBER` of tags of one box")
+	f.Int64Var(&l.BoxTags, "box-tags", 0, "the `NUMBER` of tags of one box; twice as many while they are replaced")
 	return k.command(c, 0, 0, func(ctx context.Context, _ []string) (err error) {
 		for _, name := range slices.Sorted(maps.Keys(sizes)) {
 			if v := f.Lookup(name); v.Changed {

@@ -262,7 +262,7 @@ func (t *tx) register(id int64, f *mailbox.Tags) (b box, o outcome, err error) {
 			added++
 		}
 	}
-	if added > 0 && (b.tags+added > t.set.BoxTags || t.use.groups[b.group].bytes+added*tagBytes > t.free) {
+	if added > 0 && (b.tags+added > 2*t.set.BoxTags || t.use.groups[b.group].bytes+added*tagBytes > t.free) {
 		return b, refused(mailbox.RefusedLimit), nil
 	}
 	is := b

@@ -100,7 +100,12 @@ func TestGenerations(t *testing.T) {
 				t.Errorf("after the change a tag is refused with %d, want %d", why, want)
 			}
 		}
-		if why := refusal(t, c.ask(tagsFrame(7, false, wire.ClassContact, newTag(), newTag(), newTag()))); why != wire.RefusedLimit {
+		c.register(6, false, newTag(), newTag())
+		c.register(7, false, newTag(), newTag()) // a whole set in the place of another
+		if got := c.register(7, true, newTag(), newTag()); got.Tags != 4 {
+			t.Errorf("replaced by %+v", got)
+		}
+		if why := refusal(t, c.ask(tagsFrame(8, true, wire.ClassContact, newTag(), newTag(), newTag(), newTag(), newTag()))); why != wire.RefusedLimit {
 			t.Errorf("too many tags are refused with %d", why)
 		}
 		if got := c.drain(); len(got) != 4 { // what came under a tag that was let go stays

@@ -13,7 +13,7 @@ type Limits struct {
 	Retention    time.Duration `json:"retention,omitempty"`     // how long what nobody collects is kept
 	BoxIdle      time.Duration `json:"box_idle,omitempty"`      // how long a box is kept whose owner does not come
 	Boxes        int64         `json:"boxes,omitempty"`         // boxes in all
-	BoxTags      int64         `json:"box_tags,omitempty"`      // tags of a box
+	BoxTags      int64         `json:"box_tags,omitempty"`      // tags of a box; it may have as many again, while one set replaces another
 	SourceRate   int64         `json:"source_rate,omitempty"`   // bytes a second from one peer, after a burst
 }
 

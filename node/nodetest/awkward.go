@@ -35,6 +35,7 @@ type Behaviour struct {
 	Draining    float64 // streams: the node says that it retires, and takes nothing
 	NoBox       float64 // openings of a box: there is none, it says
 	NoTags      float64 // registrations of tags: confirmed and not done
+	TagsBusy    float64 // registrations of tags: refused, for BusyFor
 	Hide        float64 // envelopes: never handed out, and proven to be there
 	Delay       float64 // envelopes: handed out after up to DelayFor
 	Mutate      float64 // envelopes: handed out with a bit changed, cut, or under another tag
@@ -54,6 +55,7 @@ type Behaviour struct {
 	BusyFor     time.Duration
 	DelayFor    time.Duration
 	SlowFor     time.Duration
+	Pace        int // bytes a second of what it sends; 0: as fast as it goes
 	CrashFor    time.Duration
 	FloodSize   int
 }
@@ -449,7 +451,10 @@ func (t *talk) decide(f wire.Frame) (pass wire.Frame, answer func(wire.Frame) wi
 			return answer
 		}
 	case *wire.Tags:
-		if a.happens(a.NoTags) {
+		switch {
+		case a.happens(a.TagsBusy):
+			return say(&wire.Refused{Why: wire.RefusedBusy, Wait: a.BusyFor})
+		case a.happens(a.NoTags):
 			return say(&wire.Registered{Generation: f.Generation, Tags: uint32(len(f.Tags))})
 		}
 	case *wire.Collect:
@@ -549,6 +554,7 @@ func (t *talk) send(f wire.Frame) error {
 	var wait time.Duration
 	end := false
 	a.mu.Lock()
+	pace := a.Pace
 	if a.happens(a.Slow) {
 		wait = a.within(a.SlowFor)
 	}
@@ -564,12 +570,27 @@ func (t *talk) send(f wire.Frame) error {
 		defer timer.Stop()
 		<-timer.C
 	}
-	if _, err := t.client.Write(out); err != nil {
+	if err := t.write(out, pace); err != nil {
 		return err
 	}
 	if end {
 		_ = t.client.CloseWrite()
 		return errAwkward
+	}
+	return nil
+}
+
+// write writes so many bytes a second; 0: all at once.
+func (t *talk) write(b []byte, pace int) error {
+	if pace == 0 {
+		_, err := t.client.Write(b)
+		return err
+	}
+	for piece := range slices.Chunk(b, pace) {
+		if _, err := t.client.Write(piece); err != nil {
+			return err
+		}
+		time.Sleep(time.Duration(len(piece)) * time.Second / time.Duration(pace))
 	}
 	return nil
 }

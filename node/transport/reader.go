@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"cmp"
 	"io"
 	"time"
 )
@@ -43,6 +44,10 @@ func NewReader(s deadlineReader) *Reader {
 // sides keep open on purpose.
 func (r *Reader) SetIdle(d time.Duration) { r.pace.idle = d }
 
+// SetFrame replaces FrameTimeout from the next Begin on, for large frames on
+// links of any speed.
+func (r *Reader) SetFrame(d time.Duration) { r.pace.frame = d }
+
 // Begin says that everything read so far was whole frames.
 func (r *Reader) Begin() {
 	r.pace.begin(r.Buffered() > 0)
@@ -51,7 +56,8 @@ func (r *Reader) Begin() {
 // pace sets the deadline of the stream's next read.
 type pace struct {
 	s       deadlineReader
-	idle    time.Duration
+	idle    time.Duration // between frames; 0: IdleTimeout
+	frame   time.Duration // for a whole frame; 0: FrameTimeout
 	wait    time.Duration // for a frame's first byte
 	begun   bool          // part of a frame is here
 	started bool          // a first frame was asked for
@@ -60,17 +66,14 @@ type pace struct {
 
 func (p *pace) begin(buffered bool) {
 	if p.started {
-		p.wait = IdleTimeout
-		if p.idle > 0 {
-			p.wait = p.idle
-		}
+		p.wait = cmp.Or(p.idle, IdleTimeout)
 	}
 	p.started, p.begun, p.until = true, buffered, time.Time{}
 }
 
 func (p *pace) Read(b []byte) (int, error) {
 	if p.begun && p.until.IsZero() {
-		p.until = time.Now().Add(FrameTimeout)
+		p.until = time.Now().Add(cmp.Or(p.frame, FrameTimeout))
 	}
 	deadline := p.until
 	if !p.begun {
