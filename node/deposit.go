@@ -505,7 +505,7 @@ func (w *work) heldBy(id int64, node peer.ID, hours uint16, nodes int) error {
 	if err := w.tx.AddHolding(id, []byte(node), w.age+(time.Duration(hours)*time.Hour).Milliseconds()); err != nil {
 		return err
 	}
-	k, _, err := w.tx.Holdings(id)
+	k, _, err := w.tx.Holdings(id, w.age)
 	if err != nil || d.Message == nil || k < min(holdersWanted, nodes) {
 		return err
 	}
@@ -560,7 +560,7 @@ func (w *work) deposited(o *offer, nodes int) (enough bool, err error) {
 			}
 		}
 	}
-	k, _, err := w.tx.Holdings(o.id)
+	k, until, err := w.tx.Holdings(o.id, w.age)
 	if err != nil {
 		return false, err
 	}
@@ -574,7 +574,7 @@ func (w *work) deposited(o *offer, nodes int) (enough bool, err error) {
 	}
 	due := w.age // as soon as the depositor tries again
 	if enough {
-		due += offerAgain[min(rounds, len(offerAgain)-1)].Milliseconds()
+		due = min(due+offerAgain[min(rounds, len(offerAgain)-1)].Milliseconds(), until) // a receipt is good for a time
 		rounds++
 	}
 	if err := w.tx.SetDeposit(o.id, rounds, due); err != nil || d.Message == nil {

@@ -194,7 +194,7 @@ func (n *Node) show(tx *store.Tx, row store.MessageRow, c store.ContactRow) (*ap
 
 // holding says which mailboxes have signed for a delivery; nil: none.
 func (n *Node) holding(tx *store.Tx, d store.DeliveryRow) (*apiv1.Holding, error) {
-	k, until, err := tx.Holdings(d.ID)
+	k, until, err := tx.Holdings(d.ID, n.age.now())
 	if err != nil || k == 0 {
 		return nil, err
 	}
@@ -423,7 +423,7 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			return err
 		}
 		for _, d := range deliveries {
-			held, _, err := w.tx.Holdings(d.ID)
+			held, _, err := w.tx.Holdings(d.ID, 0)
 			if err != nil {
 				return err
 			}

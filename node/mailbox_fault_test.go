@@ -69,7 +69,7 @@ func heldAt(u *nodetest.User, k int) {
 					return err
 				}
 				for _, o := range open {
-					held, _, err := tx.Holdings(o.ID)
+					held, _, err := tx.Holdings(o.ID, 0)
 					if err != nil {
 						return err
 					}

@@ -53,7 +53,7 @@ func sent(u *nodetest.User) {
 					return err
 				}
 				for _, o := range open {
-					held, _, err := tx.Holdings(o.ID)
+					held, _, err := tx.Holdings(o.ID, 0)
 					if err != nil {
 						return err
 					}

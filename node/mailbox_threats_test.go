@@ -263,7 +263,7 @@ func TestG09_FalseReceipts(t *testing.T) {
 						return err
 					}
 					last := open[len(open)-1]
-					if k, _, err := tx.Holdings(last.ID); err != nil || k != 2 {
+					if k, _, err := tx.Holdings(last.ID, 0); err != nil || k != 2 {
 						t.Errorf("%d nodes count as holding it, of two that do: %v", k, err)
 					}
 					return nil
@@ -340,6 +340,39 @@ func TestHeldForAnHour(t *testing.T) {
 		behave(nodetest.Behaviour{}, w.ways...)
 		slowly(t, 2*time.Hour, "two keep it", func() bool { return alice.State(ids[0]) == "held" })
 	})
+}
+
+// TestReceiptsEnd: nodes that keep mail for two hours get it again when these are
+// over, and nobody takes one that has kept its word for one that lost mail.
+func TestReceiptsEnd(t *testing.T) {
+	for name, short := range map[string]int{"one of three": 1, "all": 3} {
+		t.Run(name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				alice, bob := w.visited()
+				sent(bob)
+				bob.Stop()
+				for _, c := range w.ways[:short] {
+					if err := c.Mail.Configure(context.Background(), mailbox.Limits{Retention: 2 * time.Hour}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				ids := alice.Say("bob", texts("alice", 4)...)
+				alice.UntilState("held", ids...)
+				time.Sleep(7*time.Hour + 30*time.Minute)
+				for i, c := range w.ways {
+					if k := keeper(alice, c); k.Strikes != 0 || k.Doubts != 0 {
+						t.Errorf("node %d has %d strikes and %d doubts", i, k.Strikes, k.Doubts)
+					}
+				}
+				alice.Stop()
+				for _, c := range w.ways[short:] {
+					w.Blackhole(c.IP)
+				}
+				bob.Start()
+				bob.UntilTexts("alice", visitedBefore+4)
+			})
+		})
+	}
 }
 
 // TestFullNodesHandOut: a node that has no room for the tags of an owner, or cannot

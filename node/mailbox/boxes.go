@@ -128,7 +128,7 @@ const hour = int64(time.Hour / time.Millisecond)
 
 // deposit takes an envelope, whose key the caller has worked out: hashing would
 // hold up the others here. The same one again gets a receipt for what is left
-// of its time: nobody prolongs what they leave.
+// of its time, if there is any: nobody prolongs what they leave.
 func (t *tx) deposit(env []byte, key int64) (outcome, error) {
 	tag := env[:envelope.TagSize]
 	var boxID, since, class, under int64
@@ -148,12 +148,12 @@ func (t *tx) deposit(env []byte, key int64) (outcome, error) {
 			left = st.ColumnInt64(0) - t.age
 		}
 		return !found
-	}, `SELECT until, body FROM items WHERE key = ? AND box = ?`, key, b.id)
+	}, `SELECT until, body FROM items WHERE key = ? AND box = ? AND until > ?`, key, b.id, t.age)
 	if err != nil {
 		return outcome{}, err
 	}
 	if found {
-		return outcome{hours: uint16(min(max(left/hour, 0), math.MaxUint16))}, nil
+		return outcome{hours: uint16(min(left/hour, math.MaxUint16))}, nil
 	}
 	size := int64(len(env))
 	if !t.room(&b, mailbox.Class(class), under, size) {

@@ -155,7 +155,7 @@ type DepositRow struct {
 	DeliveryRow
 
 	Rounds int  // how often enough nodes have taken it
-	Held   bool // the node that was asked about has given a receipt for it
+	Held   bool // the node that was asked about has given a receipt for it that is good
 }
 
 // Deposits returns up to limit open deliveries to a device that come after a
@@ -163,7 +163,7 @@ type DepositRow struct {
 func (tx *Tx) Deposits(device, node []byte, after, age int64, limit int) ([]DepositRow, error) {
 	var out []DepositRow
 	for r, err := range tx.query(`SELECT `+deliveryColumns+`, e.bytes, coalesce(p.rounds, 0),
-			EXISTS (SELECT 1 FROM holdings h WHERE h.delivery = d.id AND h.node = ?1)
+			EXISTS (SELECT 1 FROM holdings h WHERE h.delivery = d.id AND h.node = ?1 AND h.until > ?4)
 		FROM `+deliveryTables+` JOIN envelopes e ON e.delivery = d.id LEFT JOIN deposits p ON p.delivery = d.id
 		WHERE d.device = ?2 AND d.id > ?3 AND d.open = 1 AND coalesce(p.due, d.due) <= ?4 AND d.expires > ?4 ORDER BY d.id LIMIT ?5`,
 		node, device, after, age, limit) {
@@ -222,10 +222,10 @@ func (tx *Tx) DropHolding(delivery int64, node []byte) error {
 	return err
 }
 
-// Holdings returns how many nodes hold a delivery, and until which age the
-// first of them does.
-func (tx *Tx) Holdings(delivery int64) (nodes int, until int64, err error) {
-	err = tx.queryRow(`SELECT count(*), coalesce(min(until), 0) FROM holdings WHERE delivery = ?`, delivery).scan(&nodes, &until)
+// Holdings returns how many nodes' receipts for a delivery are good at an age,
+// and until which age the first of them is.
+func (tx *Tx) Holdings(delivery, age int64) (nodes int, until int64, err error) {
+	err = tx.queryRow(`SELECT count(*), coalesce(min(until), 0) FROM holdings WHERE delivery = ? AND until > ?`, delivery, age).scan(&nodes, &until)
 	return nodes, until, err
 }
 
@@ -376,7 +376,7 @@ func (tx *Tx) KeepHoldings(device []byte, nodes [][]byte, enough int, age int64)
 			return err
 		}
 		if _, err := tx.exec(`UPDATE deposits SET due = min(due, ?2) WHERE delivery = ?1
-			AND (SELECT count(*) FROM holdings WHERE delivery = ?1) < ?3`, h.delivery, age, enough); err != nil {
+			AND (SELECT count(*) FROM holdings WHERE delivery = ?1 AND until > ?2) < ?3`, h.delivery, age, enough); err != nil {
 			return err
 		}
 	}
