@@ -72,7 +72,7 @@ var errNoBox = errors.New("no such box")
 
 // byID returns a box that has not been dropped, or ok = false.
 func (c *conn) byID(id int64) (b box, ok bool, err error) {
-	ok, err = c.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE id = ? AND key IS NOT NULL`, id)
+	ok, err = c.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE id = ?`, id)
 	return b, ok, err
 }
 

@@ -393,6 +393,49 @@ func TestExpiredIsCounted(t *testing.T) {
 	})
 }
 
+// What was signed for is kept for its time, though the owner has not come for long
+// and the operator has shortened everything since; the box takes nothing more.
+func TestSignedForIsKept(t *testing.T) {
+	world(t, mailbox.Limits{Retention: 100 * time.Hour, BoxIdle: 150 * time.Hour}, func(t *testing.T, h *house) {
+		key := newKey()
+		for _, late := range []time.Duration{0, 140 * time.Hour} {
+			owner := h.dial(1)
+			tag, _ := owner.ready(key)
+			owner.close()
+			time.Sleep(late)
+			env := letter(tag, 1024)
+			if why := h.dial(2).deposit(env); why != 0 {
+				t.Fatalf("refused with %d", why)
+			}
+			if late == 0 {
+				if err := h.Configure(t.Context(), mailbox.Limits{Retention: time.Hour, BoxIdle: 2 * time.Hour}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(99 * time.Hour)
+			if !h.dial(2).holds(env) {
+				t.Errorf("after %v, an envelope is gone before its time", late)
+			}
+			if why := h.dial(2).deposit(letter(tag, 1024)); why != wire.RefusedUnknown {
+				t.Errorf("after %v, a box that is let go answers with %d", late, why)
+			}
+			owner = h.dial(1)
+			owner.open(key, false)
+			if got := owner.drain(); len(got) != 1 || !bytes.Equal(got[0], env) {
+				t.Errorf("after %v, the owner finds %d envelopes", late, len(got))
+			}
+			if err := h.Configure(t.Context(), mailbox.Limits{Retention: 100 * time.Hour, BoxIdle: 150 * time.Hour}); err != nil {
+				t.Fatal(err)
+			}
+			owner.close()
+		}
+		time.Sleep(151 * time.Hour)
+		if st, err := h.Status(t.Context()); err != nil || st.Boxes != 0 || st.Tags != 0 {
+			t.Errorf("%d boxes and %d tags are left, %v", st.Boxes, st.Tags, err)
+		}
+	})
+}
+
 // The log of all that can happen, at its most talkative, names no tag, no box, no
 // peer and no address.
 func TestLogNamesNobody(t *testing.T) {

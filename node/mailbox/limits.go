@@ -31,7 +31,7 @@ const (
 	DefaultRequestShare = 256 << 10
 	// DefaultRetention is how long senders keep trying.
 	DefaultRetention = 30 * 24 * time.Hour
-	// DefaultBoxIdle is twice that: nothing can be waiting any more.
+	// DefaultBoxIdle is twice that.
 	DefaultBoxIdle = 60 * 24 * time.Hour
 	// DefaultBoxes bounds the rows that strangers can make us keep.
 	DefaultBoxes = 100_000
@@ -130,8 +130,8 @@ func (l Limits) complete() Limits {
 	return l
 }
 
-// idle is how long a box is kept whose owner does not come: always longer than
-// anything can wait in it.
+// idle is how long a box takes mail whose owner does not come: always longer than
+// mail is kept for.
 func (l Limits) idle() time.Duration { return max(l.BoxIdle, l.Retention+time.Hour) }
 
 // hours is the retention as it is told on the wire.

@@ -159,7 +159,10 @@ func modelled(t *testing.T, schedule []byte) {
 					b.items = b.items[1:]
 				}
 				if !b.seen.Add(idle).After(time.Now()) {
-					delete(boxes, k)
+					clear(b.tags)
+					if len(b.items) == 0 {
+						delete(boxes, k)
+					}
 				}
 			}
 		case 6: // restart

@@ -39,7 +39,7 @@ func (s *Service) tidyOnce(ctx context.Context) error {
 	if err := s.reclaim(ctx, func(t *tx) error { return t.saveAge(s) }); err != nil {
 		return err
 	}
-	for _, step := range []func(*tx) (dropped int64, more bool, err error){(*tx).expire, (*tx).abandon, (*tx).dismantle} {
+	for _, step := range []func(*tx) (dropped int64, more bool, err error){(*tx).expire, (*tx).abandon} {
 		for more := true; more; {
 			var dropped int64
 			err := s.reclaim(ctx, func(t *tx) (err error) {
@@ -57,14 +57,9 @@ func (s *Service) tidyOnce(ctx context.Context) error {
 
 func (t *tx) saveAge(s *Service) error { return s.age.save(t.conn, s.wall()) }
 
-// expire drops items whose time is over.
+// expire drops items whose time is over, and says how many, and whether there may
+// be more.
 func (t *tx) expire() (dropped int64, more bool, err error) {
-	return t.dropItems(`SELECT box, `+itemColumns+` FROM items WHERE until <= ? ORDER BY until LIMIT ?`, t.age, tidyStep)
-}
-
-// dropItems drops the items that a query yields, and says how many, and whether
-// there may be more.
-func (t *tx) dropItems(sql string, args ...any) (dropped int64, more bool, err error) {
 	type owned struct {
 		item
 		box int64
@@ -75,13 +70,12 @@ func (t *tx) dropItems(sql string, args ...any) (dropped int64, more bool, err e
 			n: st.ColumnInt64(1), class: st.ColumnInt64(2), size: st.ColumnInt64(3), tag: st.ColumnBlob(4, nil),
 		}})
 		return true
-	}, sql, args...)
+	}, `SELECT box, `+itemColumns+` FROM items WHERE until <= ? ORDER BY until LIMIT ?`, t.age, tidyStep)
 	if err != nil {
 		return 0, false, err
 	}
 	for _, i := range found {
-		var b box
-		ok, err := t.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE id = ?`, i.box)
+		b, ok, err := t.byID(i.box)
 		if err != nil {
 			return 0, false, err
 		}
@@ -98,21 +92,13 @@ func (t *tx) dropItems(sql string, args ...any) (dropped int64, more bool, err e
 	return int64(len(found)), int64(len(found)) == tidyStep, nil
 }
 
-// abandon lets go of a box whose owner has not come for long: from then on
-// nobody knows it. What is in it is dropped bit by bit.
-func (t *tx) abandon() (dropped int64, more bool, err error) {
-	var id int64
-	ok, err := t.get([]any{&id}, `SELECT id FROM boxes WHERE seen <= ? AND key IS NOT NULL LIMIT 1`, t.age-t.set.idle().Milliseconds())
-	if err != nil || !ok {
-		return 0, false, err
-	}
-	return 0, true, t.exec(`UPDATE boxes SET key = NULL WHERE id = ?`, id)
-}
-
-// dismantle drops a part of a box that was let go.
-func (t *tx) dismantle() (dropped int64, more bool, err error) {
+// abandon lets go of a part of a box whose owner has not come for long: first of
+// its tags, so that nothing more comes, and when what was signed for is over, of
+// the box.
+func (t *tx) abandon() (_ int64, more bool, err error) {
 	var b box
-	ok, err := t.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE key IS NULL LIMIT 1`)
+	ok, err := t.get(b.columns(), `SELECT `+boxColumns+` FROM boxes WHERE seen <= ? AND (tags > 0 OR items = 0) LIMIT 1`,
+		t.age-t.set.idle().Milliseconds())
 	if err != nil || !ok {
 		return 0, false, err
 	}
@@ -120,16 +106,14 @@ func (t *tx) dismantle() (dropped int64, more bool, err error) {
 	if err != nil {
 		return 0, false, err
 	}
-	if n := t.db.Changes(); n > 0 {
-		is := b
-		is.tags -= n
-		return 0, true, t.save(b, is)
+	is := b
+	if is.tags -= t.db.Changes(); is.tags > 0 || is.items > 0 {
+		return 0, is.tags < b.tags, t.save(b, is)
 	}
-	dropped, more, err = t.dropItems(`SELECT box, `+itemColumns+` FROM items WHERE box = ? LIMIT ?`, b.id, tidyStep)
-	if err != nil || more {
-		return dropped, more, err
+	if err := t.save(b, is); err != nil {
+		return 0, false, err
 	}
 	t.use.boxes--
 	t.use.groups[b.group].boxes--
-	return dropped, true, t.exec(`DELETE FROM boxes WHERE id = ?`, b.id)
+	return 0, true, t.exec(`DELETE FROM boxes WHERE id = ?`, b.id)
 }

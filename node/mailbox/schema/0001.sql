@@ -8,7 +8,7 @@ CREATE TABLE meta (
 
 CREATE TABLE boxes (
 	id         INTEGER PRIMARY KEY AUTOINCREMENT, -- never a box's twice: streams hold on to it
-	key        BLOB UNIQUE,      -- the owner's public key; NULL: the box is being dropped
+	key        BLOB NOT NULL UNIQUE, -- the owner's public key
 	grp        INTEGER NOT NULL, -- of sources (limits.go): ten bits, not an address
 	seen       INTEGER NOT NULL, -- when its owner last came
 	generation INTEGER NOT NULL, -- of the newest tags
