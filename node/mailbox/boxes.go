@@ -24,8 +24,9 @@ type usage struct {
 
 // share is what the boxes of one group hold.
 type share struct {
-	boxes int64
-	bytes int64 // of envelopes and tags
+	boxes    int64
+	bytes    int64 // of envelopes and tags
+	requests int64 // of strangers' envelopes among them
 }
 
 func (u *usage) load(c *conn) error {
@@ -35,7 +36,7 @@ func (u *usage) load(c *conn) error {
 		u.boxes, u.tags, u.items = u.boxes+boxes, u.tags+tags, u.items+items
 		u.mail, u.requests = u.mail+mail, u.requests+requests
 		g := &u.groups[uint64(st.ColumnInt64(0))%groups]
-		g.boxes, g.bytes = g.boxes+boxes, g.bytes+mail+requests+tags*tagBytes
+		g.boxes, g.bytes, g.requests = g.boxes+boxes, g.bytes+mail+requests+tags*tagBytes, g.requests+requests
 		return true
 	}, `SELECT grp, count(*), sum(tags), sum(items), sum(mail), sum(requests) FROM boxes GROUP BY grp`)
 	if err != nil {
@@ -87,7 +88,9 @@ func (t *tx) save(was, is box) error {
 	t.use.items += is.items - was.items
 	t.use.mail += is.mail - was.mail
 	t.use.requests += is.requests - was.requests
-	t.use.groups[is.group].bytes += is.held() - was.held()
+	g := &t.use.groups[is.group]
+	g.bytes += is.held() - was.held()
+	g.requests += is.requests - was.requests
 	return t.exec(`UPDATE boxes SET seen = ?, generation = ?, last = ?, tags = ?, items = ?, mail = ?, requests = ? WHERE id = ?`,
 		is.seen, is.generation, is.last, is.tags, is.items, is.mail, is.requests, is.id)
 }
@@ -101,14 +104,19 @@ func (t *tx) quota(b *box) int64 {
 }
 
 // room says whether a box may take n bytes more of a class, under a tag that has
-// some: no more than the tag then leaves to the others of its class.
+// some: no more than the tag then leaves to the others of its class, and the
+// boxes of its group to those of others.
 func (t *tx) room(b *box, class mailbox.Class, under, n int64) bool {
 	if n > t.free || t.use.groups[b.group].bytes+n > t.free {
 		return false
 	}
 	left := t.quota(b) - b.mail
 	if class == mailbox.ClassRequest {
-		left = min(t.set.RequestShare-b.requests, t.set.Quota/requestPart-t.use.requests)
+		all := t.set.Quota/requestPart - t.use.requests
+		if t.use.groups[b.group].requests+n > all {
+			return false
+		}
+		left = min(t.set.RequestShare-b.requests, all)
 	}
 	return under+n <= min(t.set.TagQuota, left)
 }

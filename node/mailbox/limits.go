@@ -58,7 +58,8 @@ const (
 	boxCost     = 64 << 10
 
 	// requestPart of the quota is all that strangers' mail may take: the rest
-	// is always there for contacts.
+	// is always there for contacts. Boxes of one group of addresses take as much
+	// of it as they leave.
 	requestPart = 16
 
 	// A box may hold a boxPart of what is free, and all boxes opened from one

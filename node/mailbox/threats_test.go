@@ -312,6 +312,26 @@ func TestG13_FairShare(t *testing.T) {
 	})
 }
 
+// G13: strangers' mail in the boxes of one prefix leaves as much of the share of
+// all strangers' mail to others as it takes.
+func TestG13_FairRequests(t *testing.T) {
+	const quota = 16 << 20
+	world(t, mailbox.Limits{Quota: quota, SourceRate: fast}, func(t *testing.T, h *house) {
+		filler, taken := h.dial(9), 0
+		for range 24 { // boxes of one prefix, made for this
+			_, request := h.dial(3).ready(newKey())
+			taken += filler.fillUp(request, 1<<10)
+		}
+		if taken < quota/64 || taken > quota/32 {
+			t.Errorf("one prefix took %d bytes of the %d for strangers", taken, quota/16)
+		}
+		_, invite := h.dial(4).ready(newKey())
+		if why := h.dial(5).deposit(letter(invite, 16<<10)); why != 0 {
+			t.Errorf("a stranger's mail for somebody else is refused with %d", why)
+		}
+	})
+}
+
 // G13: the mail under one tag, of a contact or of an invite, leaves as much room
 // to the other tags of a box as it takes.
 func TestG13_FairTags(t *testing.T) {
