@@ -269,11 +269,18 @@ func (w *work) activate(node peer.ID) error {
 // maxBoxTags is how many tags we ask a node to know: nodes allow 16,384.
 const maxBoxTags = 15_000
 
-// tagWindows is how many tags of a session a node is told, behind and ahead of
-// the newest one in use. Who has very many contacts tells fewer of each: a
-// sender moves on by one a day, and by no more than our receipts allow.
-var tagWindows = []struct{ behind, ahead int }{
-	{protocol.TagsBehind, protocol.TagWindow}, {8, 24}, {2, 5},
+// tagWindow is how many tags of each session a node is told, behind and ahead of
+// the newest one in use. Who has very many contacts tells fewer: of those ahead a
+// sender uses no more than MaxTagAhead, one a day; those behind are of mail that
+// came late, and the first to be left out.
+func tagWindow(sessions, invites int) (behind, ahead int) {
+	span := (maxBoxTags-invites)/max(sessions, 1) - 1 - 1 // beside the newest, and that of index 0
+	few := min(2, span/3)                                 // behind
+	if span >= protocol.TagsBehind+protocol.TagWindow {
+		return protocol.TagsBehind, protocol.TagWindow
+	}
+	ahead = max(0, min(span-few, protocol.MaxTagAhead))
+	return max(0, min(span-ahead, protocol.TagsBehind)), ahead
 }
 
 // registrations are the tags that a box is to know, our tests included. current
@@ -281,17 +288,12 @@ var tagWindows = []struct{ behind, ahead int }{
 func (c *collector) registrations(ctx context.Context) (all []mailbox.Registration, current map[envelope.Tag]string, err error) {
 	var rows []store.MailTag
 	if err := c.n.view(ctx, func(tx *store.Tx) (err error) {
-		n, err := tx.CountTags()
+		sessions, invites, err := tx.CountTags()
 		if err != nil {
 			return err
 		}
-		w := tagWindows[0]
-		for _, narrower := range tagWindows[1:] {
-			if n*(w.behind+1+w.ahead) > maxBoxTags*(protocol.TagsBehind+1+protocol.TagWindow) {
-				w = narrower
-			}
-		}
-		rows, err = tx.MailTags(protocol.TagWindow-w.ahead, w.behind+1+w.ahead)
+		behind, ahead := tagWindow(sessions, invites)
+		rows, err = tx.MailTags(protocol.TagWindow-ahead, behind+1+ahead)
 		return err
 	}); err != nil {
 		return nil, nil, err

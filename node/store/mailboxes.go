@@ -77,10 +77,10 @@ type MailTag struct {
 	Session []byte // whose it is; nil: an invite's
 }
 
-// CountTags returns how many tags we accept.
-func (tx *Tx) CountTags() (n int, err error) {
-	err = tx.queryRow(`SELECT count(*) FROM tags`).scan(&n)
-	return n, err
+// CountTags returns of how many sessions, and of how many invites, we accept tags.
+func (tx *Tx) CountTags() (sessions, invites int, err error) {
+	err = tx.queryRow(`SELECT count(DISTINCT session), count(DISTINCT invite) FROM tags`).scan(&sessions, &invites)
+	return sessions, invites, err
 }
 
 // MailTags returns the tags that contacts who are not blocked, and people who
