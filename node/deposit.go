@@ -401,8 +401,10 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 	err = n.update(context.WithoutCancel(ctx), func(w *work) error {
 		clear(holds)
 		clear(refused)
-		if err := w.spoke(node); err != nil {
-			return err
+		if m.direct() {
+			if err := w.served(node); err != nil {
+				return err
+			}
 		}
 		trusted, err := w.trusted(node)
 		if err != nil {

@@ -3,6 +3,7 @@ package node
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -164,6 +165,16 @@ func (w *work) spoke(node peer.ID) error {
 	w.mail = w.mail || k.Failing != 0
 	k.Failing, k.Seen = 0, w.ms()
 	return w.tx.SaveKeeper(k)
+}
+
+// served notes that a node took what we left for others. Where we have a box
+// ourselves, only the box shows whether the node serves us.
+func (w *work) served(node peer.ID) error {
+	boxes, err := w.tx.Boxes()
+	if err != nil || slices.ContainsFunc(boxes, func(b store.BoxRow) bool { return peer.ID(b.Node) == node && !b.State.Leaving() }) {
+		return err
+	}
+	return w.spoke(node)
 }
 
 // silent notes that a node does not answer.

@@ -564,6 +564,27 @@ func TestAwayKeptUntilReplaced(t *testing.T) {
 	})
 }
 
+// TestTurnedAway: a node that takes what we leave for others and knows our own box
+// no more is replaced as one that is away.
+func TestTurnedAway(t *testing.T) {
+	simulateMail(t, 4, func(t *testing.T, w *world) {
+		alice, bob := w.apart(w.ways[:3], w.ways)
+		sent(alice)
+		alice.Stop()
+		with, _ := w.homes(bob)
+		odd := with[0] // of four, the first three of which are alice's
+		odd.Behave(nodetest.Behaviour{NoBox: 1})
+		bob.Restart()
+		for range 9 {
+			bob.Say("alice", "are you there?")
+			time.Sleep(3 * time.Hour)
+		}
+		if b := box(bob, odd); b != nil && b.State != "leaving" || mailboxes(bob).Healthy != 3 {
+			t.Errorf("after a day the box is %v", b)
+		}
+	})
+}
+
 // heap is what of the heap is reachable.
 func heap() int64 {
 	runtime.GC()
