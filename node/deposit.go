@@ -497,6 +497,28 @@ func (m *mailStream) exchange(requests []mailbox.Frame) ([]mailbox.Frame, error)
 	return answers, nil
 }
 
+// holders is how many nodes count as holding a delivery at an age, and until which
+// age the first of them does: those whose receipts are good, and count.
+func holders(tx *store.Tx, delivery, age int64) (nodes int, until int64, err error) {
+	all, err := tx.Holdings(delivery, age)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, h := range all {
+		k, err := tx.Keeper(h.Node)
+		if err != nil {
+			return 0, 0, err
+		}
+		if !trusted(k, age) {
+			continue
+		}
+		if nodes++; nodes == 1 || h.Until < until {
+			until = h.Until
+		}
+	}
+	return nodes, until, nil
+}
+
 // heldBy notes a node's receipt for an envelope; with enough of them the
 // message is held.
 func (w *work) heldBy(id int64, node peer.ID, hours uint16, nodes int) error {
@@ -507,7 +529,7 @@ func (w *work) heldBy(id int64, node peer.ID, hours uint16, nodes int) error {
 	if err := w.tx.AddHolding(id, []byte(node), w.age+(time.Duration(hours)*time.Hour).Milliseconds()); err != nil {
 		return err
 	}
-	k, _, err := w.tx.Holdings(id, w.age)
+	k, _, err := holders(w.tx, id, w.age)
 	if err != nil || d.Message == nil || k < min(holdersWanted, nodes) {
 		return err
 	}
@@ -562,7 +584,7 @@ func (w *work) deposited(o *offer, nodes int) (enough bool, err error) {
 			}
 		}
 	}
-	k, until, err := w.tx.Holdings(o.id, w.age)
+	k, until, err := holders(w.tx, o.id, w.age)
 	if err != nil {
 		return false, err
 	}

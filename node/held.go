@@ -49,16 +49,16 @@ func shortDigest(env []byte) []byte {
 // receiptedAt notes which nodes hold a message whose receipt has come, before
 // that is forgotten.
 func (w *work) receiptedAt(d *store.DeliveryRow) error {
-	nodes, err := w.tx.Holders(d.ID, w.age)
-	if err != nil || len(nodes) == 0 {
+	holdings, err := w.tx.Holdings(d.ID, w.age)
+	if err != nil || len(holdings) == 0 {
 		return err
 	}
 	env, err := w.tx.Envelope(d.ID)
 	if ok, err := found(err); !ok {
 		return err
 	}
-	for _, node := range nodes {
-		if err := w.tx.AddTelling(d.Contact, store.ReceiptRow{Envelope: shortDigest(env), Node: node}, w.age); err != nil {
+	for _, h := range holdings {
+		if err := w.tx.AddTelling(d.Contact, store.ReceiptRow{Envelope: shortDigest(env), Node: h.Node}, w.age); err != nil {
 			return err
 		}
 	}

@@ -22,8 +22,14 @@ func TestKeepers(t *testing.T) {
 // senders may use in a month of absence, and asks no node to know too many.
 func TestTagWindow(t *testing.T) {
 	for _, test := range []struct{ sessions, ahead int }{
-		{1, protocol.TagWindow}, {150, protocol.TagWindow}, {151, protocol.TagWindow}, {160, protocol.MaxTagAhead},
-		{400, protocol.MaxTagAhead}, {500, 25}, {1000, 10}, {3000, 2},
+		{1, protocol.TagWindow},
+		{150, protocol.TagWindow},
+		{151, protocol.TagWindow},
+		{160, protocol.MaxTagAhead},
+		{400, protocol.MaxTagAhead},
+		{500, 25},
+		{1000, 10},
+		{3000, 2},
 	} {
 		behind, ahead := tagWindow(test.sessions, 10)
 		if n := test.sessions*(1+behind+1+ahead) + 10; n > maxBoxTags || ahead < test.ahead {

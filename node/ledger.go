@@ -194,7 +194,7 @@ func (n *Node) show(tx *store.Tx, row store.MessageRow, c store.ContactRow) (*ap
 
 // holding says which mailboxes have signed for a delivery; nil: none.
 func (n *Node) holding(tx *store.Tx, d store.DeliveryRow) (*apiv1.Holding, error) {
-	k, until, err := tx.Holdings(d.ID, n.age.now())
+	k, until, err := holders(tx, d.ID, n.age.now())
 	if err != nil || k == 0 {
 		return nil, err
 	}
@@ -423,7 +423,7 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			return err
 		}
 		for _, d := range deliveries {
-			held, _, err := w.tx.Holdings(d.ID, 0)
+			held, err := w.tx.Holdings(d.ID, 0)
 			if err != nil {
 				return err
 			}
@@ -431,7 +431,7 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			if err != nil {
 				return err
 			}
-			if d.State != store.DeliveryQueued || held > 0 || left || n.outbox.withhold(d.Device, d.ID) {
+			if d.State != store.DeliveryQueued || len(held) > 0 || left || n.outbox.withhold(d.Device, d.ID) {
 				return refuse(CodeRefused, "see: kith trace "+messageText(row.ID)[:12], "the message has already left and cannot be cancelled")
 			}
 			withheld = append(withheld, d)

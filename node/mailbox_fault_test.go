@@ -69,11 +69,11 @@ func heldAt(u *nodetest.User, k int) {
 					return err
 				}
 				for _, o := range open {
-					held, _, err := tx.Holdings(o.ID, 0)
+					held, err := tx.Holdings(o.ID, 0)
 					if err != nil {
 						return err
 					}
-					all = all && (held >= k || o.Message == nil)
+					all = all && (len(held) >= k || o.Message == nil)
 				}
 			}
 			return err

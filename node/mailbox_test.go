@@ -53,11 +53,11 @@ func sent(u *nodetest.User) {
 					return err
 				}
 				for _, o := range open {
-					held, _, err := tx.Holdings(o.ID, 0)
+					held, err := tx.Holdings(o.ID, 0)
 					if err != nil {
 						return err
 					}
-					waiting = waiting || held < 2
+					waiting = waiting || len(held) < 2
 				}
 			}
 			return err

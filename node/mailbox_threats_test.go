@@ -263,12 +263,18 @@ func TestG09_FalseReceipts(t *testing.T) {
 						return err
 					}
 					last := open[len(open)-1]
-					if k, _, err := tx.Holdings(last.ID, 0); err != nil || k != 2 {
-						t.Errorf("%d nodes count as holding it, of two that do: %v", k, err)
+					if nodes, err := tx.Holdings(last.ID, 0); err != nil || len(nodes) != 2 {
+						t.Errorf("%d nodes count as holding it, of two that do: %v", len(nodes), err)
 					}
 					return nil
 				}); err != nil {
 					t.Fatal(err)
+				}
+				for _, id := range ids { // left before
+					out, err := alice.Trace(context.Background(), &apiv1.TraceRequest{Id: id})
+					if err != nil || out.Message.Holding.GetHeld() != 2 {
+						t.Errorf("%v are said to hold it, of two that do: %v", out.GetMessage().GetHolding(), err)
+					}
 				}
 				bob.Start()
 				alice.UntilDelivered(append(ids, more...)...)
@@ -488,10 +494,10 @@ func TestLiarsComeLast(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				nodes, err := tx.Holders(open[len(open)-1].ID, 0)
+				nodes, err := tx.Holdings(open[len(open)-1].ID, 0)
 				held = make([]bool, len(set))
 				for i, c := range set {
-					held[i] = slices.ContainsFunc(nodes, func(n []byte) bool { return string(n) == string(c.Info.ID) })
+					held[i] = slices.ContainsFunc(nodes, func(h store.HoldingRow) bool { return string(h.Node) == string(c.Info.ID) })
 				}
 				return err
 			}); err != nil {

@@ -222,13 +222,6 @@ func (tx *Tx) DropHolding(delivery int64, node []byte) error {
 	return err
 }
 
-// Holdings returns how many nodes' receipts for a delivery are good at an age,
-// and until which age the first of them is.
-func (tx *Tx) Holdings(delivery, age int64) (nodes int, until int64, err error) {
-	err = tx.queryRow(`SELECT count(*), coalesce(min(until), 0) FROM holdings WHERE delivery = ? AND until > ?`, delivery, age).scan(&nodes, &until)
-	return nodes, until, err
-}
-
 // ForgetDeposits forgets what mailboxes were given of a delivery.
 func (tx *Tx) ForgetDeposits(delivery int64) error {
 	if _, err := tx.exec(`DELETE FROM holdings WHERE delivery = ?`, delivery); err != nil {
@@ -238,19 +231,25 @@ func (tx *Tx) ForgetDeposits(delivery int64) error {
 	return err
 }
 
-// Holders returns the nodes whose receipts for a delivery are good at an age.
-func (tx *Tx) Holders(delivery, age int64) (nodes [][]byte, err error) {
-	for r, err := range tx.query(`SELECT node FROM holdings WHERE delivery = ? AND until > ?`, delivery, age) {
+// HoldingRow is a node's receipt for a delivery.
+type HoldingRow struct {
+	Node  []byte
+	Until int64 // age
+}
+
+// Holdings returns the receipts for a delivery that are good at an age.
+func (tx *Tx) Holdings(delivery, age int64) (out []HoldingRow, err error) {
+	for r, err := range tx.query(`SELECT node, until FROM holdings WHERE delivery = ? AND until > ?`, delivery, age) {
 		if err != nil {
 			return nil, err
 		}
-		var node []byte
-		if err := r.scan(&node); err != nil {
+		var h HoldingRow
+		if err := r.scan(&h.Node, &h.Until); err != nil {
 			return nil, err
 		}
-		nodes = append(nodes, node)
+		out = append(out, h)
 	}
-	return nodes, nil
+	return out, nil
 }
 
 // ReceiptRow is a node's receipt for an envelope.
