@@ -11,7 +11,6 @@ import (
 
 	"github.com/kith-im/kith/node"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
-	"github.com/kith-im/kith/node/mailbox"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
 	wire "github.com/kith-im/kith/protocol/mailbox"
@@ -358,7 +357,7 @@ func TestReceiptsEnd(t *testing.T) {
 				sent(bob)
 				bob.Stop()
 				for _, c := range w.ways[:short] {
-					if err := c.Mail.Configure(context.Background(), mailbox.Limits{Retention: 2 * time.Hour}); err != nil {
+					if _, err := c.Mail.SetNode(context.Background(), &apiv1.SetNodeRequest{Limits: &apiv1.NodeLimits{RetentionS: 7200}}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -385,11 +384,11 @@ func TestReceiptsEnd(t *testing.T) {
 // write them, hands out the mail it has all the same.
 func TestFullNodesHandOut(t *testing.T) {
 	for name, test := range map[string]struct {
-		limits    mailbox.Limits
+		limits    *apiv1.NodeLimits
 		behaviour nodetest.Behaviour
 	}{
-		"a full quota": {limits: mailbox.Limits{Quota: 1}},
-		"fewer tags":   {limits: mailbox.Limits{BoxTags: 1}},
+		"a full quota": {limits: &apiv1.NodeLimits{Quota: 1}},
+		"fewer tags":   {limits: &apiv1.NodeLimits{BoxTags: 1}},
 		"a full disk":  {behaviour: nodetest.Behaviour{TagsBusy: 1, BusyFor: time.Second}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -401,7 +400,7 @@ func TestFullNodesHandOut(t *testing.T) {
 				alice.UntilState("held", ids...)
 				alice.Stop()
 				for _, c := range w.ways {
-					if err := c.Mail.Configure(context.Background(), test.limits); err != nil {
+					if _, err := c.Mail.SetNode(context.Background(), &apiv1.SetNodeRequest{Limits: test.limits}); err != nil {
 						t.Fatal(err)
 					}
 					c.Behave(test.behaviour)
