@@ -572,6 +572,7 @@ func TestAwayKeptUntilReplaced(t *testing.T) {
 // TestTurnedAway: a node that takes what we leave for others and knows our own box
 // no more is replaced as one that is away.
 func TestTurnedAway(t *testing.T) {
+	lasting(t)
 	simulateMail(t, 4, func(t *testing.T, w *world) {
 		alice, bob := w.apart(w.ways[:3], w.ways)
 		sent(alice)
