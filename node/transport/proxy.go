@@ -104,11 +104,24 @@ func (p *Proxy) noting(dial DialFunc) DialFunc {
 	}
 }
 
-// proxyFaultOf says whether a dial failed by the proxy. What SOCKS5 servers answer
-// is only known by the library's words, which TestProxyCheck holds it to.
+// socksOp is what the library calls a failure of its own, which may be about
+// nothing but what a SOCKS5 server said.
+const socksOp = "socks connect"
+
+// What the library says of answers of SOCKS5 servers (RFC 1928 and 1929), for which
+// it has no types. TestProxyCheck holds it to them.
+const (
+	socksNoMethod = "no acceptable authentication methods"
+	socksPassword = "username/password authentication failed"
+	socksAnswer   = "unknown error " // then what the server answered
+	socksForbids  = socksAnswer + "connection not allowed by ruleset"
+)
+
+// proxyFaultOf says whether a dial failed by the proxy. Where it was to lead stands
+// around the library's words, never in them: a name may be made of any of them.
 func proxyFaultOf(err error) ProxyFault {
 	var status *proxyStatusError
-	says := func(words string) bool { return strings.Contains(err.Error(), words) }
+	var socks *net.OpError
 	switch {
 	case err == nil:
 		return ProxyFine
@@ -122,12 +135,15 @@ func proxyFaultOf(err error) ProxyFault {
 			return ProxyForbids
 		}
 		return ProxyFine // it could not reach the destination
-	case says("authentication"):
-		return ProxyLocked
-	case says("not allowed by ruleset"):
-		return ProxyForbids
-	case says("unknown error"): // the words before all other answers of a SOCKS5 server
-		return ProxyFine
+	case errors.As(err, &socks) && socks.Op == socksOp && socks.Err != nil:
+		switch said := socks.Err.Error(); {
+		case said == socksNoMethod, said == socksPassword:
+			return ProxyLocked
+		case said == socksForbids:
+			return ProxyForbids
+		case strings.HasPrefix(said, socksAnswer):
+			return ProxyFine
+		}
 	}
 	return ProxyForeign
 }

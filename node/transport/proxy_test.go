@@ -2,6 +2,7 @@ package transport_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -547,22 +548,28 @@ func TestProxyCheck(t *testing.T) {
 		name, scheme string
 		answers      []string // to one dial each
 		want         transport.ProxyFault
+		to           string // what is dialled; empty: far.example
 	}{
-		{"nothing was dialled", "http", nil, transport.ProxyFine},
-		{"HTTP lets through", "http", []string{"HTTP/1.1 200 OK\r\n\r\n"}, transport.ProxyFine},
-		{"HTTP does not reach it", "http", []string{"HTTP/1.1 502 Bad Gateway\r\n\r\n"}, transport.ProxyFine},
-		{"HTTP wants a password", "http", []string{"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"}, transport.ProxyLocked},
-		{"HTTP forbids", "http", []string{"HTTP/1.1 403 Forbidden\r\n\r\n"}, transport.ProxyForbids},
-		{"HTTP forbids some", "http", []string{"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 403 Forbidden\r\n\r\n"}, transport.ProxyFine},
-		{"HTTP wants a password by now", "http", []string{"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"}, transport.ProxyLocked},
-		{"SSH", "http", []string{"SSH-2.0-OpenSSH_9.2\r\n"}, transport.ProxyForeign},
-		{"SOCKS lets through", "socks5", []string{reply("\x00")}, transport.ProxyFine},
-		{"SOCKS does not reach it", "socks5", []string{reply("\x04")}, transport.ProxyFine},
-		{"SOCKS fails somehow", "socks5", []string{reply("\x01")}, transport.ProxyFine},
-		{"SOCKS forbids", "socks5", []string{reply("\x02")}, transport.ProxyForbids},
-		{"SOCKS wants a password", "socks5", []string{"\x05\xff"}, transport.ProxyLocked},
-		{"SOCKS wants another password", "socks5://ann:secret", []string{socksLocked + "\x01\x01"}, transport.ProxyLocked},
-		{"HTTP instead of SOCKS", "socks5", []string{"HTTP/1.1 400 Bad Request\r\n\r\n"}, transport.ProxyForeign},
+		{"nothing was dialled", "http", nil, transport.ProxyFine, ""},
+		{"HTTP lets through", "http", []string{"HTTP/1.1 200 OK\r\n\r\n"}, transport.ProxyFine, ""},
+		{"HTTP does not reach it", "http", []string{"HTTP/1.1 502 Bad Gateway\r\n\r\n"}, transport.ProxyFine, ""},
+		{"HTTP wants a password", "http", []string{"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"}, transport.ProxyLocked, ""},
+		{"HTTP forbids", "http", []string{"HTTP/1.1 403 Forbidden\r\n\r\n"}, transport.ProxyForbids, ""},
+		{"HTTP forbids some", "http", []string{"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 403 Forbidden\r\n\r\n"}, transport.ProxyFine, ""},
+		{"HTTP wants a password by now", "http", []string{"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"}, transport.ProxyLocked, ""},
+		{"SSH", "http", []string{"SSH-2.0-OpenSSH_9.2\r\n"}, transport.ProxyForeign, ""},
+		{"SOCKS lets through", "socks5", []string{reply("\x00")}, transport.ProxyFine, ""},
+		{"SOCKS does not reach it", "socks5", []string{reply("\x04")}, transport.ProxyFine, ""},
+		{"SOCKS fails somehow", "socks5", []string{reply("\x01")}, transport.ProxyFine, ""},
+		{"SOCKS forbids", "socks5", []string{reply("\x02")}, transport.ProxyForbids, ""},
+		{"SOCKS wants a password", "socks5", []string{"\x05\xff"}, transport.ProxyLocked, ""},
+		{"SOCKS wants another password", "socks5://ann:secret", []string{socksLocked + "\x01\x01"}, transport.ProxyLocked, ""},
+		{"HTTP instead of SOCKS", "socks5", []string{"HTTP/1.1 400 Bad Request\r\n\r\n"}, transport.ProxyForeign, ""},
+		// A name may say anything, and is not what the proxy says.
+		{"SOCKS does not reach a name like a fault", "socks5", []string{reply("\x04")}, transport.ProxyFine, "authentication.example"},
+		{"SOCKS forbids a name like a fault", "socks5", []string{reply("\x02")}, transport.ProxyForbids, "authentication.example"},
+		{"HTTP with words of SOCKS", "http", []string{"HTTP/1.1 authentication\r\n\r\n"}, transport.ProxyForeign, ""},
+		{"not SOCKS, and a name like an answer", "socks5", []string{"HTTP/1.1 400 Bad Request\r\n\r\n"}, transport.ProxyForeign, "unknown error "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -591,7 +598,7 @@ func TestProxyCheck(t *testing.T) {
 					_, _ = io.WriteString(conn, answer)
 					_, _ = io.Copy(io.Discard, conn)
 				}()
-				if conn, err := p.Within(transport.Public)(t.Context(), "tcp", "far.example:443"); err == nil {
+				if conn, err := p.Within(transport.Public)(t.Context(), "tcp", cmp.Or(c.to, "far.example")+":443"); err == nil {
 					conn.Close()
 				}
 				<-served
