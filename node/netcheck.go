@@ -75,6 +75,7 @@ const (
 	obstacleFingerprint obstacle = "fingerprint"
 	obstacleTLS         obstacle = "tls"
 	obstacleAltered     obstacle = "altered"
+	obstacleBridge      obstacle = "bridge"
 )
 
 // netFound is what was found on one network.
@@ -130,7 +131,7 @@ func judge(nodes, bridges []transport.Findings) (f netFound) {
 		f.Open = f.Open || x[transport.ProbeQUICOurs] == transport.Passed || x[transport.ProbeLong] == transport.Passed
 	}
 	for _, x := range bridges {
-		f.Bridge = f.Bridge || x[transport.ProbeTLS] == transport.Passed
+		f.Bridge = f.Bridge || x[transport.ProbeVeil] == transport.Passed
 	}
 	add(obstacleAddress, reached < len(all))
 	add(obstacleName, slices.ContainsFunc(bridges, func(x transport.Findings) bool { return x[transport.ProbeName].Failed() }))
@@ -145,7 +146,12 @@ func judge(nodes, bridges []transport.Findings) (f netFound) {
 	add(obstaclePlain, never(nodes, transport.ProbePlain, transport.ProbeTCP))
 	add(obstacleLong, never(nodes, transport.ProbeLong, transport.ProbePlain))
 	add(obstacleRandom, never(nodes, transport.ProbeRandom, transport.ProbeTCP))
-	add(obstacleAltered, slices.ContainsFunc(bridges, func(x transport.Findings) bool { return x[transport.ProbeTLS] == transport.Altered }))
+	add(obstacleAltered, slices.ContainsFunc(bridges, func(x transport.Findings) bool {
+		return x[transport.ProbeTLS] == transport.Altered || x[transport.ProbeVeil] == transport.Altered
+	}))
+	add(obstacleBridge, slices.ContainsFunc(bridges, func(x transport.Findings) bool {
+		return x[transport.ProbeVeil].Failed() && x[transport.ProbeVeil] != transport.Altered
+	}))
 	if never(bridges, transport.ProbeTLS, transport.ProbeTCP) {
 		passed := func(p transport.Probe) bool {
 			return slices.ContainsFunc(bridges, func(x transport.Findings) bool { return x[p] == transport.Passed })
@@ -153,7 +159,6 @@ func judge(nodes, bridges []transport.Findings) (f netFound) {
 		switch {
 		case passed(transport.ProbeOther):
 			add(obstacleFingerprint, true)
-			f.Bridge = true // another hello is taken
 		case passed(transport.ProbeNameless):
 			add(obstacleSNI, true)
 		case !f.blocks(obstacleAltered):
@@ -163,22 +168,53 @@ func judge(nodes, bridges []transport.Findings) (f netFound) {
 	return f
 }
 
-// told is what is said of an obstacle, and the next step.
-var told = map[obstacle][2]string{
-	obstacleAll:         {"Nothing passes: this network leads nowhere, or every address we know is blocked.", "with contacts nearby use kith lan on; else carry messages with kith bundle, or ask a contact for another way in"},
-	obstacleAddress:     {"Some known addresses do not answer: they are blocked, or down.", "the others are used"},
-	obstacleName:        {"The name of a bridge is not resolved.", "use a bridge that is named by its address, or a proxy that resolves names"},
-	obstacleUDP:         {"UDP is blocked.", "TCP is used instead"},
-	obstacleQUIC:        {"QUIC is blocked, other UDP is not.", "TCP is used instead"},
-	obstacleALPN:        {"QUIC that names libp2p is blocked.", "TCP is used instead"},
-	obstaclePlain:       {"The plain libp2p handshake over TCP is blocked.", "go through a bridge: kith mode censored"},
-	obstacleLong:        {"Connections freeze after a few packets.", "go through a bridge, which uses many short ones: kith mode censored"},
-	obstacleRandom:      {"Traffic that looks like nothing is blocked.", "nothing of ours does; a bridge looks like a web site"},
-	obstacleSNI:         {"TLS that names the bridge is blocked.", "ask for a bridge under another name"},
-	obstacleFingerprint: {"TLS with the hello of one browser is blocked, with that of another it is not.", "the other one is used"},
-	obstacleTLS:         {"TLS with the bridge is blocked.", "ask a contact for another bridge"},
-	obstacleAltered:     {"Somebody else answers in a bridge's place.", "do not use this bridge here; ask a contact for another one"},
+// remedy says who gets past an obstacle.
+type remedy uint8
+
+const (
+	byUser remedy = iota // nobody but the user
+	byRoad               // kith, if it has a road left
+	byKith               // kith, always
+)
+
+// told is what is said of an obstacle, what is done about it, and by whom.
+var told = map[obstacle]struct {
+	text, hint string
+	by         remedy
+}{
+	obstacleAll:         {"Nothing passes: this network leads nowhere, or every address we know is blocked.", "with contacts nearby use kith lan on; else carry messages with kith bundle, or ask a contact for another way in", byUser},
+	obstacleAddress:     {"Some known addresses do not answer: they are blocked, or down.", "the others are used", byKith},
+	obstacleName:        {"The name of a bridge is not resolved.", "use a bridge that is named by its address, or a proxy that resolves names", byRoad},
+	obstacleUDP:         {"UDP is blocked.", "TCP is used instead", byKith},
+	obstacleQUIC:        {"QUIC is blocked, other UDP is not.", "TCP is used instead", byKith},
+	obstacleALPN:        {"QUIC that names libp2p is blocked.", "TCP is used instead", byKith},
+	obstaclePlain:       {"The plain libp2p handshake over TCP is blocked.", "go through a bridge: ask for the address of one, and add it with kith bridge add ADDRESS", byRoad},
+	obstacleLong:        {"Connections freeze after a few packets.", "go through a bridge, which uses many short ones: ask for the address of one, and add it with kith bridge add ADDRESS", byRoad},
+	obstacleRandom:      {"Traffic that looks like nothing is blocked.", "nothing of ours does; a bridge looks like a web site", byKith},
+	obstacleSNI:         {"TLS that names the bridge is blocked.", "ask for a bridge under another name", byRoad},
+	obstacleFingerprint: {"TLS with the hello of one browser is blocked, with that of another it is not.", "the other one is used", byKith},
+	obstacleTLS:         {"TLS with the bridge is blocked.", "ask a contact for another bridge", byRoad},
+	obstacleAltered:     {"What answers in a bridge's place does not prove to be it: somebody is in between, or its certificate has expired.", "do not use this bridge here; ask a contact for another one", byUser},
+	obstacleBridge:      {"The web site at a bridge's address answers, and the bridge itself does not.", "the secret in the address may have changed: ask who gave it to you for a new one, or for a new invite, or a contact for another bridge", byRoad},
 }
+
+// remedyFor says what is done about an obstacle, and whether kith does it by itself.
+func (f netFound) remedyFor(o obstacle, censored bool) (hint string, works bool) {
+	t := told[o]
+	works = t.by == byKith || t.by == byRoad && f.leads(censored)
+	switch {
+	case o != obstaclePlain && o != obstacleLong || !works:
+		return t.hint, works
+	case f.Open && !censored:
+		return "QUIC is used instead", works
+	case censored:
+		return "bridges are used instead", works
+	}
+	return "bridges are used instead; with kith mode censored nothing else is tried", works
+}
+
+// leads says whether a road is left in the mode that we are in.
+func (f netFound) leads(censored bool) bool { return f.Bridge || f.Open && !censored }
 
 // checker checks networks and remembers what it found.
 type checker struct {
@@ -388,7 +424,7 @@ func (c *checker) keep(ctx context.Context, f netFound) (netFound, error) {
 		if err := w.tx.SetMeta(metaNetworks, b); err != nil || !news || c.n.self == nil {
 			return err
 		}
-		return w.emit(eventHealth, 0, healthEvent{OK: len(f.Blocked) == 0, Text: f.sentence()})
+		return w.emit(eventHealth, 0, f.health(c.n.censored()))
 	})
 	if err != nil {
 		return f, err
@@ -399,14 +435,21 @@ func (c *checker) keep(ctx context.Context, f netFound) (netFound, error) {
 	return f, nil
 }
 
-// sentence says what was found, and which road is used.
-func (f netFound) sentence() string {
-	if len(f.Blocked) == 0 {
-		return "This network blocks nothing that kith needs."
+// health says what was found: what the user has to see to, or else what kith gets
+// past by itself.
+func (f netFound) health(censored bool) healthEvent {
+	e := healthEvent{OK: true, Text: "This network blocks nothing that kith needs."}
+	for i, o := range f.Blocked {
+		hint, works := f.remedyFor(o, censored)
+		if i == 0 || e.OK && !works {
+			e = healthEvent{OK: works, Text: strings.TrimSuffix(told[o].text, ".") + ": " + hint + "."}
+		}
 	}
-	first := told[f.Blocked[0]]
-	return strings.TrimSuffix(first[0], ".") + ": " + first[1] + "."
+	return e
 }
+
+// censored says whether our host connects to bridges alone.
+func (n *Node) censored() bool { return n.cfg.Host.Mode() == transport.Censored }
 
 // check probes and remembers. random also makes the probe that an observer may
 // find strange.
@@ -426,7 +469,7 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	if err != nil {
 		return f, err
 	}
-	if c.n.cfg.Host.Mode() == transport.Censored && !random {
+	if c.n.censored() && !random {
 		nodes = nil
 	}
 	if len(nodes)+len(bridges) == 0 {
@@ -442,8 +485,10 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	for i, info := range nodes {
 		probing.Go(func() { foundNodes[i] = prober.Node(within, info.Addrs) })
 	}
-	for i, v := range bridges {
-		probing.Go(func() { foundBridges[i] = prober.Bridge(within, v) })
+	for i, b := range bridges {
+		probing.Go(func() {
+			foundBridges[i] = prober.Bridge(within, b.site, func(ctx context.Context) error { return c.n.throughBridge(ctx, b.info) })
+		})
 	}
 	probing.Wait()
 	if ctx.Err() != nil { // not when time is up: what one node was slow to say is not said
@@ -460,14 +505,46 @@ var errOffline = refuse(CodeRefused, "start kith without --preset offline to tes
 var errNothingToProbe = refuse(CodeRefused, "accept an invite, which carries one, or name a bridge with kith bridge add ADDRESS, or, in open mode, a community node with kith up --bootstrap ADDRESS",
 	"no community node or bridge is known, so there is nothing to test the network with")
 
+// throughBridge connects to a bridge as everything does that goes through it, up
+// to libp2p's handshake, under a name of its own.
+func (n *Node) throughBridge(ctx context.Context, info peer.AddrInfo) error {
+	if n.modes == nil { // a community node
+		host, err := n.cfg.Errand()
+		if err != nil {
+			return err
+		}
+		defer host.Close()
+		return host.Connect(ctx, info)
+	}
+	host, done, err := n.modes.errand()
+	if err != nil {
+		return err
+	}
+	defer done()
+	return host.Connect(ctx, info)
+}
+
+// knownBridge is a bridge as it is probed: its web site, and how it is connected to.
+type knownBridge struct {
+	site transport.VeilAddr
+	info peer.AddrInfo
+}
+
 // probed returns what there is to probe: the ways in that the configuration,
 // invites and earlier runs name, and the bridges that we know. An invite can not
 // aim the probes at this machine or its network (threats E10).
-func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []transport.VeilAddr, err error) {
+func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []knownBridge, err error) {
 	var ways []ma.Multiaddr
 	ways = append(ways, n.cfg.Hints...)
 	err = n.view(ctx, func(tx *store.Tx) error {
 		known, err := tx.Ways(keepWays)
+		if err != nil {
+			return err
+		}
+		rows, err := tx.Bridges()
+		for _, row := range rows {
+			known = append(known, row.Address)
+		}
 		for _, s := range known {
 			if a, err := ma.NewMultiaddr(s); err == nil {
 				ways = append(ways, a)
@@ -475,25 +552,24 @@ func (n *Node) probed(ctx context.Context) (nodes []peer.AddrInfo, bridges []tra
 		}
 		return err
 	})
-	if n.modes != nil { // a community node has no modes
-		for _, info := range n.modes.known() {
-			ways = append(ways, info.Addrs...)
-		}
-	}
 	for _, a := range ways {
 		if _, noIP := manet.ToIP(a); noIP == nil && !n.reachable(a, false) {
 			continue
 		}
-		if v, noBridge := transport.ParseVeil(a); noBridge == nil {
-			// A second path of the same bridge would be probed like the first.
-			same := func(o transport.VeilAddr) bool { return o.Host == v.Host && o.Port == v.Port && o.SNI == v.SNI }
-			if len(bridges) < maxProbed && !slices.ContainsFunc(bridges, same) {
-				bridges = append(bridges, v)
-			}
-			continue
-		}
 		info, err := peer.AddrInfoFromP2pAddr(a)
 		if err != nil || len(info.Addrs) == 0 {
+			continue
+		}
+		if v, noBridge := transport.ParseVeil(a); noBridge == nil {
+			// A second path of the same bridge leads through the same web site.
+			same := func(o knownBridge) bool {
+				return o.info.ID == info.ID && o.site.Host == v.Host && o.site.Port == v.Port && o.site.SNI == v.SNI
+			}
+			if i := slices.IndexFunc(bridges, same); i >= 0 {
+				bridges[i].info.Addrs = append(bridges[i].info.Addrs, info.Addrs...)
+			} else if len(bridges) < maxProbed {
+				bridges = append(bridges, knownBridge{v, *info})
+			}
 			continue
 		}
 		if i := slices.IndexFunc(nodes, func(o peer.AddrInfo) bool { return o.ID == info.ID }); i >= 0 {
@@ -524,7 +600,7 @@ func (n *Node) Netcheck(ctx context.Context, req *apiv1.NetcheckRequest) (*apiv1
 	if err != nil {
 		return nil, explain(err)
 	}
-	checks := append(f.checks(), directory)
+	checks := append(f.checks(n.censored()), directory)
 	return &apiv1.NetcheckResponse{
 		Checks: append(checks, n.placeChecks()...), Blocked: f.words(), Nodes: f.Open, Bridges: f.Bridge, Network: f.Network, TimeMs: f.Time,
 	}, nil
@@ -609,14 +685,18 @@ func (f netFound) words() (words []string) {
 	return words
 }
 
-// checks is what was found in sentences: one for each obstacle, and one that says
-// which road is left.
-func (f netFound) checks() (out []*apiv1.Check) {
+// checks is what was found in sentences: one for each obstacle, which is a warning
+// if kith gets past it by itself, and one that says which road is left.
+func (f netFound) checks(censored bool) (out []*apiv1.Check) {
 	for _, o := range f.Blocked {
-		out = append(out, &apiv1.Check{Name: "network: " + string(o), Text: told[o][0], Hint: told[o][1]})
+		hint, works := f.remedyFor(o, censored)
+		out = append(out, &apiv1.Check{Name: "network: " + string(o), Ok: works, Text: told[o].text, Hint: hint})
 	}
 	road := &apiv1.Check{Name: "network", Ok: true}
 	switch {
+	case f.Open && !f.leads(censored):
+		road.Ok, road.Text = false, "No bridge can be reached; community nodes can, and in censored mode they are not connected to."
+		road.Hint = "ask a contact for another bridge; where nothing is watched try kith mode open"
 	case f.Open:
 		road.Text = "Community nodes can be reached."
 	case f.Bridge && !f.Asked:
@@ -680,7 +760,7 @@ func (n *Node) networkChecks() []*apiv1.Check {
 	if !ok {
 		return nil
 	}
-	out := f.checks()
+	out := f.checks(n.censored())
 	for _, c := range out {
 		c.Text = fmt.Sprintf("%s (%s ago)", strings.TrimSuffix(c.Text, "."), n.now().Sub(time.UnixMilli(f.Time)).Round(time.Minute))
 	}

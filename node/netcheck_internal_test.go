@@ -2,7 +2,9 @@ package node
 
 import (
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,7 +50,8 @@ func TestJudge(t *testing.T) {
 	const silent, reset, passed = transport.Silent, transport.Reset, transport.Passed
 	node := findings(passed, transport.ProbeTCP, transport.ProbeUDP, transport.ProbeQUIC, transport.ProbeQUICOurs,
 		transport.ProbePlain, transport.ProbeLong)
-	bridge := findings(passed, transport.ProbeTCP, transport.ProbeTLS)
+	bridge := findings(passed, transport.ProbeTCP, transport.ProbeTLS, transport.ProbeVeil)
+	site := but(bridge, transport.NotTried, transport.ProbeVeil) // it was not asked for the bridge
 	down := findings(silent, transport.ProbeTCP, transport.ProbeUDP, transport.ProbeQUIC, transport.ProbeQUICOurs)
 	type list = []transport.Findings
 	for _, test := range []struct {
@@ -69,20 +72,74 @@ func TestJudge(t *testing.T) {
 		{name: "the plain handshake, reset, and UDP", nodes: list{but(findings(passed, transport.ProbeTCP), reset, transport.ProbePlain), but(but(down, passed, transport.ProbeTCP), reset, transport.ProbePlain)}, bridges: list{bridge}, blocked: []obstacle{obstacleUDP, obstaclePlain}, bridge: true},
 		{name: "frozen", nodes: list{but(node, silent, transport.ProbeLong)}, blocked: []obstacle{obstacleLong}, open: true},
 		{name: "random", nodes: list{but(node, silent, transport.ProbeRandom)}, blocked: []obstacle{obstacleRandom}, open: true},
-		{name: "names", nodes: list{node}, bridges: list{but(but(bridge, silent, transport.ProbeTLS, transport.ProbeOther), passed, transport.ProbeNameless)}, blocked: []obstacle{obstacleSNI}, open: true},
+		{name: "names", nodes: list{node}, bridges: list{but(but(site, silent, transport.ProbeTLS, transport.ProbeOther), passed, transport.ProbeNameless)}, blocked: []obstacle{obstacleSNI}, open: true},
 		{name: "a hello", nodes: list{node}, bridges: list{but(but(bridge, reset, transport.ProbeTLS, transport.ProbeNameless), passed, transport.ProbeOther)}, blocked: []obstacle{obstacleFingerprint}, open: true, bridge: true},
-		{name: "TLS", nodes: list{node}, bridges: list{but(bridge, silent, transport.ProbeTLS, transport.ProbeOther, transport.ProbeNameless)}, blocked: []obstacle{obstacleTLS}, open: true},
-		{name: "a bridge in the middle", nodes: list{node}, bridges: list{but(bridge, transport.Altered, transport.ProbeTLS)}, blocked: []obstacle{obstacleAltered}, open: true},
+		{name: "TLS", nodes: list{node}, bridges: list{but(site, silent, transport.ProbeTLS, transport.ProbeOther, transport.ProbeNameless)}, blocked: []obstacle{obstacleTLS}, open: true},
+		{name: "a bridge in the middle", nodes: list{node}, bridges: list{but(site, transport.Altered, transport.ProbeTLS)}, blocked: []obstacle{obstacleAltered}, open: true},
+		{name: "an expired certificate", nodes: list{node}, bridges: list{but(bridge, transport.Altered, transport.ProbeVeil)}, blocked: []obstacle{obstacleAltered}, open: true},
+		{name: "a site that knows nothing of a bridge", nodes: list{down}, bridges: list{but(bridge, transport.Refused, transport.ProbeVeil)}, blocked: []obstacle{obstacleAddress, obstacleBridge}},
+		{name: "a bridge that falls silent beside one that does not", bridges: list{bridge, but(bridge, silent, transport.ProbeVeil)}, blocked: []obstacle{obstacleBridge}, bridge: true},
 		{name: "names are not looked up", bridges: list{findings(silent, transport.ProbeName), bridge}, blocked: []obstacle{obstacleAddress, obstacleName}, bridge: true},
 	} {
 		got := judge(test.nodes, test.bridges)
 		if !slices.Equal(got.Blocked, test.blocked) || got.Open != test.open || got.Bridge != test.bridge {
 			t.Errorf("%s: blocked %q, open %v, bridge %v; want %q, %v, %v", test.name, got.Blocked, got.Open, got.Bridge, test.blocked, test.open, test.bridge)
 		}
-		for _, c := range got.checks() {
-			if c.Text == "" || !c.Ok && c.Hint == "" {
-				t.Errorf("%s: %v does not say what to do", test.name, c)
+		for _, censored := range []bool{false, true} {
+			for _, c := range got.checks(censored) {
+				if c.Text == "" || !c.Ok && c.Hint == "" {
+					t.Errorf("%s: %v does not say what to do", test.name, c)
+				}
 			}
+		}
+	}
+}
+
+// TestWorkedRound: what kith gets past by itself is a warning, and wrong is only
+// what the user has to see to.
+func TestWorkedRound(t *testing.T) {
+	all := func(f netFound) netFound {
+		f.Asked = true
+		return f
+	}
+	for _, test := range []struct {
+		name     string
+		found    netFound
+		censored bool
+		states   string // of the checks, in their order: ok, warning, WRONG
+		healthy  bool
+		hint     string // in one of them
+	}{
+		{name: "nothing is blocked", found: all(netFound{Open: true}), states: "ok", healthy: true},
+		{name: "UDP, and TCP passes", found: all(netFound{Open: true, Blocked: []obstacle{obstacleUDP}}), states: "warning ok", healthy: true, hint: "TCP is used instead"},
+		{name: "the plain handshake, and QUIC passes", found: all(netFound{Open: true, Blocked: []obstacle{obstaclePlain}}), states: "warning ok", healthy: true, hint: "QUIC is used instead"},
+		{name: "UDP and the plain handshake, and a bridge works", found: all(netFound{Bridge: true, Blocked: []obstacle{obstacleUDP, obstaclePlain}}), states: "warning warning ok", healthy: true, hint: "kith mode censored"},
+		{name: "the same in censored mode", found: all(netFound{Bridge: true, Blocked: []obstacle{obstacleUDP, obstaclePlain}}), censored: true, states: "warning warning ok", healthy: true, hint: "bridges are used instead"},
+		{name: "the plain handshake, and there is no bridge", found: all(netFound{Blocked: []obstacle{obstacleUDP, obstaclePlain}}), states: "warning WRONG WRONG", hint: "kith bridge add ADDRESS"},
+		{name: "one bridge of two is gone", found: netFound{Bridge: true, Blocked: []obstacle{obstacleBridge}}, censored: true, states: "warning ok", healthy: true, hint: "a new invite"},
+		{name: "the only bridge is gone", found: netFound{Blocked: []obstacle{obstacleBridge}}, censored: true, states: "WRONG WRONG", hint: "a new invite"},
+		{name: "the only bridge is gone, and nodes were probed", found: all(netFound{Open: true, Blocked: []obstacle{obstacleBridge}}), censored: true, states: "WRONG WRONG", hint: "kith mode open"},
+		{name: "an impostor beside a bridge that works", found: netFound{Bridge: true, Blocked: []obstacle{obstacleAltered}}, censored: true, states: "WRONG ok", hint: "do not use this bridge"},
+		{name: "nothing passes", found: all(netFound{Blocked: []obstacle{obstacleAll}}), states: "WRONG WRONG", hint: "kith lan on"},
+	} {
+		var states, hints []string
+		for _, c := range test.found.checks(test.censored) {
+			state := "ok"
+			if !c.Ok {
+				state = "WRONG"
+			} else if c.Hint != "" {
+				state = "warning"
+			}
+			states, hints = append(states, state), append(hints, c.Hint)
+		}
+		if got := strings.Join(states, " "); got != test.states {
+			t.Errorf("%s: the checks are %s, want %s", test.name, got, test.states)
+		}
+		if all := strings.Join(hints, "; "); !strings.Contains(all, test.hint) {
+			t.Errorf("%s: the hints are %q, want %q among them", test.name, all, test.hint)
+		}
+		if e := test.found.health(test.censored); e.OK != test.healthy || e.OK == strings.Contains(test.states, "WRONG") {
+			t.Errorf("%s: the event says %v, %q", test.name, e.OK, e.Text)
 		}
 	}
 }
@@ -102,15 +159,19 @@ func TestProbed(t *testing.T) {
 				return err
 			}
 		}
+		for _, way := range []string{
+			"/ip4/10.0.0.1/tcp/443/tls/sni/cats.example/http-path/AAECAwQFBgcICQoLDA0ODw", "/dns4/cats.example/tcp/443/tls/http-path/AAECAwQFBgcICQoLDA0ODw",
+			"/ip4/8.8.4.4/tcp/443/tls/sni/cats.example/http-path/AAECAwQFBgcICQoLDA0ODw", "/dns4/cats.example/tcp/443/tls/http-path/AAECAwQFBgcICQoLDA0OEA",
+		} {
+			if err := tx.SaveBridge(store.BridgeRow{Address: way + id, Source: store.BridgeFromUser}); err != nil {
+				return err
+			}
+		}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
 	n := &Node{store: st, cfg: Config{Reachable: func(a ma.Multiaddr, _ bool) bool { return transport.ReachOf(a) == transport.Public }}}
-	n.modes = &modes{n: n}
-	for _, host := range []string{"/ip4/10.0.0.1/tcp/443/tls/sni/cats.example", "/dns4/cats.example/tcp/443/tls", "/ip4/8.8.4.4/tcp/443/tls/sni/cats.example"} {
-		n.modes.bridges = append(n.modes.bridges, peer.AddrInfo{Addrs: []ma.Multiaddr{ma.StringCast(host + "/http-path/AAECAwQFBgcICQoLDA0ODw")}})
-	}
 	nodes, bridges, err := n.probed(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -118,8 +179,12 @@ func TestProbed(t *testing.T) {
 	if len(nodes) != 1 || len(nodes[0].Addrs) != 1 || nodes[0].Addrs[0].String() != "/ip4/8.8.8.8/tcp/4001" {
 		t.Errorf("the nodes are %v", nodes)
 	}
-	if len(bridges) != 2 || bridges[0].Host != "cats.example" || bridges[1].Host != "8.8.4.4" {
-		t.Errorf("there are %d bridges", len(bridges))
+	paths := make(map[string]int)
+	for _, b := range bridges {
+		paths[b.site.Host] += len(b.info.Addrs)
+	}
+	if want := map[string]int{"cats.example": 2, "8.8.4.4": 1}; len(bridges) != 2 || !maps.Equal(paths, want) { // a path that was taken back says nothing of another
+		t.Errorf("there are %d bridges, with paths %v", len(bridges), paths)
 	}
 }
 

@@ -255,7 +255,8 @@ func (k *kith) doctorCmd() *cobra.Command {
 		Short: "Find out what does not work, and what to do about it",
 		Long: `Look at everything that messages depend on, and say for each what was found and
 what to do. What the network blocks is as kith netcheck found it last. It fails if
-something is wrong; a warning, as that all hangs on one node, is no failure.
+something is wrong; a warning is no failure, as that all hangs on one node, or that
+something is blocked which kith gets past by itself.
 
 With --report it prints a report that can be shown to others: no names, keys, ids
 or addresses, of nobody.`,

@@ -58,8 +58,9 @@ func (k *kith) netcheckCmd() *cobra.Command {
 		Use:   "netcheck",
 		Short: "Find out what the network you are on blocks",
 		Long: `Try what the network lets through, and say in a sentence each what is blocked and
-what is used instead. It takes up to a minute. The result is remembered for this
-network, and decides which addresses are tried.
+what is used instead: a warning is about what kith gets past by itself. A bridge is
+connected to, since its web site may answer without it. It takes up to a minute. The
+result is remembered for this network, and decides which addresses are tried.
 
 Only community nodes and bridges that this daemon knows anyway are contacted, with
 what kith says to them on ordinary days, and the directory is asked for something

@@ -142,3 +142,55 @@ func TestDoctorWarnsOfOneWay(t *testing.T) {
 	n.node.kill()
 	a.until("it is seen that the node is gone", func() bool { code, s, _ := doctor(); return code == exitRefused && s["mailboxes"] == "WRONG" })
 }
+
+// TestNetcheckAsksTheBridge: that the web site of a bridge answers is not taken for
+// the bridge, and that one path to it was taken back not for all.
+func TestNetcheckAsksTheBridge(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	b := n.home("b", "--role", "community", "--bridge", "--site", choir(t, n.dir), "--bridge-listen", "/ip4/127.0.0.1/tcp/"+freePort(t))
+	b.up()
+	var first, second bridgeInviteJSON
+	b.decode(&first, "bridge", "invite")
+	b.decode(&second, "bridge", "invite")
+	a := n.home("a", "--name", "ann", "--listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", first.Address)
+	a.up()
+	for _, test := range []struct {
+		name       string
+		before     func()
+		blocked    string
+		reached    bool
+		states     string // of what is said of the network, in its order
+		text, hint string // of the first
+	}{
+		{"it works", func() {}, "", true, "ok", "Bridges can be reached", ""},
+		{
+			"its secret was taken back", func() { b.must("bridge", "revoke", first.ID) }, "bridge", false, "WRONG WRONG",
+			"The web site at a bridge's address answers, and the bridge itself does not", "ask who gave it to you for a new one",
+		},
+		{"another path leads to it", func() { a.must("bridge", "add", second.Address) }, "", true, "ok", "Bridges can be reached", ""},
+	} {
+		test.before()
+		var checked struct {
+			Blocked []string    `json:"blocked"`
+			Bridges bool        `json:"bridges"`
+			Checks  []checkJSON `json:"checks"`
+		}
+		a.decode(&checked, "netcheck")
+		var about []checkJSON
+		var states []string
+		for _, c := range checked.Checks {
+			if strings.HasPrefix(c.Name, "network") {
+				about, states = append(about, c), append(states, checkState(c.OK, c.Hint))
+			}
+		}
+		if strings.Join(checked.Blocked, " ") != test.blocked || checked.Bridges != test.reached || strings.Join(states, " ") != test.states {
+			t.Fatalf("%s: %+v", test.name, checked)
+		}
+		if !strings.Contains(about[0].Text, test.text) || !strings.Contains(about[0].Hint, test.hint) {
+			t.Errorf("%s: it says %+v", test.name, about[0])
+		}
+		if _, doctor, _ := a.cli("doctor"); !strings.Contains(doctor, test.text) {
+			t.Errorf("%s: doctor does not say so:\n%s", test.name, doctor)
+		}
+	}
+}

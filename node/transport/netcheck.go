@@ -58,6 +58,7 @@ const (
 	ProbeTLS                   // a browser's hello, with the bridge's name
 	ProbeOther                 // another browser's
 	ProbeNameless              // the first without a name
+	ProbeVeil                  // a connection to the bridge itself, behind its web site
 	probes
 )
 
@@ -136,9 +137,11 @@ func (p Prober) Node(ctx context.Context, addrs []ma.Multiaddr) (f Findings) {
 	return f
 }
 
-// Bridge probes a bridge with hellos of browsers. Its secret path is not uttered,
-// so whoever answers learns nothing.
-func (p Prober) Bridge(ctx context.Context, v VeilAddr) (f Findings) {
+// Bridge probes a bridge with hellos of browsers, in which its secret path is not
+// uttered: whoever answers learns nothing. That a web site answers says nothing of
+// the bridge, so where one does, through connects as it is always connected to,
+// until it has proven who it is.
+func (p Prober) Bridge(ctx context.Context, v VeilAddr, through func(context.Context) error) (f Findings) {
 	address := net.JoinHostPort(v.Host, portText(v.Port))
 	if _, err := netip.ParseAddr(v.Host); err != nil && p.DialTCP == nil {
 		f[ProbeName] = twice(ctx, func(ctx context.Context) error {
@@ -165,14 +168,17 @@ func (p Prober) Bridge(ctx context.Context, v VeilAddr) (f Findings) {
 	hello := func(h Hello, name string) Outcome {
 		return twice(ctx, func(ctx context.Context) error { return p.probeTLS(ctx, address, h, name, v) })
 	}
-	if f[ProbeTLS] = hello(hellos[0], name); !f[ProbeTLS].Failed() || f[ProbeTLS] == Altered {
-		return f
+	f[ProbeTLS] = hello(hellos[0], name)
+	if f[ProbeTLS].Failed() && f[ProbeTLS] != Altered {
+		if len(hellos) > 1 {
+			f[ProbeOther] = hello(hellos[1], name)
+		}
+		if name != "" {
+			f[ProbeNameless] = hello(hellos[0], "")
+		}
 	}
-	if len(hellos) > 1 {
-		f[ProbeOther] = hello(hellos[1], name)
-	}
-	if name != "" {
-		f[ProbeNameless] = hello(hellos[0], "")
+	if f[ProbeTLS] == Passed || f[ProbeOther] == Passed {
+		f[ProbeVeil] = outcomeOf(through(ctx)) // once: it tries again by itself, for as long as there is hope
 	}
 	return f
 }
@@ -204,9 +210,9 @@ func outcomeOf(err error) Outcome {
 	switch {
 	case err == nil:
 		return Passed
-	case errors.Is(err, errAltered):
+	case errors.Is(err, errAltered), errors.Is(err, errWrongCertificate):
 		return Altered
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, errNotBridge):
 		return Refused
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE):
 		return Reset

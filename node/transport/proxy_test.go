@@ -342,7 +342,10 @@ func TestE10_NamesPastTheProxy(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
-			p(reach).Bridge(ctx, v)
+			p(reach).Bridge(ctx, v, func(context.Context) error {
+				t.Error("a bridge is asked for where no web site answers")
+				return nil
+			})
 		}
 	}
 	for name, dial := range map[string]func(transport.Reach){
