@@ -84,7 +84,7 @@ func (k *kith) bridgeListCmd() *cobra.Command {
 		}
 		k.print(list, func(w io.Writer) {
 			if len(list) == 0 {
-				fmt.Fprintln(w, "Nobody has an address of this bridge yet. Make one with: kith bridge invite")
+				fmt.Fprintln(w, k.here("Nobody has an address of this bridge yet. Make one with: kith bridge invite"))
 				return
 			}
 			rows := [][]string{{"ID", "MADE", "FOR", "ADDRESS"}}

@@ -38,12 +38,12 @@ func TestMeteredBudget(t *testing.T) {
 // connection is metered.
 func TestStatusShowsBudget(t *testing.T) {
 	var out bytes.Buffer
-	writeStatus(&out, statusJSON{Budget: budgetJSON{Preset: "laptop", BytesToday: 3_200_000, BytesPerDay: 200_000_000, Metered: true}})
+	new(kith).writeStatus(&out, statusJSON{Budget: budgetJSON{Preset: "laptop", BytesToday: 3_200_000, BytesPerDay: 200_000_000, Metered: true}})
 	if want := "laptop, 3.2 MB today of 200.0 MB, metered: what nobody waits for is slow"; !strings.Contains(out.String(), want) {
 		t.Errorf("status prints\n%s", out.String())
 	}
 	out.Reset()
-	writeStatus(&out, statusJSON{Budget: budgetJSON{Preset: "laptop", BytesToday: 2_600_000, BytesPerDay: 1_000_000}})
+	new(kith).writeStatus(&out, statusJSON{Budget: budgetJSON{Preset: "laptop", BytesToday: 2_600_000, BytesPerDay: 1_000_000}})
 	if want := "2.6 MB today of 1.0 MB, used up: until midnight UTC"; !strings.Contains(out.String(), want) {
 		t.Errorf("status prints\n%s", out.String())
 	}

@@ -133,7 +133,7 @@ func (k *kith) showExport(w io.Writer, out *bundleExport, qrCode bool) error {
 		}
 	}
 	if n := out.result.LeftOut; n > 0 {
-		k.notef("%s too long for paper; put %s into a file: kith bundle export FILE", were(int(n), "message"), map[bool]string{true: "it", false: "them"}[n == 1])
+		k.notef("%s too long for paper; put %s into a file: kith bundle export%s FILE", were(int(n), "message"), map[bool]string{true: "it", false: "them"}[n == 1], k.at(""))
 	}
 	return nil
 }
@@ -409,7 +409,7 @@ into the bundles that are made for all. Nobody can see whom it is for.`,
 	}
 	c.Flags().BoolVar(&carry, "carry", false, "keep what is for others and carry it on")
 	return k.command(c, 1, 1, func(ctx context.Context, args []string) error {
-		return k.readBundles(ctx, args[0], &apiv1.ImportBundleRequest{Carry: carry}, writeImport)
+		return k.readBundles(ctx, args[0], &apiv1.ImportBundleRequest{Carry: carry}, k.writeImport)
 	})
 }
 
@@ -535,7 +535,7 @@ func importBundle(ctx context.Context, client *api.Client, r io.Reader, req *api
 }
 
 // writeImport says what came of an import.
-func writeImport(w io.Writer, r bundleImportJSON) {
+func (k *kith) writeImport(w io.Writer, r bundleImportJSON) {
 	var who []string
 	for _, s := range r.From {
 		if s.Name == "" {
@@ -555,7 +555,7 @@ func writeImport(w io.Writer, r bundleImportJSON) {
 		fmt.Fprintln(w, "Nothing new.")
 	}
 	if r.Invites > 0 {
-		fmt.Fprintln(w, "The keys that belong to an invite are here: you can write. See: kith contacts")
+		fmt.Fprintln(w, k.here("The keys that belong to an invite are here: you can write. See: kith contacts"))
 	}
 	if r.Waiting > 0 {
 		fmt.Fprintf(w, "%s could not be taken now; import the file again in a while.\n", plural(int(r.Waiting), "message"))
@@ -564,7 +564,7 @@ func writeImport(w io.Writer, r bundleImportJSON) {
 		fmt.Fprintf(w, "%s damaged; ask for another copy.\n", were(int(r.Damaged), "part"))
 	}
 	if r.Kept > 0 {
-		fmt.Fprintf(w, "%s for others kept, to be carried on with: kith bundle export FILE\n", were(int(r.Kept), "part"))
+		fmt.Fprintf(w, "%s for others kept, to be carried on with: kith bundle export%s FILE\n", were(int(r.Kept), "part"), k.at(""))
 	}
 	if r.Full {
 		fmt.Fprintln(w, "There was no room to keep all that is for others.")

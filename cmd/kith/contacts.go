@@ -70,7 +70,7 @@ func (k *kith) contactsCmd() *cobra.Command {
 		}
 		k.print(toContacts(res.Contacts), func(w io.Writer) {
 			if len(res.Contacts) == 0 {
-				fmt.Fprintln(w, "No contacts yet. Make a link for a friend with: kith invite")
+				fmt.Fprintln(w, k.here("No contacts yet. Make a link for a friend with: kith invite"))
 				return
 			}
 			rows := [][]string{{"NAME", "STATE", "VERIFIED", "LAST SEEN", "ID"}}
@@ -179,7 +179,7 @@ func (k *kith) printContact(c *apiv1.Contact, sentence string) {
 		Contact contactJSON `json:"contact"`
 	}{toContact(c)}, func(w io.Writer) {
 		if !k.quiet {
-			fmt.Fprintf(w, sentence+"\n", clean(c.GetName()))
+			fmt.Fprintln(w, strings.Replace(k.here(sentence), "%s", clean(c.GetName()), 1))
 		}
 	})
 }

@@ -147,12 +147,12 @@ func (k *kith) statusCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		k.print(toStatus(res), func(w io.Writer) { writeStatus(w, toStatus(res)) })
+		k.print(toStatus(res), func(w io.Writer) { k.writeStatus(w, toStatus(res)) })
 		return nil
 	})
 }
 
-func writeStatus(w io.Writer, s statusJSON) {
+func (k *kith) writeStatus(w io.Writer, s statusJSON) {
 	state := "starting"
 	if s.Ready {
 		state = "ready"
@@ -188,10 +188,10 @@ func writeStatus(w io.Writer, s statusJSON) {
 		rows = append(rows, []string{"road", road + ": " + s.Roads[road]})
 	}
 	if s.Mode != nil {
-		rows = append(rows, []string{"mode", s.Mode.String()})
+		rows = append(rows, []string{"mode", k.here(s.Mode.String())})
 	}
 	if s.Mailboxes != nil {
-		rows = append(rows, []string{"mailboxes", s.Mailboxes.String()})
+		rows = append(rows, []string{"mailboxes", k.here(s.Mailboxes.String())})
 	}
 	rows = append(rows, []string{"budget", s.Budget.String()})
 	store := "protected by a passphrase"
@@ -240,7 +240,7 @@ func (k *kith) waitCmd() *cobra.Command {
 			}
 			if pause(ctx, readyEvery) != nil {
 				if err == nil {
-					return &api.Error{Code: api.CodeTimeout, Message: "the daemon is still starting", Hint: "see: " + k.at("kith doctor")}
+					return &api.Error{Code: api.CodeTimeout, Message: "the daemon is still starting", Hint: "see: kith doctor"}
 				}
 				return &api.Error{Code: api.CodeTimeout, Message: "the daemon did not become ready in time: " + err.Error(), Hint: "start it with: " + k.start()}
 			}
@@ -279,7 +279,7 @@ or addresses, of nobody.`,
 			k.printReport(s, res.Checks)
 			return nil
 		}
-		checks, bad := toChecks(res.Checks)
+		checks, bad := k.toChecks(res.Checks)
 		k.print(struct {
 			OK     bool        `json:"ok"`
 			Checks []checkJSON `json:"checks"`

@@ -244,7 +244,7 @@ func TestMailboxNone(t *testing.T) {
 	if s := a.status(); s.Mailboxes == nil || s.Mailboxes.Mode != "none" {
 		t.Errorf("status says %+v", s.Mailboxes)
 	}
-	if out := a.must("mailbox", "list"); !strings.Contains(out, "kith up --mailbox auto") {
+	if out := a.must("mailbox", "list"); !strings.Contains(out, "kith up --home "+a.dir+" --mailbox auto") {
 		t.Errorf("mailbox list prints %q", out)
 	}
 	if code, _, stderr := a.cli("mailbox", "add", nodes[0].ready.Listen[0]); code != exitRefused || !strings.Contains(stderr, "--mailbox auto") {

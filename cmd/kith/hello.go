@@ -80,7 +80,7 @@ Do it again when the browser was updated. The daemon uses it from its next start
 			Bytes int    `json:"bytes"`
 		}{"learnt", path, len(record)}, func(w io.Writer) {
 			if !k.quiet {
-				fmt.Fprintln(w, "Learnt. kith uses it from its next start: kith down, kith up")
+				fmt.Fprintln(w, k.here("Learnt. kith uses it from its next start: kith down, kith up"))
 			}
 		})
 		return nil

@@ -78,7 +78,7 @@ trust: whoever has it first can use it. It works once, unless --reusable.`,
 			if !reusable {
 				fmt.Fprint(w, ", once")
 			}
-			fmt.Fprintf(w, ". To take it back:  kith invite revoke %s\n", clean(inv.GetId()))
+			fmt.Fprintf(w, ". To take it back:  kith invite revoke %s%s\n", clean(inv.GetId()), k.at(""))
 		})
 		return nil
 	})
@@ -148,7 +148,7 @@ func (k *kith) invitesCmd() *cobra.Command {
 		}
 		k.print(list, func(w io.Writer) {
 			if len(list) == 0 {
-				fmt.Fprintln(w, "No invites. Make one with: kith invite")
+				fmt.Fprintln(w, k.here("No invites. Make one with: kith invite"))
 				return
 			}
 			rows := [][]string{{"ID", "STATE", "USES", "EXPIRES", "FOR"}}
@@ -307,7 +307,7 @@ func (k *kith) requestsCmd() *cobra.Command {
 				}
 				fmt.Fprintf(w, "%s is shown as %s and writes:\n  %s\n", clean(r.Id), clean(r.Name), cleanText(r.FirstText, "  "))
 			}
-			fmt.Fprintln(w, "Answer with: kith approve ID, or: kith reject ID")
+			fmt.Fprintln(w, k.here("Answer with: kith approve ID, or: kith reject ID"))
 		})
 		return nil
 	})

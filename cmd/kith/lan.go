@@ -69,7 +69,7 @@ func (k *kith) printLAN(l *apiv1.Lan) {
 	k.print(toLAN(l), func(w io.Writer) {
 		switch {
 		case !l.GetOn():
-			fmt.Fprintf(w, "Off: contacts on the same network do not find you that way. Switch it on with: %s\n", k.at("kith lan on"))
+			fmt.Fprintln(w, k.here("Off: contacts on the same network do not find you that way. Switch it on with: kith lan on"))
 		case l.GetProblem() != "":
 			fmt.Fprintf(w, "On, but %s.\n", clean(l.GetProblem()))
 		case l.GetNetworks() == 0:

@@ -82,12 +82,12 @@ func (k *kith) mailboxListCmd() *cobra.Command {
 		for _, m := range res.Mailboxes {
 			list = append(list, toMailbox(m))
 		}
-		k.print(list, func(w io.Writer) { writeMailboxes(w, list, res) })
+		k.print(list, func(w io.Writer) { k.writeMailboxes(w, list, res) })
 		return nil
 	})
 }
 
-func writeMailboxes(w io.Writer, list []mailboxJSON, res *apiv1.ListMailboxesResponse) {
+func (k *kith) writeMailboxes(w io.Writer, list []mailboxJSON, res *apiv1.ListMailboxesResponse) {
 	if len(list) > 0 {
 		rows := [][]string{{"ID", "STATE", "WAITING", "ROOM", "KEEPS FOR", "LAST SEEN", "ADDED BY", "ADDRESS"}}
 		for _, m := range list {
@@ -114,11 +114,11 @@ func writeMailboxes(w io.Writer, list []mailboxJSON, res *apiv1.ListMailboxesRes
 	}
 	switch {
 	case res.Mode == "none":
-		fmt.Fprintln(w, "Mailboxes are switched off: messages reach you only while you are online. Switch them on with: kith up --mailbox auto")
+		fmt.Fprintln(w, k.here("Mailboxes are switched off: messages reach you only while you are online. Switch them on with: kith up --mailbox auto"))
 	case told == 0:
-		fmt.Fprintln(w, "No mailboxes yet: messages reach you only while you are online. kith opens some when it finds community nodes; or name one: kith mailbox add ADDRESS")
+		fmt.Fprintln(w, k.here("No mailboxes yet: messages reach you only while you are online. kith opens some when it finds community nodes; or name one: kith mailbox add ADDRESS"))
 	case res.Healthy < min(res.Needed, int32(told)):
-		fmt.Fprintf(w, "Too few work: %d, and a message is left at %d. Add one with: kith mailbox add ADDRESS\n", res.Healthy, res.Needed)
+		fmt.Fprintf(w, "Too few work: %d, and a message is left at %d. Add one with: kith mailbox add%s ADDRESS\n", res.Healthy, res.Needed, k.at(""))
 	default:
 		fmt.Fprintf(w, "%d of %d work. A message counts as held when %s.\n", res.Healthy, told, signed(min(int(res.Needed), told)))
 	}
@@ -221,7 +221,7 @@ func (k *kith) mailboxTestCmd() *cobra.Command {
 		}
 		k.print(results, func(w io.Writer) {
 			if len(results) == 0 {
-				fmt.Fprintln(w, "No mailboxes to test. See: kith mailbox list")
+				fmt.Fprintln(w, k.here("No mailboxes to test. See: kith mailbox list"))
 				return
 			}
 			rows := [][]string{}

@@ -36,7 +36,7 @@ func TestMailboxList(t *testing.T) {
 		for _, m := range test.res.Mailboxes {
 			list = append(list, toMailbox(m))
 		}
-		writeMailboxes(&out, list, test.res)
+		new(kith).writeMailboxes(&out, list, test.res)
 		for _, want := range test.want {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s: %q is not in\n%s", test.name, want, out.String())
@@ -53,8 +53,8 @@ func TestMailboxErrors(t *testing.T) {
 		want string
 	}{
 		{"mailbox add /x", exitRefused, "there is no such node; check the address"},
-		{"mailbox remove 1a2b", exitNotFound, `there is no mailbox "1a2b"; kith mailbox list shows the ones you have`},
-		{"mailbox test 1a2b", exitNotFound, `there is no mailbox "1a2b"; kith mailbox list shows the ones you have`},
+		{"mailbox remove 1a2b", exitNotFound, `there is no mailbox "1a2b"; kith mailbox list --home ` + home + ` shows the ones you have`},
+		{"mailbox test 1a2b", exitNotFound, `there is no mailbox "1a2b"; kith mailbox list --home ` + home + ` shows the ones you have`},
 		{"node status", exitRefused, "this daemon is a user's and keeps no mail for others; start a community node with: kith up --role community"},
 	} {
 		code, stdout, stderr := cli(t, "", append([]string{"--home", home}, strings.Fields(test.args)...)...)

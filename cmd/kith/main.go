@@ -67,7 +67,8 @@ type kith struct {
 	verbose bool
 	timeout time.Duration
 
-	client *api.Client // dialled at first use
+	commands *cobra.Command // all of them, under their root
+	client   *api.Client    // dialled at first use
 }
 
 func (k *kith) root() *cobra.Command {
@@ -119,6 +120,7 @@ code: 0 done, 1 refused, 2 wrong command line, 3 not running, 4 no road, 5 full,
 		k.mailboxCmd(), k.bundleCmd(), k.nodeCmd(), k.bridgeCmd(), k.modeCmd(), k.lanCmd(), k.netcheckCmd(), k.budgetCmd(),
 		k.demoCmd(), k.configCmd(), k.pathsCmd(), k.versionCmd(),
 	)
+	k.commands = root
 	return root
 }
 
@@ -252,8 +254,15 @@ func (k *kith) fail(err error) int {
 	return exitCode(e.Code)
 }
 
-// explain gives any error a code and, where one is known, the next step.
+// explain gives any error a code and, where one is known, the next step, which is
+// about the home of this command.
 func (k *kith) explain(err error) *api.Error {
+	e := *k.explained(err)
+	e.Hint = k.here(e.Hint)
+	return &e
+}
+
+func (k *kith) explained(err error) *api.Error {
 	var e *api.Error
 	switch {
 	case errors.As(err, &e):
@@ -274,12 +283,12 @@ func (k *kith) explain(err error) *api.Error {
 func (k *kith) start() string {
 	c, err := k.config()
 	if err != nil || c.role.from != "default" {
-		return k.at("kith up")
+		return "kith up"
 	}
 	if _, err := os.Lstat(filepath.Join(c.paths.Data, mailFile)); err == nil {
-		return k.at(upCommunity)
+		return upCommunity
 	}
-	return k.at("kith up")
+	return "kith up"
 }
 
 // at is a command line with what tells the daemon of this one from others.

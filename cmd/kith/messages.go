@@ -93,7 +93,7 @@ func (k *kith) readCmd() *cobra.Command {
 			return err
 		}
 		if len(messages) == 0 && !k.json {
-			k.notef("No messages yet. Write one with: kith send %s TEXT", word(args[0]))
+			k.notef("No messages yet. Write one with: kith send%s %s TEXT", k.at(""), word(args[0]))
 		}
 		k.printMessages(messages)
 		return nil
@@ -209,7 +209,7 @@ func (k *kith) chatsCmd() *cobra.Command {
 		}
 		k.print(list, func(w io.Writer) {
 			if len(list) == 0 {
-				fmt.Fprintln(w, "No conversations yet. Make a link for a friend with: kith invite")
+				fmt.Fprintln(w, k.here("No conversations yet. Make a link for a friend with: kith invite"))
 				return
 			}
 			rows := [][]string{{"NAME", "MESSAGES", "LAST", ""}}

@@ -66,7 +66,7 @@ kith mode censored goes over again before the machine is back where somebody doe
 			}
 			mode = res.Mode
 		}
-		k.print(toMode(mode), func(w io.Writer) { fmt.Fprintln(w, toMode(mode)) })
+		k.print(toMode(mode), func(w io.Writer) { fmt.Fprintln(w, k.here(toMode(mode).String())) })
 		return nil
 	})
 }
@@ -127,7 +127,7 @@ func (k *kith) bridgeRemoveCmd() *cobra.Command {
 		k.print(struct {
 			State string `json:"state"`
 		}{"removed"}, func(w io.Writer) {
-			fmt.Fprintln(w, "The bridge is forgotten. The mode stays as it is: see kith mode.")
+			fmt.Fprintln(w, k.here("The bridge is forgotten. The mode stays as it is: see kith mode."))
 		})
 		return nil
 	})
@@ -152,7 +152,7 @@ func (k *kith) bridgeWaysCmd() *cobra.Command {
 		}
 		k.print(list, func(w io.Writer) {
 			if len(list) == 0 {
-				fmt.Fprintln(w, "No bridges yet. Who runs one makes an address for you with kith bridge invite; add it with: kith bridge add ADDRESS")
+				fmt.Fprintln(w, "No bridges yet. Who runs one makes an address for you with kith bridge invite; "+k.here("add it with: kith bridge add ADDRESS"))
 				return
 			}
 			rows := [][]string{{"ID", "ADDED", "FROM", "SHARED", "CONNECTED", "ADDRESS"}}

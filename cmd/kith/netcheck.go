@@ -22,10 +22,10 @@ type checkJSON struct {
 }
 
 // toChecks also counts those that are not ok.
-func toChecks(in []*apiv1.Check) (checks []checkJSON, bad int) {
+func (k *kith) toChecks(in []*apiv1.Check) (checks []checkJSON, bad int) {
 	checks = []checkJSON{}
 	for _, c := range in {
-		checks = append(checks, checkJSON{c.Name, c.Ok, c.Text, c.Hint})
+		checks = append(checks, checkJSON{c.Name, c.Ok, k.here(c.Text), k.here(c.Hint)})
 		if !c.Ok {
 			bad++
 		}
@@ -82,7 +82,7 @@ does: do not use it where that is dangerous.`,
 		if err != nil {
 			return err
 		}
-		checks, _ := toChecks(res.Checks)
+		checks, _ := k.toChecks(res.Checks)
 		k.print(struct {
 			Blocked []string    `json:"blocked"`
 			Nodes   bool        `json:"nodes"`

@@ -233,7 +233,7 @@ func TestSendLate(t *testing.T) {
 	} {
 		home := serve(t, traced{&teller{name: "bob"}, test.attempts})
 		code, _, stderr := cli(t, "", "--home", home, "send", "bob", "hi", "--wait", test.wait, "--timeout", "200ms")
-		if code != test.code || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "kith trace id of hi") || strings.Count(stderr, "\n") != 1 {
+		if code != test.code || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "kith trace --home "+home+" id of hi") || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("--wait %s after %v: exit %d, %q, want exit %d and %q", test.wait, test.attempts, code, stderr, test.code, test.want)
 		}
 	}

@@ -181,7 +181,7 @@ func (s *spool) read(ctx context.Context, path string) error {
 	v := toBundleImport(path, r)
 	s.k.print(v, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: ", clean(path))
-		writeImport(w, v)
+		s.k.writeImport(w, v)
 	})
 	return nil
 }

@@ -41,12 +41,12 @@ func (d *daemon) checkRole(ctx context.Context, st *store.Store) error {
 	case d.role == node.RoleUser && community && !user:
 		return &api.Error{
 			Code: api.CodeRefused, Message: "this home is a community node's",
-			Hint: "start it with: " + d.k.at(upCommunity) + ", or choose another one with --home DIR",
+			Hint: "start it with: " + upCommunity + ", or choose another one with --home DIR",
 		}
 	case d.role == node.RoleCommunity && user && !community:
 		return &api.Error{
 			Code: api.CodeRefused, Message: "this home is a user's, with an account",
-			Hint: "start it with: " + d.k.at("kith up") + ", or choose another one for the community node with --home DIR",
+			Hint: "start it with: kith up, or choose another one for the community node with --home DIR",
 		}
 	}
 	return nil
@@ -102,7 +102,7 @@ func (d *daemon) explainStore(err error) error {
 		if inUse.PID != 0 {
 			holder = fmt.Sprintf(" (process %d)", inUse.PID)
 		}
-		return refused("another kith"+holder+" uses this data directory", "stop it with: "+d.k.at("kith down")+", or choose another one with --home")
+		return refused("another kith"+holder+" uses this data directory", "stop it with: kith down, or choose another one with --home")
 	case errors.Is(err, store.ErrPassphraseNeeded):
 		return &api.Error{Code: api.CodeLocked, Message: "this store is protected by a passphrase", Hint: "use --passphrase-file FILE, or --passphrase to be asked"}
 	case errors.Is(err, store.ErrPassphrase):

@@ -223,7 +223,7 @@ func TestCommunityNode(t *testing.T) {
 		t.Errorf("kith down: exit %d, %s", code, stderr)
 	}
 	d.wait(t)
-	if _, _, stderr := cli(t, "", "--home", home, "status"); !strings.Contains(stderr, "start it with: kith up --role community --home "+home) {
+	if _, _, stderr := cli(t, "", "--home", home, "status"); !strings.Contains(stderr, "start it with: kith up --home "+home+" --role community") {
 		t.Errorf("the hint is %q", stderr)
 	}
 	again := up(t, home, "--role", "community")
@@ -249,7 +249,7 @@ func TestUpInTheOtherRole(t *testing.T) {
 		}
 		d.wait(t)
 		code, _, stderr := cli(t, "", "--home", home, "up", "-q", "--role", roles[1-i], "--timeout", "20s")
-		hint := map[string]string{"user": "kith up --home " + home, "community": "kith up --role community --home " + home}[role]
+		hint := map[string]string{"user": "kith up --home " + home, "community": "kith up --home " + home + " --role community"}[role]
 		if code != exitRefused || !strings.Contains(stderr, "this home is a "+role) || !strings.Contains(stderr, hint) || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("a home of a %s: exit %d, stderr %q", role, code, stderr)
 		}
@@ -386,7 +386,7 @@ func TestExplainEnd(t *testing.T) {
 		{errors.Join(store.ErrDamaged, io.EOF), "the store is damaged", "backup"},
 		{fmt.Errorf("x: %w", store.ErrReadOnly), "the disk failed while saving", "check the disk"},
 		{fmt.Errorf("x: %w", store.ErrFull), "the disk is full", "free some space"},
-		{&store.InUseError{PID: 7}, "(process 7)", "kith down --home /h"},
+		{&store.InUseError{PID: 7}, "(process 7)", "stop it with: kith down, or"},
 		{&os.PathError{Op: "mkdir", Path: "/h", Err: syscall.ENOTDIR}, "not a folder", "--home DIR"},
 		{&os.PathError{Op: "mkdir", Path: "/h", Err: syscall.EACCES}, "can not write", "--home DIR"},
 		{io.EOF, "ended by itself: EOF", "start it again"},
