@@ -480,6 +480,11 @@ func (n *Node) AddBridge(ctx context.Context, req *apiv1.AddBridgeRequest) (*api
 		if err != nil {
 			return err
 		}
+		have, err := w.tx.Bridges()
+		if err != nil {
+			return err
+		}
+		out.Known = slices.ContainsFunc(have, func(k store.BridgeRow) bool { return k.Address == a.String() })
 		row := store.BridgeRow{Address: a.String(), Source: store.BridgeFromUser, Shared: !req.Secret, Added: w.ms()}
 		if err := learnBridge(w.tx, row); err != nil {
 			return err

@@ -85,6 +85,8 @@ type Config struct {
 	Offline bool
 	// Proxy is what every connection goes through; nil: nothing.
 	Proxy *transport.Proxy
+	// Site is what a bridge's web site is called, for status; empty: it is no bridge.
+	Site string
 	// Prober is how the network is probed.
 	Prober transport.Prober
 	// LANLink opens the way to the local networks; nil opens sockets.

@@ -77,6 +77,7 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 		Dht:   &apiv1.Dht{Mode: d.Mode.String(), Table: int32(d.Table)},
 		Store: n.store.Protection(), RssBytes: residentMemory(), Goroutines: int32(runtime.NumGoroutine()),
 	}
+	out.Bridge = n.cfg.Site
 	out.Lan = n.locals.status()
 	out.Budget = n.budget()
 	select {

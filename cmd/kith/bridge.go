@@ -25,6 +25,9 @@ To use one:  kith bridge add ADDRESS`,
 	return group(c)
 }
 
+// bridgeOf says what a bridge is to everybody else.
+func bridgeOf(site string) string { return "to everybody else the web site " + site }
+
 type bridgeInviteJSON struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`

@@ -181,3 +181,83 @@ func TestBridge_BehindAWebServer(t *testing.T) {
 		t.Errorf("the site: %d %q", status, body)
 	}
 }
+
+// TestBridgeSaysSo: a bridge tells its operator that it is one, and under which name,
+// where it starts, where it is started again and in its status; its secrets it does not
+// tell, and neither the name in what is shown to others.
+func TestBridgeSaysSo(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		args []string
+		site string // PORT stands for the port
+	}{
+		{"by an address", nil, "127.0.0.1:PORT"},
+		{"by a domain", []string{"--domain", "www.example.org"}, "www.example.org:PORT"},
+		{"by a domain, behind a web server", []string{"--domain", "www.example.org", "--bridge-behind"}, "www.example.org"},
+		{"no bridge", nil, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := &network{t: t, dir: shortDir(t)}
+			port := freePort(t)
+			args := []string{"--role", "community", "--listen", "/ip4/127.0.0.1/tcp/0"}
+			if test.site != "" {
+				args = append([]string{"--role", "community", "--bridge", "--site", choir(t, n.dir), "--bridge-listen", "/ip4/127.0.0.1/tcp/" + port}, test.args...)
+			}
+			site := strings.ReplaceAll(test.site, "PORT", port)
+			b := n.home("b", args...)
+			b.up()
+			if b.ready.Bridge != site {
+				t.Errorf("it starts as a bridge of %q, want %q", b.ready.Bridge, site)
+			}
+			if s := b.status(); s.Bridge != site {
+				t.Errorf("its status names %q, want %q", s.Bridge, site)
+			}
+			shown := map[string]string{"status": b.must("status"), "up": b.must(append([]string{"up"}, args...)...)}
+			if site != "" {
+				var invite bridgeInviteJSON
+				b.decode(&invite, "bridge", "invite")
+				_, secret, _ := strings.Cut(invite.Address, "/http-path/")
+				secret, _, _ = strings.Cut(secret, "/")
+				if out := shown["up"] + b.must("status"); secret == "" || strings.Contains(out, secret) {
+					t.Errorf("a secret path is shown:\n%s", out)
+				}
+				if report := b.must("doctor", "--report"); strings.Contains(report, "example.org") {
+					t.Errorf("the report for others names the site:\n%s", report)
+				}
+			}
+			for command, out := range shown {
+				if says := strings.Contains(out, "to everybody else the web site "+site+"\n"); says != (site != "") {
+					t.Errorf("kith %s:\n%s", command, out)
+				}
+			}
+		})
+	}
+}
+
+// TestBridgeKnown: who adds a bridge is told if they had it.
+func TestBridgeKnown(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	a := n.home("a", "--name", "ann", "--listen", "/ip4/127.0.0.1/tcp/0")
+	a.up()
+	const way, id = "/ip4/127.0.0.1/tcp/9/tls/sni/cats.example/http-path/", "/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+	for _, test := range []struct {
+		name, path string
+		known      bool
+	}{
+		{"new", "AAECAwQFBgcICQoLDA0ODw", false},
+		{"the same", "AAECAwQFBgcICQoLDA0ODw", true},
+		{"another path to it", "AAECAwQFBgcICQoLDA0OEA", false},
+		{"that again", "AAECAwQFBgcICQoLDA0OEA", true},
+	} {
+		out := a.must("bridge", "add", way+test.path+id)
+		if says := strings.Contains(out, "was known before"); says != test.known || strings.Contains(out, test.path) {
+			t.Errorf("%s: %q", test.name, out)
+		}
+	}
+	var again struct {
+		Known bool `json:"known"`
+	}
+	if a.decode(&again, "bridge", "add", way+"AAECAwQFBgcICQoLDA0ODw"+id); !again.Known {
+		t.Error("a program is not told")
+	}
+}

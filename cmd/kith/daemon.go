@@ -91,7 +91,8 @@ type statusJSON struct {
 	Mailboxes   *mailboxCount     `json:"mailboxes"` // null on a community node
 	LAN         lanJSON           `json:"lan"`
 	Budget      budgetJSON        `json:"budget"`
-	Mode        *modeJSON         `json:"mode"` // null on a community node
+	Mode        *modeJSON         `json:"mode"`   // null on a community node
+	Bridge      string            `json:"bridge"` // the web site of one; empty: it is none
 }
 
 type mailboxCount struct {
@@ -119,7 +120,7 @@ func toStatus(s *apiv1.StatusResponse) statusJSON {
 		Listen: nonNil(s.Listen), Peers: s.Peers, DHT: dhtJSON{s.GetDht().GetMode(), s.GetDht().GetTable()},
 		Roads: s.Roads, Outbox: s.Outbox, RSSBytes: s.RssBytes, Store: s.Store,
 		Published: s.Published, PublishGoal: s.PublishGoal, Goroutines: s.Goroutines, ReadOnly: s.ReadOnly,
-		LAN: toLAN(s.GetLan()), Budget: toBudget(s.GetBudget()),
+		LAN: toLAN(s.GetLan()), Budget: toBudget(s.GetBudget()), Bridge: s.Bridge,
 	}
 	if m := s.GetMailboxes(); m != nil {
 		out.Mailboxes = &mailboxCount{m.Mode, m.Healthy, m.Total, m.Needed}
@@ -168,6 +169,9 @@ func (k *kith) writeStatus(w io.Writer, s statusJSON) {
 	}
 	if s.Account != "" {
 		rows = append(rows, []string{"account", s.Account})
+	}
+	if s.Bridge != "" {
+		rows = append(rows, []string{"bridge", bridgeOf(s.Bridge)})
 	}
 	for _, a := range s.Listen {
 		rows = append(rows, []string{"listen", a})

@@ -54,6 +54,7 @@ type home struct {
 		Account string
 		API     string
 		Listen  []string
+		Bridge  string
 	}
 }
 

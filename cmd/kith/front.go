@@ -185,6 +185,16 @@ func parsePlace(s string) (*transport.VeilAddr, error) {
 type bridgeFront struct {
 	invites *bridge.Service
 	bridge  transport.Bridge
+	name    string // of the web site, or where it is
+}
+
+// called is what is said of the bridge to its operator, which holds no secret; empty
+// if there is none.
+func (f *bridgeFront) called() string {
+	if f == nil {
+		return ""
+	}
+	return f.name
 }
 
 // host is the bridge as the host takes it; nil if there is none.
@@ -233,6 +243,12 @@ func (d *daemon) openBridge(ctx context.Context, st *store.Store) (*bridgeFront,
 	v.Path = "AAAAAAAAAAAAAAAAAAAAAA"
 	if _, err := v.Multiaddr(); err != nil {
 		return nil, usagef("check --domain and --bridge-address", "the bridge's address can not be written")
+	}
+	if front.name = v.Host; b.domain != "" {
+		front.name = b.domain
+	}
+	if v.Port != webPort {
+		front.name = net.JoinHostPort(front.name, strconv.Itoa(int(v.Port)))
 	}
 	return front, nil
 }

@@ -105,8 +105,15 @@ contacts is told of it, unless it is added with --secret.`,
 		if err != nil {
 			return err
 		}
-		k.print(toKnownBridge(res.GetBridge()), func(w io.Writer) {
-			fmt.Fprintf(w, "Bridge %s is used. The mode is %s.\n", clean(res.GetBridge().GetId()), toMode(res.GetMode()))
+		k.print(struct {
+			knownBridgeJSON
+			Known bool `json:"known"`
+		}{toKnownBridge(res.GetBridge()), res.GetKnown()}, func(w io.Writer) {
+			sentence := "Bridge %s is used."
+			if res.GetKnown() {
+				sentence = "Bridge %s was known before, by this very address."
+			}
+			fmt.Fprintf(w, sentence+" The mode is %s.\n", clean(res.GetBridge().GetId()), k.here(toMode(res.GetMode()).String()))
 		})
 		return nil
 	})

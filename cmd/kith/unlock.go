@@ -60,20 +60,32 @@ func found[T any](_ T, err error) (bool, error) {
 	return err == nil, err
 }
 
-// runs reports whether a daemon of this home and role answers already, and then
-// prints where: starting what runs is no error.
-func (d *daemon) runs(ctx context.Context) bool {
+// runs reports whether a daemon of this home answers already, and then prints
+// where: starting what runs is no error, if it is of this role.
+func (d *daemon) runs(ctx context.Context) (bool, error) {
 	client := api.NewClient(d.cfg.api.value)
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, runsWait)
 	defer cancel()
 	s, err := client.Status(ctx, &apiv1.StatusRequest{})
-	if err != nil || !s.Ready || s.Role != d.role.String() {
-		return false
+	switch {
+	case err != nil || !s.Ready: // whoever holds the store is named then
+		return false, nil
+	case s.Role == d.role.String():
+	case d.role == node.RoleUser:
+		return false, &api.Error{
+			Code: api.CodeRefused, Message: "kith runs on this home already, as a community node, which has no account",
+			Hint: "choose another home for a user with --home DIR",
+		}
+	default:
+		return false, &api.Error{
+			Code: api.CodeRefused, Message: "kith runs on this home already, as a user's",
+			Hint: "choose another home for a community node with --home DIR",
+		}
 	}
 	d.stage("running", "kith runs already, and what is said here changes nothing")
-	d.announce(readyJSON{"ready", s.Account, d.cfg.api.value, nil, nonNil(s.Listen), s.Role, s.Version})
-	return true
+	d.announce(readyJSON{"ready", s.Account, d.cfg.api.value, nil, nonNil(s.Listen), s.Role, s.Version, s.Bridge})
+	return true, nil
 }
 
 // protect gives a store that only its key file protects the passphrase that

@@ -291,8 +291,10 @@ func (d *daemon) serve(ctx context.Context) error {
 		}
 	}
 	clear(d.passphrase)
-	if errors.As(err, new(*store.InUseError)) && d.runs(ctx) {
-		return nil
+	if errors.As(err, new(*store.InUseError)) {
+		if runs, err := d.runs(ctx); runs || err != nil {
+			return err
+		}
 	}
 	if err != nil {
 		return d.explainStore(err)
@@ -376,6 +378,7 @@ func (d *daemon) serve(ctx context.Context) error {
 
 		HideAddress: d.cfg.hide.value,
 		MailboxMode: d.mailbox,
+		Site:        front.called(),
 		Log:         d.log,
 	})
 	if err != nil {
@@ -442,7 +445,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	defer start(ctx, func(ctx context.Context) error { return server.Serve(ctx, ln) }, failed).stop()
 
-	if err := d.ready(ctx, n, main); err != nil {
+	if err := d.ready(ctx, n, main, front.called()); err != nil {
 		return err
 	}
 	notify("READY=1")
@@ -550,12 +553,12 @@ func (d *daemon) stage(event, format string, args ...any) {
 }
 
 // ready prints what a person, or a script, needs to go on.
-func (d *daemon) ready(ctx context.Context, n *node.Node, host *transport.Host) error {
+func (d *daemon) ready(ctx context.Context, n *node.Node, host *transport.Host, bridge string) error {
 	addrs, err := host.ListenAddrs()
 	if err != nil {
 		return fmt.Errorf("list the addresses: %w", err)
 	}
-	r := readyJSON{Event: "ready", API: d.cfg.api.value, Listen: []string{}, Role: d.role.String(), Version: version}
+	r := readyJSON{Event: "ready", API: d.cfg.api.value, Listen: []string{}, Role: d.role.String(), Version: version, Bridge: bridge}
 	for _, a := range addrs {
 		r.Listen = append(r.Listen, a.String()+"/p2p/"+host.ID().String())
 	}
@@ -579,6 +582,7 @@ type readyJSON struct {
 	Listen  []string `json:"listen"`
 	Role    string   `json:"role"`
 	Version string   `json:"version"`
+	Bridge  string   `json:"bridge"`
 }
 
 func (d *daemon) announce(r readyJSON) {
@@ -596,12 +600,15 @@ func (d *daemon) announce(r readyJSON) {
 	if r.Account != "" {
 		rows = append(rows, []string{"  account", r.Account})
 	}
+	if r.Bridge != "" {
+		rows = append(rows, []string{"  a bridge", bridgeOf(r.Bridge)})
+	}
 	for _, a := range r.Listen {
 		rows = append(rows, []string{"  listens on", a})
 	}
 	table(w, append(rows, []string{"  local API", r.API})...)
 	switch {
-	case d.bridge != nil:
+	case r.Bridge != "":
 		fmt.Fprintf(w, "\nMake an address for somebody: kith bridge invite%s\n", home)
 	case d.role == node.RoleCommunity:
 		fmt.Fprintf(w, "\nOthers begin here with:      kith up --bootstrap %s\n", bootstrapExample(r.Listen))

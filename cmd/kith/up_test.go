@@ -134,14 +134,6 @@ func TestUp(t *testing.T) {
 		if code, _, stderr := cli(t, "", "--home", home, "status"); code != 0 {
 			t.Errorf("the first one is gone: %s", stderr)
 		}
-		code, _, stderr = cli(t, "", "--home", home, "up", "--role", "community")
-		if code != exitRefused || !strings.Contains(stderr, "kith down") || !strings.Contains(stderr, "process") || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("as a community node: exit %d, stderr %q", code, stderr)
-		}
-		_, _, stderr = cli(t, "", "--home", home, "up", "--role", "community", "--json")
-		if want := `"hint":"stop it with: kith down --home ` + home; !strings.Contains(stderr, want) {
-			t.Errorf("stderr %q, want %s", stderr, want)
-		}
 	})
 
 	start := time.Now()
@@ -244,11 +236,17 @@ func TestUpInTheOtherRole(t *testing.T) {
 	for i, role := range roles {
 		home := shortDir(t)
 		d := up(t, home, "--role", role)
+		// While it runs, to stop it would not help.
+		code, _, stderr := cli(t, "", "--home", home, "up", "-q", "--role", roles[1-i], "--timeout", "20s")
+		runs := map[string]string{"user": "runs on this home already, as a user's", "community": "runs on this home already, as a community node"}[role]
+		if code != exitRefused || !strings.Contains(stderr, runs) || !strings.Contains(stderr, "choose another home for a ") || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("beside a running %s: exit %d, stderr %q", role, code, stderr)
+		}
 		if code, _, stderr := cli(t, "", "--home", home, "down"); code != 0 {
 			t.Fatal(stderr)
 		}
 		d.wait(t)
-		code, _, stderr := cli(t, "", "--home", home, "up", "-q", "--role", roles[1-i], "--timeout", "20s")
+		code, _, stderr = cli(t, "", "--home", home, "up", "-q", "--role", roles[1-i], "--timeout", "20s")
 		hint := map[string]string{"user": "kith up --home " + home, "community": "kith up --home " + home + " --role community"}[role]
 		if code != exitRefused || !strings.Contains(stderr, "this home is a "+role) || !strings.Contains(stderr, hint) || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("a home of a %s: exit %d, stderr %q", role, code, stderr)

@@ -86,7 +86,8 @@ type StatusResponse struct {
 	Mailboxes     *MailboxCount          `protobuf:"bytes,17,opt,name=mailboxes,proto3" json:"mailboxes,omitempty"`                // absent on a community node
 	Lan           *Lan                   `protobuf:"bytes,30,opt,name=lan,proto3" json:"lan,omitempty"`
 	Budget        *Budget                `protobuf:"bytes,31,opt,name=budget,proto3" json:"budget,omitempty"`
-	Mode          *Mode                  `protobuf:"bytes,32,opt,name=mode,proto3" json:"mode,omitempty"` // absent on a community node
+	Mode          *Mode                  `protobuf:"bytes,32,opt,name=mode,proto3" json:"mode,omitempty"`     // absent on a community node
+	Bridge        string                 `protobuf:"bytes,33,opt,name=bridge,proto3" json:"bridge,omitempty"` // on a bridge: the name of its web site, or the address; never a path
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -259,6 +260,13 @@ func (x *StatusResponse) GetMode() *Mode {
 		return x.Mode
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
 }
 
 // Budget is what the daemon may use, and what it has used.
@@ -1307,6 +1315,7 @@ type AddBridgeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Bridge        *Bridge                `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
 	Mode          *Mode                  `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	Known         bool                   `protobuf:"varint,3,opt,name=known,proto3" json:"known,omitempty"` // this address was known before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1353,6 +1362,13 @@ func (x *AddBridgeResponse) GetMode() *Mode {
 		return x.Mode
 	}
 	return nil
+}
+
+func (x *AddBridgeResponse) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
 }
 
 type RemoveBridgeRequest struct {
@@ -6674,7 +6690,7 @@ var File_v1_kith_proto protoreflect.FileDescriptor
 const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"\rv1/kith.proto\x12\akith.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb5\x05\n" +
+	"\rStatusRequest\"\xcd\x05\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
@@ -6698,7 +6714,8 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\tmailboxes\x18\x11 \x01(\v2\x15.kith.v1.MailboxCountR\tmailboxes\x12\x1e\n" +
 	"\x03lan\x18\x1e \x01(\v2\f.kith.v1.LanR\x03lan\x12'\n" +
 	"\x06budget\x18\x1f \x01(\v2\x0f.kith.v1.BudgetR\x06budget\x12!\n" +
-	"\x04mode\x18  \x01(\v2\r.kith.v1.ModeR\x04mode\x1a8\n" +
+	"\x04mode\x18  \x01(\v2\r.kith.v1.ModeR\x04mode\x12\x16\n" +
+	"\x06bridge\x18! \x01(\tR\x06bridge\x1a8\n" +
 	"\n" +
 	"RoadsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -6772,10 +6789,11 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\abridges\x18\x01 \x03(\v2\x0f.kith.v1.BridgeR\abridges\"D\n" +
 	"\x10AddBridgeRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\bR\x06secret\"_\n" +
+	"\x06secret\x18\x02 \x01(\bR\x06secret\"u\n" +
 	"\x11AddBridgeResponse\x12'\n" +
 	"\x06bridge\x18\x01 \x01(\v2\x0f.kith.v1.BridgeR\x06bridge\x12!\n" +
-	"\x04mode\x18\x02 \x01(\v2\r.kith.v1.ModeR\x04mode\"%\n" +
+	"\x04mode\x18\x02 \x01(\v2\r.kith.v1.ModeR\x04mode\x12\x14\n" +
+	"\x05known\x18\x03 \x01(\bR\x05known\"%\n" +
 	"\x13RemoveBridgeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
 	"\x14RemoveBridgeResponse\"\x0f\n" +
