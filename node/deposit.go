@@ -65,6 +65,9 @@ const (
 	maxRounds   = 8
 )
 
+// bytesSpent is why the recipient of a message is not looked for, when nothing but conversations may use the network any more.
+const bytesSpent = "the bytes of this day are used up, which ends at midnight UTC; see kith budget"
+
 // depositor is the part of a courier that uses the device's mailboxes.
 type depositor struct {
 	c        *courier
@@ -607,6 +610,9 @@ func (w *work) deposited(o *offer, nodes int) (enough bool, err error) {
 	result := o.refused
 	if k > 0 {
 		result = fmt.Sprintf("held by %d of %d", k, nodes)
+		if !enough && o.refused != "" { // why it still waits
+			result += ": " + o.refused
+		}
 	}
 	if result == "" {
 		return enough, nil

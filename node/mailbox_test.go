@@ -3,6 +3,8 @@ package node_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/node/transport"
 )
 
 // texts are count texts of one person.
@@ -106,6 +109,72 @@ func TestNeverOnlineTogether(t *testing.T) {
 		bob.Start()
 		agree(t, alice, bob, 20)
 	})
+}
+
+// TestTraceSaysWhyItWaits: a message that no mailbox, or too few, could be given says
+// so where it is looked up, be it their fault or that our own bytes are used up.
+func TestTraceSaysWhyItWaits(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		before func(*world, *nodetest.User)
+		want   []string // by any road
+	}{
+		{
+			name: "all are full", want: []string{"mailbox: the mailbox is full"},
+			before: func(w *world, _ *nodetest.User) {
+				for _, c := range w.ways {
+					c.Behave(nodetest.Behaviour{Full: 1})
+				}
+			},
+		},
+		{
+			name: "all but one are full", want: []string{"mailbox: held by 1 of 3: the mailbox is full"},
+			before: func(w *world, _ *nodetest.User) {
+				for _, c := range w.ways[1:] {
+					c.Behave(nodetest.Behaviour{Full: 1})
+				}
+			},
+		},
+		{
+			name: "the day's bytes are used up", want: []string{"direct: not looked for: the bytes of this day are used up"},
+			before: func(_ *world, alice *nodetest.User) {
+				meter := alice.Contacts.Meter()
+				_, day := meter.Usage()
+				var all transport.Usage
+				all.Sent[0] = meter.Budget().Bytes
+				meter.Restore(all, day)
+			},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				alice, bob := w.userWith("alice", nodetest.Options{Budget: transport.Budget{Bytes: 1 << 30}}), w.user("bob")
+				nodetest.Befriend(alice, bob)
+				housed(alice, 3)
+				housed(bob, 3)
+				alice.UntilDelivered(alice.Say("bob", "hello")...)
+				sent(bob)
+				bob.Stop()
+				test.before(w, alice)
+				id := alice.Say("bob", "when you are back")[0]
+				told := ""
+				alice.Until("the trace says why", func() bool {
+					trace, err := alice.Trace(ctx, &apiv1.TraceRequest{Id: id})
+					if err != nil {
+						t.Fatal(err)
+					}
+					told = ""
+					for _, a := range trace.Devices[0].Attempts {
+						told += a.Road + ": " + a.Result + "\n"
+					}
+					return !slices.ContainsFunc(test.want, func(want string) bool { return !strings.Contains(told, want) })
+				})
+				if s := alice.State(id); s != "queued" && s != "sent" {
+					t.Errorf("the message is %s, and the trace says\n%s", s, told)
+				}
+			})
+		})
+	}
 }
 
 // TestHeldQuickly measures how long a sender who closes the laptop has to wait.

@@ -364,6 +364,10 @@ func (c *courier) call(ctx context.Context, o outlook) *conversation {
 
 // noteFailure writes a failed call into the ledger of what waits.
 func (c *courier) noteFailure(ctx context.Context, cause error) error {
+	why := reasonOf(cause)
+	if c.n.cfg.Host.Meter().Spent() && (errors.Is(cause, errNoWayIn) || errors.Is(cause, errNoRecord)) {
+		why = "not looked for: " + bytesSpent
+	}
 	return c.n.update(ctx, func(w *work) error {
 		rows, err := w.tx.Outbox(c.device[:], 0, w.age, w.age, maxInFlight)
 		if err != nil {
@@ -373,7 +377,7 @@ func (c *courier) noteFailure(ctx context.Context, cause error) error {
 			if d.Message == nil {
 				continue
 			}
-			if d.Attempts, err = addAttempt(d.Attempts, attempt{w.ms(), roadDirect, reasonOf(cause)}); err != nil {
+			if d.Attempts, err = addAttempt(d.Attempts, attempt{w.ms(), roadDirect, why}); err != nil {
 				return err
 			}
 			if err := w.tx.SaveDelivery(d); err != nil {

@@ -229,6 +229,7 @@ func TestSendLate(t *testing.T) {
 		{[]*apiv1.Attempt{attempt("direct", "unreachable")}, "held", exitTimeout, "was left at no mailbox"},
 		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("direct", "unreachable")}, "held", exitQuota, "not yet held: the mailbox is full; "},
 		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("mailbox", "held by 1 of 3")}, "held", exitTimeout, "not yet held: held by 1 of 3; "},
+		{[]*apiv1.Attempt{attempt("mailbox", "held by 1 of 3: the mailbox is full")}, "held", exitQuota, "not yet held: held by 1 of 3: the mailbox is full; "},
 		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full")}, "delivered", exitTimeout, "still on its way"},
 	} {
 		home := serve(t, traced{&teller{name: "bob"}, test.attempts})
