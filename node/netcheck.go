@@ -658,7 +658,7 @@ func (n *Node) lookUp(ctx context.Context) *apiv1.Check {
 	_, _ = rand.Read(secret[:])
 	points := rendezvous.Derive(secret, identity.DeviceHash{}, rendezvous.Day(n.now()))
 	began := time.Now()
-	_, err := n.cfg.Discovery.Find(ctx, points[:1])
+	_, err := n.cfg.Discovery.Find(ctx, points[:])
 	took := time.Since(began).Round(10 * time.Millisecond)
 	byErrand := n.cfg.Discovery.Status().Mode == discovery.Errand
 	answers := err == nil || errors.Is(err, discovery.ErrNotFound) // nobody has it, as was to be

@@ -61,7 +61,7 @@ invites. It is a secret: whoever has it can tell that the site is a bridge.`,
 		k.print(invite, func(w io.Writer) {
 			fmt.Fprintln(w, clean(invite.Address))
 			if !k.quiet {
-				fmt.Fprintf(w, "\nThey use it with:  kith bridge add ADDRESS\nTo take it back:   kith bridge revoke %s%s\n", clean(invite.ID), k.at(""))
+				fmt.Fprintf(w, "\nThey use it with:  kith bridge add ADDRESS\nTo take it back:   kith bridge revoke %s%s\n", clean(invite.ID), k.at())
 			}
 		})
 		return nil

@@ -133,7 +133,7 @@ func (k *kith) showExport(w io.Writer, out *bundleExport, qrCode bool) error {
 		}
 	}
 	if n := out.result.LeftOut; n > 0 {
-		k.notef("%s too long for paper; put %s into a file: kith bundle export%s FILE", were(int(n), "message"), map[bool]string{true: "it", false: "them"}[n == 1], k.at(""))
+		k.notef("%s too long for paper; put %s into a file: kith bundle export%s FILE", were(int(n), "message"), map[bool]string{true: "it", false: "them"}[n == 1], k.at())
 	}
 	return nil
 }
@@ -564,7 +564,7 @@ func (k *kith) writeImport(w io.Writer, r bundleImportJSON) {
 		fmt.Fprintf(w, "%s damaged; ask for another copy.\n", were(int(r.Damaged), "part"))
 	}
 	if r.Kept > 0 {
-		fmt.Fprintf(w, "%s for others kept, to be carried on with: kith bundle export%s FILE\n", were(int(r.Kept), "part"), k.at(""))
+		fmt.Fprintf(w, "%s for others kept, to be carried on with: kith bundle export%s FILE\n", were(int(r.Kept), "part"), k.at())
 	}
 	if r.Full {
 		fmt.Fprintln(w, "There was no room to keep all that is for others.")

@@ -40,7 +40,7 @@ func (k *kith) here(hint string) string {
 		clause := end + strings.IndexAny(hint[end:]+";", ",;")
 		out.WriteString(hint[:end])
 		if !strings.HasSuffix(hint[:m[0]], "that") && !namesHome(hint[end:clause]) {
-			out.WriteString(k.at(""))
+			out.WriteString(k.at())
 		}
 		out.WriteString(hint[end:clause])
 		hint = hint[clause:]

@@ -105,7 +105,7 @@ same, nobody sits between you; then mark the contact with --yes.`,
 			if contact.GetVerified() {
 				fmt.Fprintln(w, "Verified: you have compared this number.")
 			} else {
-				fmt.Fprintf(w, "Not verified yet. If %s sees the same number: kith verify %s --yes%s\n", clean(contact.GetName()), word(contact.GetName()), k.at(""))
+				fmt.Fprintf(w, "Not verified yet. If %s sees the same number: kith verify %s --yes%s\n", clean(contact.GetName()), word(contact.GetName()), k.at())
 			}
 		})
 		return nil

@@ -14,7 +14,6 @@ import (
 
 	"github.com/kith-im/kith/node/api"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
-	"github.com/kith-im/kith/protocol/invite"
 )
 
 type inviteJSON struct {
@@ -78,7 +77,7 @@ trust: whoever has it first can use it. It works once, unless --reusable.`,
 			if !reusable {
 				fmt.Fprint(w, ", once")
 			}
-			fmt.Fprintf(w, ". To take it back:  kith invite revoke %s%s\n", clean(inv.GetId()), k.at(""))
+			fmt.Fprintf(w, ". To take it back:  kith invite revoke %s%s\n", clean(inv.GetId()), k.at())
 		})
 		return nil
 	})
@@ -181,9 +180,6 @@ friend is offline: what you write is delivered when they come back.`,
 	c.Flags().BoolVar(&wait, "wait", false, "return when the friend's device has answered")
 	c.Flags().StringVar(&name, "name", "", "what to call the contact")
 	k.command(c, 1, maxLinkParts, func(ctx context.Context, args []string) error {
-		if _, err := invite.Parse(args[0]); err == nil && len(args) > 1 {
-			return usagef("call a contact by a name with: kith accept LINK --name NAME", "%q is no part of the link", args[1])
-		}
 		client, err := k.dial()
 		if err != nil {
 			return err
@@ -198,6 +194,10 @@ friend is offline: what you write is delivered when they come back.`,
 		res, err := client.AcceptInvite(ctx, &apiv1.AcceptInviteRequest{Link: link, Name: name})
 		if !looking.Stop() {
 			<-said
+		}
+		var bad *api.Error
+		if errors.As(err, &bad) && bad.Code == api.CodeUsage && len(args) > 1 { // kith accept LINK ann
+			return &api.Error{Code: bad.Code, Message: bad.Message, Hint: "give nothing but the link, and a name with --name NAME"}
 		}
 		if err != nil {
 			return err

@@ -118,7 +118,7 @@ func (k *kith) writeMailboxes(w io.Writer, list []mailboxJSON, res *apiv1.ListMa
 	case told == 0:
 		fmt.Fprintln(w, k.here("No mailboxes yet: messages reach you only while you are online. kith opens some when it finds community nodes; or name one: kith mailbox add ADDRESS"))
 	case res.Healthy < min(res.Needed, int32(told)):
-		fmt.Fprintf(w, "Too few work: %d, and a message is left at %d. Add one with: kith mailbox add%s ADDRESS\n", res.Healthy, res.Needed, k.at(""))
+		fmt.Fprintf(w, "Too few work: %d, and a message is left at %d. Add one with: kith mailbox add%s ADDRESS\n", res.Healthy, res.Needed, k.at())
 	default:
 		fmt.Fprintf(w, "%d of %d work. A message counts as held when %s.\n", res.Healthy, told, signed(min(int(res.Needed), told)))
 	}

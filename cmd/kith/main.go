@@ -291,15 +291,15 @@ func (k *kith) start() string {
 	return "kith up"
 }
 
-// at is a command line with what tells the daemon of this one from others.
-func (k *kith) at(command string) string {
+// at is what a command line says to reach the daemon of this one and no other.
+func (k *kith) at() (flags string) {
 	if k.home != "" {
-		command += " --home " + word(k.home)
+		flags += " --home " + word(k.home)
 	}
 	if k.socket != "" {
-		command += " --api " + word(k.socket)
+		flags += " --api " + word(k.socket)
 	}
-	return command
+	return flags
 }
 
 // usagef reports a command line that can not be meant.

@@ -93,7 +93,7 @@ func (k *kith) readCmd() *cobra.Command {
 			return err
 		}
 		if len(messages) == 0 && !k.json {
-			k.notef("No messages yet. Write one with: kith send%s %s TEXT", k.at(""), word(args[0]))
+			k.notef("No messages yet. Write one with: kith send%s %s TEXT", k.at(), word(args[0]))
 		}
 		k.printMessages(messages)
 		return nil

@@ -154,7 +154,7 @@ be stopped for good.`,
 				fmt.Fprintln(w, "The node takes mail again.")
 				return
 			}
-			fmt.Fprintf(w, "The node is draining: %s left to be collected. Watch with: kith node status%s\n", plural(int(s.Envelopes), "envelope"), k.at(""))
+			fmt.Fprintf(w, "The node is draining: %s left to be collected. Watch with: kith node status%s\n", plural(int(s.Envelopes), "envelope"), k.at())
 		})
 	})
 }

@@ -593,7 +593,7 @@ func (d *daemon) announce(r readyJSON) {
 	if d.k.quiet {
 		return
 	}
-	home := d.k.at("")
+	home := d.k.at()
 	w := d.k.stdout
 	fmt.Fprintf(w, "\nkith is ready.\n\n")
 	rows := [][]string{}
