@@ -417,7 +417,7 @@ func TestTwoHomes(t *testing.T) {
 		t.Errorf("a second kith up: exit %d, %q", code, stdout)
 	}
 	if code, _, stderr := a.cli("up", "--role", "community"); code != exitRefused || strings.Count(stderr, "\n") != 1 ||
-		!strings.Contains(stderr, fmt.Sprint(a.cmd.Process.Pid)) || !strings.Contains(stderr, "kith down") {
+		!strings.Contains(stderr, "as a user's") || !strings.Contains(stderr, "--home DIR") {
 		t.Errorf("a second kith up: exit %d, %q", code, stderr)
 	}
 	client := api.NewClient(a.ready.API)
