@@ -62,14 +62,14 @@ func (c *Client) ExportBundle(ctx context.Context, req *apiv1.ExportBundleReques
 	defer cancel()
 	stream, err := c.KithServiceClient.ExportBundle(ctx, req)
 	if err != nil {
-		return fromConnect(err)
+		return fromConnect(ctx, err)
 	}
 	for stream.Receive() {
 		if err := emit(stream.Msg()); err != nil {
 			return err
 		}
 	}
-	return errors.Join(fromConnect(stream.Err()), stream.Close())
+	return errors.Join(fromConnect(ctx, stream.Err()), stream.Close())
 }
 
 // ImportBundle sends what next returns until io.EOF. If next fails the daemon
@@ -79,7 +79,7 @@ func (c *Client) ImportBundle(ctx context.Context, next func() (*apiv1.ImportBun
 	defer cancel()
 	stream, err := c.KithServiceClient.ImportBundle(ctx)
 	if err != nil {
-		return nil, fromConnect(err)
+		return nil, fromConnect(ctx, err)
 	}
 	for {
 		piece, err := next()
@@ -94,5 +94,5 @@ func (c *Client) ImportBundle(ctx context.Context, next func() (*apiv1.ImportBun
 		}
 	}
 	res, err := stream.CloseAndReceive()
-	return res, fromConnect(err)
+	return res, fromConnect(ctx, err)
 }

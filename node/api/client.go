@@ -48,7 +48,7 @@ func NewClient(path string) *Client {
 			connect.WithInterceptors(connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
 				return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 					res, err := next(ctx, req)
-					return res, fromConnect(err)
+					return res, fromConnect(ctx, err)
 				}
 			})),
 		),
@@ -62,7 +62,7 @@ func (c *Client) WatchEvents(ctx context.Context, req *apiv1.WatchEventsRequest,
 	defer cancel() // before Close, which else waits for the stream's end
 	stream, err := c.KithServiceClient.WatchEvents(ctx, req)
 	if err != nil {
-		return fromConnect(err)
+		return fromConnect(ctx, err)
 	}
 	for stream.Receive() {
 		if err := emit(stream.Msg()); err != nil {
@@ -70,7 +70,7 @@ func (c *Client) WatchEvents(ctx context.Context, req *apiv1.WatchEventsRequest,
 		}
 	}
 	if err := stream.Err(); err != nil {
-		return fromConnect(err)
+		return fromConnect(ctx, err)
 	}
 	return ErrNotRunning
 }

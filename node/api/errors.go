@@ -121,8 +121,8 @@ func toConnect(e *Error) error {
 
 // fromConnect is the inverse of toConnect. It also covers what goes wrong
 // between client and handler: no daemon, a daemon that went away, a request
-// the HTTP layer refused.
-func fromConnect(err error) error {
+// the HTTP layer refused. ctx is the caller's.
+func fromConnect(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -143,7 +143,11 @@ func fromConnect(err error) error {
 			return &Error{Code: Code(d.Code), Message: d.Message, Hint: d.Hint}
 		}
 	}
-	switch wire.Code() {
+	code := wire.Code()
+	if code == connect.CodeCanceled && ctx.Err() == nil {
+		code = connect.CodeUnavailable // not by the caller: by a daemon that stops
+	}
+	switch code {
 	case connect.CodeDeadlineExceeded:
 		return &Error{Code: CodeTimeout, Message: "the daemon did not answer in time", Hint: "try again with a longer --timeout"}
 	case connect.CodeCanceled:

@@ -95,6 +95,8 @@ func NewServer(cfg ServerConfig) *Server {
 		// net/http reports broken connections with their content.
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
+	// Whose stream ends finds nobody under the old address any more.
+	s.http.RegisterOnShutdown(func() { close(s.closing) })
 	return s
 }
 
@@ -104,7 +106,6 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(drained)
-		close(s.closing)
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
 		if s.http.Shutdown(drain) != nil {
