@@ -44,9 +44,11 @@ const (
 	boxesWanted = 3
 
 	// The set is reviewed every reviewEvery; while boxes are lacking, after
-	// reviewMin, doubling to reviewEvery.
-	reviewMin   = 5 * time.Second
-	reviewEvery = 10 * time.Minute
+	// reviewMin, doubling to reviewEvery, or where bytes cost money, eight times
+	// later each time, to reviewMetered.
+	reviewMin     = 5 * time.Second
+	reviewEvery   = 10 * time.Minute
+	reviewMetered = 4 * time.Hour
 
 	// maxSetBytes bounds what of our set goes into a record, beside a bundle.
 	maxSetBytes = 300
@@ -176,8 +178,12 @@ func (m *Mailboxes) run(ctx context.Context) {
 		}
 		wait := reviewEvery
 		if lacking || err != nil {
+			grows, most := time.Duration(2), reviewEvery
+			if m.n.metered() { // asking those who keep no mail costs as much as asking others
+				grows, most = 8, reviewMetered
+			}
 			wait = pause/2 + rand.N(pause)
-			pause = min(2*pause, reviewEvery)
+			pause = min(grows*pause, most)
 		} else {
 			pause = reviewMin
 		}
