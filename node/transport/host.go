@@ -171,7 +171,7 @@ func New(cfg Config) (_ *Host, err error) {
 	options := []swarm.Option{
 		swarm.WithConnectionGater(gate),
 		swarm.WithResourceManager(resources),
-		swarm.WithMetrics(cfg.Meter),
+		swarm.WithMetrics(reporter(cfg)),
 	}
 	if cfg.DialTCP != nil {
 		options = append(options, swarm.WithDialTimeout(proxyDialTimeout), swarm.WithDialTimeoutLocal(proxyDialTimeout),

@@ -246,6 +246,30 @@ func (m *Meter) LogRecvMessageStream(n int64, p protocol.ID, _ peer.ID) {
 	m.received[subsystemOf(p)].Add(n)
 }
 
+// reporter is what counts the bytes of a host.
+func reporter(cfg Config) metrics.Reporter {
+	if cfg.Role == Community {
+		return cfg.Meter
+	}
+	return once{cfg.Meter}
+}
+
+// once counts what a user's own connections through relays carry by their streams,
+// and not again by the stream to the relay.
+type once struct{ *Meter }
+
+func (o once) LogSentMessageStream(n int64, p protocol.ID, from peer.ID) {
+	if subsystemOf(p) != Relays {
+		o.Meter.LogSentMessageStream(n, p, from)
+	}
+}
+
+func (o once) LogRecvMessageStream(n int64, p protocol.ID, from peer.ID) {
+	if subsystemOf(p) != Relays {
+		o.Meter.LogRecvMessageStream(n, p, from)
+	}
+}
+
 // The rest of metrics.Reporter is for those who want libp2p's own figures.
 
 // LogSentMessage does nothing: the stream's call counts.

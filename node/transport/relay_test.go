@@ -80,6 +80,11 @@ func TestF09_MegabyteOverARelay(t *testing.T) {
 		if r := relay.Relaying(); r.Reservations != 1 || r.Connections != 1 || r.Bytes < 1<<20 || r.Refused != 0 {
 			t.Errorf("the relay counts %+v", r)
 		}
+		for who, h := range map[string]*transport.Host{"sends": caller, "receives": home} {
+			if u, _ := h.Meter().Usage(); u.Bytes() < 1<<20 || u.Bytes() > 5<<18 {
+				t.Errorf("who %s a megabyte has used %d bytes", who, u.Bytes())
+			}
+		}
 	})
 }
 
