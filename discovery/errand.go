@@ -172,7 +172,7 @@ func (d *Discovery) tendErrands(ctx context.Context) {
 
 // reachCarrier connects to a carrier, trying another whenever one takes long.
 func (d *Discovery) reachCarrier(ctx context.Context) (reached bool) {
-	d.race(ctx, errandNext, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
+	d.race(ctx, errandNext, func(ctx context.Context, info peer.AddrInfo, _ func()) (done, ok bool) {
 		err := d.cfg.Host.Connect(ctx, info)
 		return err == nil, err == nil
 	}, func() { reached = true })
@@ -180,9 +180,10 @@ func (d *Discovery) reachCarrier(ctx context.Context) (reached bool) {
 }
 
 // race has try called with one carrier after another, the next when one has
-// failed, or has not come back for a while. It ends when one is done, and
-// calls won before it returns; or when all have come back.
-func (d *Discovery) race(ctx context.Context, patience time.Duration, try func(context.Context, peer.AddrInfo) (done, ok bool), won func()) {
+// failed, or has not come back for a while, which begins anew when it says that it
+// got somewhere. It ends when one is done, and calls won before it returns; or when
+// all have come back.
+func (d *Discovery) race(ctx context.Context, patience time.Duration, try func(_ context.Context, _ peer.AddrInfo, somewhere func()) (done, ok bool), won func()) {
 	ctx, cancel := context.WithTimeout(ctx, errandTime)
 	var trying sync.WaitGroup
 	defer trying.Wait()
@@ -193,6 +194,13 @@ func (d *Discovery) race(ctx context.Context, patience time.Duration, try func(c
 		done, ok bool
 	}
 	results := make(chan result, len(nodes))
+	got := make(chan struct{}, 1)
+	somewhere := func() {
+		select {
+		case got <- struct{}{}:
+		default:
+		}
+	}
 	next, open := 0, 0
 	start := func() {
 		if next == len(nodes) {
@@ -204,7 +212,7 @@ func (d *Discovery) race(ctx context.Context, patience time.Duration, try func(c
 		trying.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, errandTry)
 			defer cancel()
-			done, ok := try(ctx, info)
+			done, ok := try(ctx, info, somewhere)
 			results <- result{info.ID, done, ok}
 		})
 	}
@@ -224,6 +232,8 @@ func (d *Discovery) race(ctx context.Context, patience time.Duration, try func(c
 			}
 			start()
 			timer.Reset(patience)
+		case <-got:
+			timer.Reset(patience)
 		case <-timer.C:
 			start()
 		case <-ctx.Done():
@@ -232,15 +242,25 @@ func (d *Discovery) race(ctx context.Context, patience time.Duration, try func(c
 	}
 }
 
-// ask has one node do an errand.
-func (d *Discovery) ask(ctx context.Context, info peer.AddrInfo, request errand.Frame) (errand.Frame, error) {
+// ask has one node do an errand. It calls connected when it is that.
+func (d *Discovery) ask(ctx context.Context, info peer.AddrInfo, request errand.Frame, connected func()) (errand.Frame, error) {
 	select {
 	case d.carriers.places <- struct{}{}:
 		defer func() { <-d.carriers.places }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	if err := connect(ctx, d.cfg.Host, info); err != nil {
+		return nil, err
+	}
+	connected()
 	return askErrand(ctx, d.cfg.Host, info, request)
+}
+
+func connect(ctx context.Context, from host.Host, info peer.AddrInfo) error {
+	ctx, cancel := context.WithTimeout(ctx, errandTry)
+	defer cancel()
+	return from.Connect(ctx, info)
 }
 
 func askErrand(ctx context.Context, from host.Host, info peer.AddrInfo, request errand.Frame) (errand.Frame, error) {
@@ -333,8 +353,8 @@ func (d *Discovery) announceByErrand(ctx context.Context, point rendezvous.Point
 	request := &errand.Announce{Key: point.Key(), Record: record}
 	var mu sync.Mutex
 	var best Published
-	d.race(ctx, errandNextAnnounce, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
-		answer, err := d.ask(ctx, info, request)
+	d.race(ctx, errandNextAnnounce, func(ctx context.Context, info peer.AddrInfo, connected func()) (done, ok bool) {
+		answer, err := d.ask(ctx, info, request, connected)
 		kept, ok := answer.(*errand.Kept)
 		if err != nil || !ok {
 			return false, false
@@ -367,8 +387,8 @@ func (d *Discovery) findByErrand(ctx context.Context, points []rendezvous.Point)
 	var mu sync.Mutex
 	var best *hit
 	answered := false
-	d.race(ctx, errandNext, func(ctx context.Context, info peer.AddrInfo) (done, ok bool) {
-		answer, err := d.ask(ctx, info, request)
+	d.race(ctx, errandNext, func(ctx context.Context, info peer.AddrInfo, connected func()) (done, ok bool) {
+		answer, err := d.ask(ctx, info, request, connected)
 		records, ok := answer.(*errand.Records)
 		if err != nil || !ok {
 			return false, false

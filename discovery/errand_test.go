@@ -142,6 +142,54 @@ func TestErrandsRace(t *testing.T) {
 	})
 }
 
+// TestErrandsNewest follows docs/spec/errand.md, section 4: of the keys that are asked
+// for together the answer has the newest record alone.
+func TestErrandsNewest(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		w := newWorld(t, n, 3)
+		points := person(t, time.Now())
+		announcer := w.carried(w.servers[1])
+		request := &errand.Find{}
+		for i, seq := range []uint64{4, 6, 5} {
+			announcer.announce(t, points[i:i+1], seq)
+			request.Keys = append(request.Keys, points[i].Key())
+		}
+		a := w.asker(w.carried(), w.servers[0])
+		answer, err := a.ask(request)
+		records, ok := answer.(*errand.Records)
+		if err != nil || !ok || len(records.Records) != 1 || records.Records[0].Index != 1 {
+			t.Fatalf("answer %+v, %v", answer, err)
+		}
+		if _, seq, err := points[1].Open(records.Records[0].Value, time.Now()); err != nil || seq != 6 {
+			t.Errorf("it opens to record %d, %v", seq, err)
+		}
+		request.Keys = []errand.Key{person(t, time.Now())[0].Key()}
+		if answer, err := a.ask(request); err != nil || len(answer.(*errand.Records).Records) != 0 {
+			t.Errorf("what nobody announced: %+v, %v", answer, err)
+		}
+	})
+}
+
+// TestErrandsPatience: where a connection alone takes most of the time that a node
+// has for itself, it gets as long again for the answer, and no other is asked.
+func TestErrandsPatience(t *testing.T) {
+	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+		w := newWorld(t, n, 2)
+		points := person(t, time.Now())
+		w.carried(w.servers[0]).announce(t, points[:], 1)
+		bob := w.carried()
+		n.SetLatency(150 * time.Millisecond)
+		bob.SetErrands(true, w.infos(w.servers))
+		found, took := bob.find(t, points[:])
+		if found.Seq != 1 || took < 2*time.Second {
+			t.Fatalf("found %+v after %v: this line is not slow", found, took)
+		}
+		if got := len(bob.host.Network().Peers()); got != 1 {
+			t.Errorf("connected to %d nodes after %v, want 1", got, took)
+		}
+	})
+}
+
 // TestErrandsForged: what a node brings is believed no more than the table.
 func TestErrandsForged(t *testing.T) {
 	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {

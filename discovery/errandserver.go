@@ -281,10 +281,8 @@ func (s *errandServer) find(ctx context.Context, v *visitor, r *errand.Find) err
 	}
 	looking.Wait()
 	out := &errand.Records{}
-	for i, record := range found {
-		if record != nil {
-			out.Records = append(out.Records, errand.Record{Index: uint8(i), Value: record})
-		}
+	if i, err := rendezvous.Select(found); err == nil { // none is as long as no record
+		out.Records = []errand.Record{{Index: uint8(i), Value: found[i]}}
 	}
 	return out
 }
