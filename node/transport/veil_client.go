@@ -44,6 +44,7 @@ const (
 	lastMoment      = time.Second             // of that, when the whole host closes
 	minHoldTime     = 2 * time.Second         // a parked request, until it is known that they live
 	maxHoldTime     = 40 * time.Second
+	gatherTime      = 2 * time.Millisecond  // for data to go along with a little that was written
 	frugalPause     = 15 * time.Millisecond // for data to go along with a request that would be parked
 	maxBackoff      = 5 * time.Second
 )
@@ -644,11 +645,12 @@ type veilCaller struct {
 	// Guarded by the stream's mu.
 	id        sessionID
 	number    uint64
-	opened    bool   // the server knows the session
-	sent      uint64 // offset behind what requests carry
-	peerLimit uint64 // offset that the server takes bytes up to
-	asked     uint64 // offset behind what requests ask for
-	written   uint64 // bytes the server is known to have for us
+	opened    bool      // the server knows the session
+	sent      uint64    // offset behind what requests carry
+	gathered  time.Time // when a little that was written leaves; zero: nothing was
+	peerLimit uint64    // offset that the server takes bytes up to
+	asked     uint64    // offset behind what requests ask for
+	written   uint64    // bytes the server is known to have for us
 	writtenAt time.Time
 	early     map[uint64]*veilAnswer
 	pushes    int
@@ -844,7 +846,18 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 	// Until the server knows the session there is one request, the first.
 	alone := func() bool { return !c.opened && c.pushes+c.pulls+c.polls > 0 }
 
-	for c.pushes < maxLanes && !alone() {
+	// Who writes a little mostly writes a little more at once: a request for each
+	// would be padding for the most part.
+	gathering := false
+	if n := c.end() - c.sent; n > 0 && n < maxVeilPad && !c.closed {
+		if c.gathered.IsZero() {
+			c.gathered = now.Add(gatherTime)
+		}
+		if d := c.gathered.Sub(now); d > 0 {
+			gathering, wait = true, min(wait, d)
+		}
+	}
+	for c.pushes < maxLanes && !alone() && !gathering {
 		data := c.slice(c.sent, int(min(uint64(chunk), max(c.peerLimit, c.sent)-c.sent)))
 		x := &exchange{kind: pushing, req: veilRequest{offset: c.sent, data: data}}
 		if c.closed && c.opened && !c.finished && c.sent+uint64(len(data)) == c.end() {
@@ -855,6 +868,7 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 			break
 		}
 		c.sent += uint64(len(data))
+		c.gathered = time.Time{}
 		c.pushes++
 		start(x)
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -612,4 +613,40 @@ func TestVeilOneSlow(t *testing.T) {
 	if c.got != all {
 		t.Errorf("%d of %d bytes arrived, and nobody asks for more", c.got, all)
 	}
+}
+
+// TestVeilGathers: what is written in one moment goes in one request, much of it at once.
+func TestVeilGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		site := &veilSite{client: &VeilClient{}}
+		site.begin()
+		c := &veilCaller{
+			veilStream: newVeilStream(nil, nil), site: site, opened: true, peerLimit: veilBuffer, chunk: firstChunk,
+			lastGood: time.Now(), polls: 1, dialling: maxLanes, // so that nothing leaves
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var exchanges sync.WaitGroup
+		defer exchanges.Wait()
+		defer cancel()
+		after := func(n int) (wait time.Duration, pushes int) {
+			t.Helper()
+			if _, err := c.Write(make([]byte, n)); err != nil {
+				t.Fatal(err)
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			wait, _ = c.step(ctx, &exchanges)
+			return wait, c.pushes
+		}
+		if wait, pushes := after(30); pushes != 0 || wait != gatherTime {
+			t.Errorf("after a little there are %d requests, and the next look is in %v", pushes, wait)
+		}
+		time.Sleep(gatherTime)
+		if _, pushes := after(96); pushes != 1 || c.sent != 126 {
+			t.Errorf("a moment later there are %d requests, with %d bytes", pushes, c.sent)
+		}
+		if _, pushes := after(maxVeilPad); pushes != 2 {
+			t.Errorf("after much there are %d requests", pushes)
+		}
+	})
 }
