@@ -452,7 +452,8 @@ type meter struct {
 	mu       sync.Mutex // never held while the network is waited for
 	packets  int        // estimated, both ways
 	received int
-	heard    time.Time // when something last came
+	acked    uint64    // bytes of ours that the other end's TCP has
+	heard    time.Time // when something last came, or went through
 
 	writing sync.Mutex // one write after the other; a dead connection may hold it for long
 	writes  int
@@ -514,10 +515,18 @@ func (m *meter) send(p []byte) error {
 }
 
 // read returns the packets carried, an estimate, the bytes received, and when
-// the last of them came.
+// the last of them came, or the last of ours were acknowledged: on a slow line much is
+// on its way for long, and a flow that was cut acknowledges nothing.
 func (m *meter) read() (packets, received int, heard time.Time) {
+	acked, at := acknowledged(m.Conn)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if acked > m.acked {
+		m.acked = acked
+		if at.After(m.heard) {
+			m.heard = at
+		}
+	}
 	return m.packets, m.received, m.heard
 }
 
