@@ -63,6 +63,9 @@ const (
 	// has a host of its own.
 	depositTime = 5 * time.Minute
 	maxRounds   = 8
+	// depositBatch is how many bytes go to one node at one time: while they do, nothing
+	// else is heard, and on a slow line a conversation may have opened meanwhile.
+	depositBatch = 64 << 10
 )
 
 // bytesSpent is why the recipient of a message is not looked for, when nothing but conversations may use the network any more.
@@ -103,6 +106,13 @@ func (p *depositor) run(ctx context.Context) {
 	}
 }
 
+// talks says whether a conversation with the device is open.
+func (c *courier) talks() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conv != nil
+}
+
 // never again by itself.
 const idleDeposit = 24 * time.Hour
 
@@ -110,9 +120,9 @@ const idleDeposit = 24 * time.Hour
 func (p *depositor) next(ctx context.Context) (wait time.Duration, err error) {
 	c := p.c
 	c.mu.Lock()
-	live, missed := c.conv != nil, c.failures > 0
+	missed := c.failures > 0
 	c.mu.Unlock()
-	if live { // the courier has us look again when it ends
+	if c.talks() { // the courier has us look again when it ends
 		p.since = time.Time{}
 		return idleDeposit, nil
 	}
@@ -270,7 +280,7 @@ func (r *depositRound) of(id int64) *offer {
 	return o
 }
 
-// visit leaves what is due at one node, as much at a time as a window holds.
+// visit leaves what is due at one node, a batch at a time.
 func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 	c := r.p.c
 	leave, err := c.n.mail.enter(ctx, info.ID, c.device)
@@ -294,6 +304,9 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 	}
 	defer m.close()
 	for {
+		if c.talks() { // it takes the rest itself
+			return
+		}
 		rows, err := r.load(ctx, info.ID, &after)
 		if err != nil || len(rows) == 0 {
 			return
@@ -345,7 +358,7 @@ func (r *depositRound) load(ctx context.Context, node peer.ID, after *int64) (ro
 		}
 		size := 0
 		for _, d := range due {
-			if size > 0 && size+len(d.Envelope) > maxInFlightBytes {
+			if size > 0 && size+len(d.Envelope) > depositBatch {
 				break
 			}
 			*after = d.ID

@@ -394,3 +394,42 @@ func TestMailboxComesBack(t *testing.T) {
 		})
 	})
 }
+
+// TestTalkEndsDeposits: once a conversation is there, nothing more of what waits is
+// left at mailboxes: over one slow line the copies would end it.
+func TestTalkEndsDeposits(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		before := deposits(t, w)
+		bob.Stop()
+		w.SetLatency(200 * time.Millisecond)
+		const count = 256
+		var all []string
+		for i := range count {
+			all = append(all, fmt.Sprintf("text %d %s", i, strings.Repeat("x", 4000)))
+		}
+		var ids []string
+		for some := range slices.Chunk(all, 16) {
+			ids = append(ids, alice.Say("bob", some...)...)
+		}
+		alice.Until("something is left", func() bool { return deposits(t, w) > before })
+		bob.Start()
+		alice.UntilDelivered(ids...)
+		if n := deposits(t, w) - before; n > count {
+			t.Errorf("%d copies of %d texts were left at three mailboxes, although the two talked", n, count)
+		}
+	})
+}
+
+// deposits is how many envelopes all nodes have taken.
+func deposits(t *testing.T, w *world) (n int64) {
+	t.Helper()
+	for _, c := range w.ways {
+		s, err := c.Mail.NodeStatus(context.Background(), &apiv1.NodeStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += s.Deposits
+	}
+	return n
+}
