@@ -63,6 +63,7 @@ type conversation struct {
 	count   uint64              // envelopes done with here
 	waiting int                 // envelopes that arrived and are not done with
 	bytes   int                 // what those take
+	heard   time.Time           // when an envelope last arrived
 	pings   map[[8]byte]chan struct{}
 
 	writing chan struct{} // holds one token: whoever takes it writes
@@ -262,7 +263,15 @@ func (c *conversation) admit(size int) bool {
 	}
 	c.waiting++
 	c.bytes += size
+	c.heard = time.Now()
 	return true
+}
+
+// lastHeard is when an envelope last arrived; zero: none has.
+func (c *conversation) lastHeard() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard
 }
 
 // acknowledge tells the other side that these envelopes are done with.

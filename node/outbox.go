@@ -47,8 +47,11 @@ const (
 	// What is offered and not acknowledged after doubtMin, twice that with every
 	// conversation that ended so, up to ackTime, is taken back; what it weighs has
 	// the time that it takes at slowLine bytes a second besides, half of 128 kbit/s.
+	// While envelopes arrive the road is good, and acknowledgements wait behind them:
+	// then it has up to deafTime.
 	doubtMin = 6 * time.Second
 	slowLine = 8 << 10
+	deafTime = 2 * time.Minute
 
 	// maxDials bounds the devices that are being reached at one time, and
 	// maxUrgent those besides that somebody waits for, or for which something has
@@ -446,7 +449,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 				moved = time.Now()
 			}
 		}
-		wait, ok, stalled := c.patience(seen.next, moved, heard)
+		wait, ok, stalled := c.patience(seen.next, moved, heard, conv.lastHeard())
 		switch {
 		case stalled:
 			c.giveUp(ctx, conv)
@@ -521,8 +524,9 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 // patience is how long to wait before something has to happen by itself; ok is
 // false when the conversation is to end: nothing was said for long, or what
 // was offered is not acknowledged, which is then stalled. heard is when the device
-// last acknowledged something, next when something in the outbox is due, if at all.
-func (c *courier) patience(next, moved, heard time.Time) (wait time.Duration, ok, stalled bool) {
+// last acknowledged something, arrived when an envelope of it last came, and next when
+// something in the outbox is due, if at all.
+func (c *courier) patience(next, moved, heard, arrived time.Time) (wait time.Duration, ok, stalled bool) {
 	c.mu.Lock()
 	size, since := 0, heard
 	for _, f := range c.flight {
@@ -536,6 +540,9 @@ func (c *courier) patience(next, moved, heard time.Time) (wait time.Duration, ok
 	doubt := max(c.doubt, doubtMin)
 	c.mu.Unlock()
 	if size > 0 {
+		if arrived.After(since) {
+			since = since.Add(min(arrived.Sub(since), deafTime))
+		}
 		wait = doubt + time.Duration(size)*time.Second/slowLine - time.Since(since)
 		return wait, wait > 0, wait <= 0
 	}
