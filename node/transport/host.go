@@ -369,7 +369,7 @@ func (h *Host) Close() (err error) {
 }
 
 // transports builds what the swarm dials and listens with, and what secures a
-// connection.
+// connection through a relay.
 func (h *Host) transports(cfg Config, gate gater, resources network.ResourceManager, undo *closers) ([]transport.Transport, transport.Upgrader, error) {
 	window := *yamux.DefaultTransport
 	window.MaxStreamWindowSize = maxStreamWindow
@@ -383,14 +383,22 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 		return nil, nil, fmt.Errorf("noise: %w", err)
 	}
 	// In order of preference: TLS moves 1.6 times as much as Noise.
-	up, err := upgrader.New([]sec.SecureTransport{tlsSecurity, noiseSecurity}, muxers, nil, resources, gate,
-		upgrader.WithAcceptTimeout(handshakeTimeout))
+	security := []sec.SecureTransport{tlsSecurity, noiseSecurity}
+	up, err := upgrader.New(security, muxers, nil, resources, gate, upgrader.WithAcceptTimeout(handshakeTimeout))
+	if err != nil {
+		return nil, nil, fmt.Errorf("upgrader: %w", err)
+	}
+	// What goes through a relay may go through a bridge, where a write waits for as
+	// long as a slow line, or the next connection, takes.
+	patient := window
+	patient.ConnectionWriteTimeout = streamPatience
+	relayed, err := upgrader.New(security, []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: &patient}}, nil, resources, gate, upgrader.WithAcceptTimeout(handshakeTimeout))
 	if err != nil {
 		return nil, nil, fmt.Errorf("upgrader: %w", err)
 	}
 	if cfg.Transports != nil {
 		all, err := cfg.Transports(up, resources)
-		return all, up, err
+		return all, relayed, err
 	}
 	veil, err := newVeil(cfg, window, gate, resources)
 	if err != nil {
@@ -407,7 +415,7 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 		return nil, nil, fmt.Errorf("tcp: %w", err)
 	}
 	if cfg.DialTCP != nil {
-		return []transport.Transport{&proxiedTCP{tcpTransport, up, resources, h.spareNear(cfg.DialTCP)}, veil}, up, nil
+		return []transport.Transport{&proxiedTCP{tcpTransport, up, resources, h.spareNear(cfg.DialTCP)}, veil}, relayed, nil
 	}
 	h.quic, err = newQUIC(cfg.Key, resources)
 	if err != nil {
@@ -422,7 +430,7 @@ func (h *Host) transports(cfg Config, gate gater, resources network.ResourceMana
 	if err != nil {
 		return nil, nil, fmt.Errorf("tcp: %w", err)
 	}
-	return []transport.Transport{nearTransport, quicTransport, veil}, up, nil
+	return []transport.Transport{nearTransport, quicTransport, veil}, relayed, nil
 }
 
 // newQUIC makes the socket manager of QUIC. The resource manager is wired in
