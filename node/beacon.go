@@ -215,6 +215,31 @@ type audience struct {
 	hidden bool   // the user hides it from them, also on a local network
 }
 
+// settle waits for a rush to end, and after it a moment for our relays: without them
+// our records would be made twice.
+func (b *beacon) settle(ctx context.Context) bool {
+	select {
+	case <-b.n.rush.none():
+		return ctx.Err() == nil
+	default:
+	}
+	select {
+	case <-b.n.relays.retold:
+	default:
+	}
+	if b.n.rush.wait(ctx) != nil {
+		return false
+	}
+	soon := time.NewTimer(relaysAfter)
+	defer soon.Stop()
+	select {
+	case <-b.n.relays.retold:
+	case <-soon.C:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
 // announce publishes the records that are not in place and says whether all are.
 func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Point) bool {
 	type announcement struct {
@@ -223,6 +248,9 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Poin
 		day   int64
 		body  rendezvous.Body
 		seq   uint64
+	}
+	if !b.settle(ctx) {
+		return false
 	}
 	var audiences []audience
 	err := b.n.update(ctx, func(w *work) (err error) {

@@ -183,6 +183,9 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 			err = errors.Join(err, c.n.update(ctx, func(w *work) error { return w.silent(c.info.ID) }))
 		}
 	}()
+	if err := c.n.rush.wait(ctx); err != nil {
+		return false, false, err
+	}
 	host, release, err := c.n.modes.errand()
 	if err != nil {
 		return false, false, err

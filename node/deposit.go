@@ -19,6 +19,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,11 @@ const (
 	// depositTime bounds one round, and maxRounds how many run at one time: each
 	// has a host of its own.
 	depositTime = 5 * time.Minute
-	maxRounds   = 8
+	// nextCopy is how long one node has a line through bridges for itself, from the
+	// last that was left there, and lastCopy how long in all.
+	nextCopy  = 4 * time.Second
+	lastCopy  = 20 * time.Second
+	maxRounds = 8
 	// depositBatch is how many bytes go to one node at one time: while they do, nothing
 	// else is heard, and on a slow line a conversation may have opened meanwhile.
 	depositBatch = 64 << 10
@@ -200,10 +205,15 @@ func (p *depositor) round(ctx context.Context) {
 		return
 	}
 	defer done()
-	r := &depositRound{p: p, host: host, n: len(nodes), offers: make(map[int64]*offer)}
+	r := &depositRound{p: p, host: host, n: len(nodes), went: make(chan struct{}, 1), offers: make(map[int64]*offer)}
 	var all sync.WaitGroup
-	for _, info := range nodes {
-		all.Go(func() { r.visit(ctx, info) })
+	for _, info := range c.inTurn(nodes) {
+		over := make(chan struct{})
+		all.Go(func() {
+			defer close(over)
+			r.visit(ctx, info)
+		})
+		r.pause(ctx, over)
 	}
 	all.Wait()
 	if enough, err := r.finish(context.WithoutCancel(ctx)); err == nil && enough {
@@ -211,6 +221,49 @@ func (p *depositor) round(ctx context.Context) {
 		return
 	}
 	p.failed()
+}
+
+// inTurn are nodes in the order in which they get their copies: through bridges the
+// one first that we are connected to, and last those that others bring mail to.
+func (c *courier) inTurn(nodes []peer.AddrInfo) []peer.AddrInfo {
+	if !c.n.modes.censored() {
+		return nodes
+	}
+	rank := func(info peer.AddrInfo) int {
+		switch {
+		case c.n.connected(info.ID):
+			return 0
+		case len(c.n.route(info).Addrs) > 0:
+			return 1
+		}
+		return 2
+	}
+	nodes = slices.Clone(nodes)
+	slices.SortStableFunc(nodes, func(a, b peer.AddrInfo) int { return cmp.Compare(rank(a), rank(b)) })
+	return nodes
+}
+
+// pause lets a visit end before the next begins, where all go through bridges and
+// would share one line: with one whole copy the message is there, with three
+// halves it is not. One that gets nowhere, or takes very long, has the next beside it.
+func (r *depositRound) pause(ctx context.Context, over <-chan struct{}) {
+	c := r.p.c
+	if !c.n.modes.censored() {
+		return
+	}
+	timer := time.NewTimer(nextCopy)
+	defer timer.Stop()
+	for end := time.Now().Add(lastCopy); time.Now().Before(end); timer.Reset(nextCopy) {
+		select {
+		case <-r.went:
+			continue
+		case <-over:
+		case <-timer.C:
+		case <-c.o.draining:
+		case <-ctx.Done():
+		}
+		return
+	}
 }
 
 // failed holds the next round back.
@@ -265,7 +318,8 @@ func (n *Node) mailboxesOf(tx *store.Tx, device []byte) (nodes []peer.AddrInfo, 
 type depositRound struct {
 	p    *depositor
 	host *transport.Host
-	n    int // nodes
+	n    int           // nodes
+	went chan struct{} // something was left at one
 
 	mu     sync.Mutex
 	offers map[int64]*offer
@@ -318,6 +372,8 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 			}
 			return
 		}
+		c.n.rush.end(c.device)
+		poke(r.went)
 	}
 }
 

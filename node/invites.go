@@ -254,6 +254,7 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 	}
 	news := n.feed.subscribe()
 	defer n.feed.unsubscribe(news)
+	n.rush.begin(link.Device)
 	var id int64
 	err = n.modes.ahead(ctx, leads, func() error {
 		return n.update(ctx, func(w *work) (err error) {
@@ -262,6 +263,7 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 		})
 	})
 	if err != nil {
+		n.rush.end(link.Device)
 		return nil, explain(err)
 	}
 	n.cfg.Discovery.AddWaysIn(ways)

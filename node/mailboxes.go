@@ -561,6 +561,9 @@ func (m *Mailboxes) candidates(ctx context.Context) (out []peer.AddrInfo, err er
 
 // serves asks a node whether it takes boxes.
 func (m *Mailboxes) serves(ctx context.Context, info peer.AddrInfo) error {
+	if err := m.n.rush.wait(ctx); err != nil {
+		return err
+	}
 	host, done, err := m.n.modes.errand()
 	if err != nil {
 		return err

@@ -117,6 +117,7 @@ type Node struct {
 	relays  *relays
 	mail    *Mailboxes
 	modes   *modes
+	rush    *rush
 	gate    *gate
 	loaded  loaded
 	hasty   chan struct{} // something expires soon
@@ -166,6 +167,7 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	n.relays = newRelays(n)
 	n.mail = newMailboxes(n)
 	n.modes = newModes(n)
+	n.rush = newRush(n)
 	if err := n.rename(ctx); err != nil {
 		return nil, fmt.Errorf("rename the account: %w", err)
 	}

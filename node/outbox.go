@@ -316,11 +316,20 @@ func (c *courier) await(ctx context.Context, greet bool) (conv *conversation, go
 // call reaches the device, or notes the failure and when to try again.
 func (c *courier) call(ctx context.Context, o outlook) *conversation {
 	c.mu.Lock()
-	places := c.o.dials
+	places, first := c.o.dials, closed
 	if len(c.summons) > 0 || o.needed && c.failures == 0 {
 		places = c.o.urgent
+	} else {
+		first = c.n.rush.none()
 	}
 	c.mu.Unlock()
+	select {
+	case <-first:
+	case conv := <-c.calls:
+		return conv
+	case <-ctx.Done():
+		return nil
+	}
 	select {
 	case places <- struct{}{}:
 	case conv := <-c.calls:
@@ -353,6 +362,9 @@ func (c *courier) call(ctx context.Context, o outlook) *conversation {
 	c.answerSummons(nil)
 	if ctx.Err() != nil {
 		return nil
+	}
+	if !errors.Is(err, errDial) { // otherwise its mailboxes may still get them
+		c.n.rush.end(c.device)
 	}
 	limit := retryMax
 	if o.pending {
@@ -471,6 +483,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			if !hear(count) {
 				return
 			}
+			c.n.rush.end(c.device)
 			moved, heard = time.Now(), time.Now()
 			look = look || seen.full
 			if settleAt.IsZero() {

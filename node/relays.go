@@ -44,6 +44,8 @@ const (
 	// relaysSoon bounds how long the first announcement waits for the first
 	// reservations, so that it need not be made twice.
 	relaysSoon = 1500 * time.Millisecond
+	// relaysAfter is the same after a rush, on what may be a slow line.
+	relaysAfter = 6 * time.Second
 )
 
 // relays are our reservations. One goroutine runs them.
@@ -52,6 +54,8 @@ type relays struct {
 	changed chan struct{}
 	anew    atomic.Bool   // our addresses have changed
 	settled chan struct{} // closed when nodes were asked for the first time
+	// retold has something when they changed since somebody looked.
+	retold chan struct{}
 
 	// These are run's own.
 	refused map[peer.ID]time.Time // not asked before
@@ -73,7 +77,7 @@ type reservation struct {
 
 func newRelays(n *Node) *relays {
 	return &relays{
-		n: n, changed: make(chan struct{}, 1), settled: make(chan struct{}),
+		n: n, changed: make(chan struct{}, 1), settled: make(chan struct{}), retold: make(chan struct{}, 1),
 		refused: make(map[peer.ID]time.Time), held: make(map[peer.ID]reservation),
 	}
 }
@@ -88,7 +92,8 @@ func (r *relays) readdressed() {
 }
 
 // addresses are those under which contacts dial us through relays, without our
-// own name, in an order that stays: what a whole review came to. In the middle of
+// own name, in an order that stays: what a whole review came to, or, through
+// bridges, the first reservation where there was none. In the middle of
 // one a reservation may be missing that is being asked for anew, and a record that
 // said so would stay.
 func (r *relays) addresses() []ma.Multiaddr {
@@ -108,6 +113,7 @@ func (r *relays) tell() {
 	slices.SortFunc(now, func(a, b ma.Multiaddr) int { return a.Compare(b) })
 	if !slices.EqualFunc(now, r.told, ma.Multiaddr.Equal) {
 		r.told = now
+		poke(r.retold)
 		r.n.beacon.renew()
 	}
 }
@@ -296,6 +302,9 @@ func (r *relays) acquire(ctx context.Context, want int) {
 			if !r.reserve(ctx, info) {
 				continue
 			}
+			if len(r.addresses()) == 0 && r.n.modes.censored() {
+				r.tell() // there the second may take long
+			}
 			if p := neighbourhood(info); p.IsValid() {
 				near[p] = true
 			}
@@ -337,6 +346,9 @@ func (r *relays) candidates(ctx context.Context) (out []peer.AddrInfo) {
 // reserve asks one node, or has it renew what it gave.
 func (r *relays) reserve(ctx context.Context, info peer.AddrInfo) bool {
 	host := r.n.cfg.Host
+	if r.n.rush.wait(ctx) != nil {
+		return false
+	}
 	lasts, err := host.Reserve(ctx, info)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -101,6 +101,15 @@ func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendRes
 				return err
 			}
 		}
+		if c.State == store.ContactPending {
+			devices, err := w.tx.Devices(c.ID)
+			if err != nil {
+				return err
+			}
+			for _, d := range devices {
+				n.rush.begin(identity.DeviceHash(d.Hash))
+			}
+		}
 		if req.IdempotencyKey == "" {
 			return nil
 		}

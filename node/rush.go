@@ -1,0 +1,94 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/kith-im/kith/protocol/identity"
+)
+
+const (
+	// rushTime bounds how long everything else waits for the first words to a new
+	// contact, and rushRest is the least that it then has until it waits again.
+	rushTime = 12 * time.Second
+	rushRest = time.Minute
+)
+
+// rush lets the first words to a new contact go first where everything goes
+// through bridges: what a newcomer sets up for itself (relays, mailboxes, records,
+// further copies) takes a dozen times the bytes, and on a slow line a person would
+// wait for all of it. Nothing is left out, it comes later.
+type rush struct {
+	n *Node
+
+	mu      sync.Mutex
+	devices map[identity.DeviceHash]*time.Timer // whom somebody waits for
+	over    chan struct{}                       // closed when there are none; nil then
+	rest    time.Time                           // none begins before
+}
+
+func newRush(n *Node) *rush {
+	return &rush{n: n, devices: make(map[identity.DeviceHash]*time.Timer)}
+}
+
+// begin says that somebody waits for a device to get our first words.
+func (r *rush) begin(d identity.DeviceHash) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.devices[d] != nil || time.Now().Before(r.rest) {
+		return
+	}
+	if r.over == nil {
+		r.over = make(chan struct{})
+	}
+	r.devices[d] = time.AfterFunc(rushTime, func() {
+		r.mu.Lock()
+		r.rest = time.Now().Add(rushRest)
+		r.mu.Unlock()
+		r.end(d)
+	})
+}
+
+// end says that the device, or one of its mailboxes, has them, or that they do not
+// get through soon.
+func (r *rush) end(d identity.DeviceHash) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	timer := r.devices[d]
+	if timer == nil {
+		return
+	}
+	timer.Stop()
+	delete(r.devices, d)
+	if len(r.devices) == 0 {
+		close(r.over)
+		r.over = nil
+	}
+}
+
+// none is closed as soon as nothing has to wait.
+func (r *rush) none() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over != nil && r.n.modes.censored() {
+		return r.over
+	}
+	return closed
+}
+
+// wait returns when nothing has to wait, or with the context's error.
+func (r *rush) wait(ctx context.Context) error {
+	select {
+	case <-r.none():
+	case <-ctx.Done():
+	}
+	return ctx.Err()
+}
+
+// closed is a channel that is.
+var closed = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
