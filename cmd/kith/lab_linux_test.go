@@ -417,7 +417,9 @@ func TestLab_Policies(t *testing.T) {
 	frozen := usual
 	frozen.first, frozen.texts, frozen.pause, frozen.burst = labFirstFrozen, 4*time.Minute, max(usual.pause, 0)*6, 10*time.Minute
 	slow := usual
-	slow.first, slow.burst = labFirstFrozen, 5*time.Minute
+	slow.burst = 5 * time.Minute
+	all := slow // at once
+	all.first = labFirstFrozen
 	policies := []struct {
 		name   string
 		limits labLimits
@@ -446,7 +448,7 @@ func TestLab_Policies(t *testing.T) {
 		{"lat", usual, true},
 		{"loss", usual, true},
 		{"fet+alpn+regex+probe-all+lat", usual, true},
-		{"fet+alpn+regex+go-tls+old-chrome+sni-allow+allowlist+unknown+udp+probe-all+lat+loss", slow, true},
+		{"fet+alpn+regex+go-tls+old-chrome+sni-allow+allowlist+unknown+udp+probe-all+lat+loss", all, true},
 		{"freeze+fet+alpn+regex+probe-all+lat", frozen, true},
 		{"freeze freeze_pkts=14", frozen, true},
 		{"freeze freeze_pkts=0 freeze_bytes=16000", frozen, true},
