@@ -104,6 +104,11 @@ func (n *Node) reachMail(ctx context.Context, host *transport.Host, info peer.Ad
 	var m *mailStream
 	err := errDial
 	route := n.route(info)
+	if n.cfg.Lookups != nil {
+		for _, c := range n.cfg.Lookups.Network().ConnsToPeer(info.ID) {
+			n.cfg.Host.Met(c) // a node that we have found ourselves
+		}
+	}
 	route.Addrs = slices.DeleteFunc(route.Addrs, func(a ma.Multiaddr) bool { // a bridge we know by others
 		return slices.ContainsFunc(info.Addrs, a.Equal) && !n.cfg.Host.MayCall(info.ID, a)
 	})

@@ -69,12 +69,15 @@ func (r *rush) end(d identity.DeviceHash) {
 
 // none is closed as soon as nothing has to wait.
 func (r *rush) none() <-chan struct{} {
+	if !r.n.modes.censored() {
+		return closed
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.over != nil && r.n.modes.censored() {
-		return r.over
+	if r.over == nil {
+		return closed
 	}
-	return closed
+	return r.over
 }
 
 // wait returns when nothing has to wait, or with the context's error.
