@@ -86,7 +86,7 @@ type collector struct {
 	tags    map[envelope.Tag]string // registered in this run, probes excepted, and of which session
 	renew   time.Time               // when they are next replaced whole
 
-	probing sync.Mutex // one probe at a time
+	probing baton // one probe at a time
 
 	mu     sync.Mutex
 	state  boxView
@@ -114,7 +114,7 @@ func newCollector(n *Node, row store.BoxRow) (*collector, error) {
 	}
 	c := &collector{
 		n: n, info: info, key: mailbox.BoxKey(row.Key), leaving: row.State.Leaving(), removed: row.State == store.BoxRemoved, left: row.Left, address: row.Address,
-		news: make(chan struct{}, 1), again: make(chan struct{}, 1), probes: make(map[mailbox.Digest]chan struct{}),
+		news: make(chan struct{}, 1), again: make(chan struct{}, 1), probing: newBaton(), probes: make(map[mailbox.Digest]chan struct{}),
 	}
 	for i := range c.tests {
 		if _, err := io.ReadFull(n.self.rand, c.tests[i][:]); err != nil {

@@ -71,7 +71,7 @@ type conversation struct {
 	// handling is held while envelopes are received and acknowledged: who ends a
 	// conversation at such a moment leaves the sender with a copy that it takes to a
 	// mailbox a little later, and nodes see who has just heard from whom.
-	handling sync.Mutex
+	handling baton
 
 	guest bool // counted among the lobby's guests; under the lobby's lock
 
@@ -101,7 +101,7 @@ func newConversation(s network.Stream, key protocol.StreamKey, device identity.D
 		acked:   make(chan uint64, 1),
 		ended:   make(chan struct{}),
 		pings:   make(map[[8]byte]chan struct{}),
-		writing: make(chan struct{}, 1),
+		writing: make(chan struct{}, 1), handling: newBaton(),
 	}
 	c.writing <- struct{}{}
 	return c

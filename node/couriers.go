@@ -233,7 +233,7 @@ func (o *outbox) release(device []byte, id int64) {
 	}
 	c.offering.Lock() // who has read the outbox before has passed the envelope over
 	c.mu.Lock()
-	if c.withheld[id]--; c.withheld[id] == 0 {
+	if c.withheld[id]--; c.withheld[id] <= 0 { // below: there was no courier to withhold it from
 		delete(c.withheld, id)
 	}
 	c.mu.Unlock()

@@ -216,11 +216,14 @@ func (p *depositor) round(ctx context.Context) {
 		r.pause(ctx, over)
 	}
 	all.Wait()
-	if enough, err := r.finish(context.WithoutCancel(ctx)); err == nil && enough {
+	enough, err := r.finish(context.WithoutCancel(ctx))
+	switch {
+	case err == nil && enough:
 		p.failures, p.retry = 0, time.Time{}
-		return
+	case c.talks(): // which cut the round short; if nothing comes of it there is another at once
+	default:
+		p.failed()
 	}
-	p.failed()
 }
 
 // inTurn are nodes in the order in which they get their copies: through bridges the

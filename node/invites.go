@@ -266,7 +266,9 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 		n.rush.end(link.Device)
 		return nil, explain(err)
 	}
-	n.cfg.Discovery.AddWaysIn(ways)
+	if len(ways) > 0 {
+		n.cfg.Discovery.AddWaysIn(ways)
+	}
 	c, err := n.awaitKeys(ctx, id, link.Device, news)
 	if err != nil {
 		return nil, explain(err)
@@ -279,8 +281,11 @@ func (n *Node) AcceptInvite(ctx context.Context, req *apiv1.AcceptInviteRequest)
 func (n *Node) answered(ctx context.Context, link *invite.Invite) (known bool, err error) {
 	err = n.view(ctx, func(tx *store.Tx) error {
 		d, err := tx.Device(link.Device[:])
-		known, err = found(err)
-		known = known && d.Link == nil
+		if known, err = found(err); !known || d.Link == nil {
+			return err
+		}
+		c, err := tx.Contact(d.Contact)
+		known = c.Blocked
 		return err
 	})
 	return known, err

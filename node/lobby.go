@@ -28,7 +28,7 @@ type lobby struct {
 	n     *Node
 	going sync.WaitGroup
 
-	loading sync.Mutex // held while names is made anew
+	loading baton // held while names is made anew
 
 	mu     sync.Mutex
 	shut   bool
@@ -51,7 +51,7 @@ type visitor struct {
 // introduced themselves: each holds a window of envelopes.
 const maxGuests = 32
 
-func newLobby(n *Node) *lobby { return &lobby{n: n, stale: true, shut: true} }
+func newLobby(n *Node) *lobby { return &lobby{n: n, stale: true, shut: true, loading: newBaton()} }
 
 // open begins to take streams.
 func (l *lobby) open(ctx context.Context) {

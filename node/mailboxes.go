@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -62,6 +63,7 @@ const metaMailSet = "mailbox set"
 type Mailboxes struct {
 	n       *Node
 	changed chan struct{}
+	anew    atomic.Bool // the network has changed, and those who said no may say yes
 
 	mu         sync.Mutex
 	lanes      map[peer.ID]*lane
@@ -161,6 +163,8 @@ func (m *Mailboxes) hurry() {
 	for _, c := range m.collectors {
 		poke(c.again)
 	}
+	m.anew.Store(true)
+	m.wake()
 }
 
 // run keeps the boxes until ctx ends.
@@ -169,6 +173,9 @@ func (m *Mailboxes) run(ctx context.Context) {
 	defer collecting.Wait()
 	pause := reviewMin
 	for {
+		if m.anew.Swap(false) {
+			pause = reviewMin
+		}
 		lacking, err := m.review(ctx, &collecting)
 		switch {
 		case ctx.Err() != nil:

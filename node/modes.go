@@ -241,13 +241,16 @@ func (m *modes) stored(ctx context.Context) (setting ModeSetting, mode transport
 // dialled as soon as it is known, and is not for a censored network. Afterwards the
 // store decides, also when commit failed.
 func (m *modes) ahead(ctx context.Context, bridges []peer.AddrInfo, commit func() error) error {
+	if len(bridges) == 0 {
+		return commit()
+	}
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	setting, mode, known, err := m.stored(ctx)
 	if err != nil {
 		return err
 	}
-	if setting == ModeAuto && mode == transport.Open && len(bridges) > 0 {
+	if setting == ModeAuto && mode == transport.Open {
 		if err := m.apply(setting, transport.Censored, append(known, bridges...)); err != nil {
 			return err
 		}

@@ -316,19 +316,20 @@ func (c *courier) await(ctx context.Context, greet bool) (conv *conversation, go
 // call reaches the device, or notes the failure and when to try again.
 func (c *courier) call(ctx context.Context, o outlook) *conversation {
 	c.mu.Lock()
-	places, first := c.o.dials, closed
-	if len(c.summons) > 0 || o.needed && c.failures == 0 {
-		places = c.o.urgent
-	} else {
-		first = c.n.rush.none()
-	}
+	urgent := len(c.summons) > 0 || o.needed && c.failures == 0
 	c.mu.Unlock()
-	select {
-	case <-first:
-	case conv := <-c.calls:
-		return conv
-	case <-ctx.Done():
-		return nil
+	places := c.o.urgent
+	if !urgent {
+		places = c.o.dials
+		select {
+		case <-c.n.rush.noneElsewhere(c.device):
+		case conv := <-c.calls:
+			return conv
+		case <-c.changed:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
 	}
 	select {
 	case places <- struct{}{}:

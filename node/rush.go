@@ -25,6 +25,7 @@ type rush struct {
 	mu      sync.Mutex
 	devices map[identity.DeviceHash]*time.Timer // whom somebody waits for
 	over    chan struct{}                       // closed when there are none; nil then
+	until   time.Time                           // when all of them end at last
 	rest    time.Time                           // none begins before
 }
 
@@ -40,9 +41,9 @@ func (r *rush) begin(d identity.DeviceHash) {
 		return
 	}
 	if r.over == nil {
-		r.over = make(chan struct{})
+		r.over, r.until = make(chan struct{}), time.Now().Add(rushTime)
 	}
-	r.devices[d] = time.AfterFunc(rushTime, func() {
+	r.devices[d] = time.AfterFunc(time.Until(r.until), func() {
 		r.mu.Lock()
 		r.rest = time.Now().Add(rushRest)
 		r.mu.Unlock()
@@ -78,6 +79,17 @@ func (r *rush) none() <-chan struct{} {
 		return closed
 	}
 	return r.over
+}
+
+// noneElsewhere is none for what concerns a device: it does not wait for itself.
+func (r *rush) noneElsewhere(d identity.DeviceHash) <-chan struct{} {
+	r.mu.Lock()
+	own := r.devices[d] != nil
+	r.mu.Unlock()
+	if own {
+		return closed
+	}
+	return r.none()
 }
 
 // wait returns when nothing has to wait, or with the context's error.

@@ -56,6 +56,7 @@ func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendRes
 		life = min(time.Duration(req.ExpireS)*time.Second, messageLife)
 	}
 	var out *apiv1.SendResponse
+	var first []store.DeviceRow // that may be waiting for these
 	err := n.update(ctx, func(w *work) error {
 		last, err := w.tx.LastEvent()
 		if err != nil {
@@ -101,13 +102,10 @@ func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendRes
 				return err
 			}
 		}
+		first = nil
 		if c.State == store.ContactPending {
-			devices, err := w.tx.Devices(c.ID)
-			if err != nil {
+			if first, err = w.tx.Devices(c.ID); err != nil {
 				return err
-			}
-			for _, d := range devices {
-				n.rush.begin(identity.DeviceHash(d.Hash))
 			}
 		}
 		if req.IdempotencyKey == "" {
@@ -117,6 +115,9 @@ func (n *Node) Send(ctx context.Context, req *apiv1.SendRequest) (*apiv1.SendRes
 	})
 	if err != nil {
 		return nil, explain(err)
+	}
+	for _, d := range first {
+		n.rush.begin(identity.DeviceHash(d.Hash))
 	}
 	return out, nil
 }
