@@ -83,7 +83,8 @@ type locals struct {
 	mu      sync.Mutex
 	on      bool
 	radio   *discovery.LAN // nil while it is off
-	stale   bool           // whom we speak and listen to has changed
+	changes uint64         // of whom we speak and listen to
+	brought uint64         // up to which of them the keys are
 	epoch   int64
 	spoken  []lan.Key          // whom we speak to
 	next    map[netip.Addr]int // of spoken, by the address we speak from
@@ -168,7 +169,8 @@ func (l *locals) serve(ctx context.Context) {
 		Log:   l.n.log,
 	})
 	l.mu.Lock()
-	l.radio, l.stale = radio, true
+	l.radio = radio
+	l.changes++
 	l.mu.Unlock()
 	_ = radio.Run(ctx) // it ends with ctx
 	l.n.cfg.Host.CloseNear()
@@ -185,7 +187,7 @@ func (l *locals) serve(ctx context.Context) {
 func (l *locals) refresh() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.stale = true
+	l.changes++
 	if l.radio != nil {
 		l.radio.Announce()
 	}
@@ -195,8 +197,8 @@ func (l *locals) refresh() {
 func (l *locals) bring(ctx context.Context) bool {
 	epoch := lan.Epoch(l.n.now())
 	l.mu.Lock()
-	current := !l.stale && l.epoch == epoch
-	l.stale = false
+	changes := l.changes
+	current := l.brought == changes && l.epoch == epoch
 	l.mu.Unlock()
 	if current {
 		return true
@@ -205,11 +207,13 @@ func (l *locals) bring(ctx context.Context) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
-		l.stale = true
 		return false
 	}
+	if l.brought > changes {
+		return true // another has read what is newer, and was quicker
+	}
 	mathrand.Shuffle(len(spoken), func(i, j int) { spoken[i], spoken[j] = spoken[j], spoken[i] })
-	l.epoch, l.spoken, l.heard, l.answers = epoch, spoken, heard, nil
+	l.epoch, l.brought, l.spoken, l.heard, l.answers = epoch, changes, spoken, heard, nil
 	clear(l.next)
 	clear(l.records)
 	return true
