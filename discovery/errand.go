@@ -250,17 +250,11 @@ func (d *Discovery) ask(ctx context.Context, info peer.AddrInfo, request errand.
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if err := connect(ctx, d.cfg.Host, info); err != nil {
+	if err := d.cfg.Host.Connect(ctx, info); err != nil {
 		return nil, err
 	}
 	connected()
 	return askErrand(ctx, d.cfg.Host, info, request)
-}
-
-func connect(ctx context.Context, from host.Host, info peer.AddrInfo) error {
-	ctx, cancel := context.WithTimeout(ctx, errandTry)
-	defer cancel()
-	return from.Connect(ctx, info)
 }
 
 func askErrand(ctx context.Context, from host.Host, info peer.AddrInfo, request errand.Frame) (errand.Frame, error) {

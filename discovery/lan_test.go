@@ -181,16 +181,7 @@ func TestE10_LANSourcesAreNeighbours(t *testing.T) {
 				t.Errorf("we are said to be at %q, want %q", got, want)
 			}
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = radio.Run(ctx)
-		}()
-		defer func() {
-			cancel()
-			<-done
-		}()
+		defer running(t, radio)()
 		time.Sleep(time.Second)
 		told("192.168.1.2", "fe80::2%eth0")
 		hears := func(from string) bool {
@@ -248,16 +239,7 @@ func TestLANMovedOnce(t *testing.T) {
 				told = append(told, sources)
 			},
 		})
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = radio.Run(ctx)
-		}()
-		defer func() {
-			cancel()
-			<-done
-		}()
+		defer running(t, radio)()
 		for _, step := range []struct {
 			name string
 			do   func()
@@ -286,4 +268,19 @@ func TestLANMovedOnce(t *testing.T) {
 			mu.Unlock()
 		}
 	})
+}
+
+// running runs a radio until stop is called.
+func running(t *testing.T, radio *discovery.LAN) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = radio.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }

@@ -73,7 +73,7 @@ const (
 	depositBatch = 64 << 10
 )
 
-// bytesSpent is why the recipient of a message is not looked for, when nothing but conversations may use the network any more.
+// bytesSpent is why nothing but a conversation may use the network any more.
 const bytesSpent = "the bytes of this day are used up, which ends at midnight UTC; see kith budget"
 
 // depositor is the part of a courier that uses the device's mailboxes.
@@ -351,7 +351,7 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 		// It says nothing of the node: the address is what the device told us.
 		why := "the mailbox does not answer"
 		if c.n.cfg.Host.Meter().Spent() {
-			why = "the day's bytes are used up"
+			why = bytesSpent
 		}
 		if refused := new(refusal); errors.As(err, &refused) {
 			why = refusalText(refused.Why)

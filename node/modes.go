@@ -252,6 +252,7 @@ func (m *modes) ahead(ctx context.Context, bridges []peer.AddrInfo, commit func(
 	}
 	if setting == ModeAuto && mode == transport.Open {
 		if err := m.apply(setting, transport.Censored, append(known, bridges...)); err != nil {
+			poke(m.changed) // back to what the store says
 			return err
 		}
 	}

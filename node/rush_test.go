@@ -47,7 +47,21 @@ func TestRush(t *testing.T) {
 		r.begin(bob)
 		waits("one right after", 0)
 		time.Sleep(rushRest)
+		r.begin(alice)
+		time.AfterFunc(rushTime/2, func() { r.begin(bob) })
+		waits("one that begins within another", rushTime)
+		time.Sleep(rushRest)
 		r.begin(bob)
+		select {
+		case <-r.noneElsewhere(bob):
+		default:
+			t.Error("what is for the device of a rush waits for it")
+		}
+		select {
+		case <-r.noneElsewhere(alice):
+			t.Error("what is for another device does not wait")
+		default:
+		}
 		n.modes.mode = transport.Open
 		waits("an open network", 0)
 		n.modes.mode = transport.Censored
