@@ -176,7 +176,7 @@ func (p *depositor) next(ctx context.Context) (wait time.Duration, err error) {
 // offer is an envelope of a round.
 type offer struct {
 	id      int64
-	holders int       // nodes that have it, as far as they showed
+	kept    bool      // a node has proved that it still has it
 	missing []peer.ID // nodes that had signed for it and do not have it
 	refused string    // why one did not take it
 }
@@ -472,9 +472,9 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 		answers[i], rows[i].Held = more[j], false
 		lost[rows[i].ID] = true
 	}
-	holds, refused := make(map[int64]bool), make(map[int64]string)
+	kept, refused := make(map[int64]bool), make(map[int64]string)
 	err = n.update(context.WithoutCancel(ctx), func(w *work) error {
-		clear(holds)
+		clear(kept)
 		clear(refused)
 		if m.direct() {
 			if err := w.served(node); err != nil {
@@ -504,7 +504,7 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 				} else if !ok {
 					return w.strike(node, strikeLie, "it gave a false proof that it keeps a message")
 				}
-				holds[d.ID] = true
+				kept[d.ID] = true
 			case *mailbox.Stored:
 				if ok := !d.Held && a.Verify(m.key(), d.Envelope); !ok && !m.direct() {
 					continue
@@ -521,7 +521,6 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 				if err := w.heldBy(d.ID, node, a.Hours, r.n); err != nil {
 					return err
 				}
-				holds[d.ID] = true
 			case *mailbox.Refused:
 				refused[d.ID] = refusalText(a.Why)
 			}
@@ -535,9 +534,7 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 	defer r.mu.Unlock()
 	for _, d := range rows {
 		o := r.of(d.ID)
-		if holds[d.ID] {
-			o.holders++
-		}
+		o.kept = o.kept || kept[d.ID]
 		if lost[d.ID] && m.direct() {
 			o.missing = append(o.missing, node)
 		}
@@ -625,6 +622,16 @@ func (r *depositRound) finish(ctx context.Context) (enough bool, err error) {
 		all = append(all, o)
 	}
 	slices.SortFunc(all, func(a, b *offer) int { return int(a.id - b.id) })
+	if lost := faithless(all); len(lost) > 0 {
+		err = c.n.update(ctx, func(w *work) error {
+			for _, node := range lost {
+				if err := w.doubt(node, strikeLoss, "it lost a message that it had signed for"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
 	for batch := range slices.Chunk(all, maxBatch) {
 		err = errors.Join(err, c.n.update(ctx, func(w *work) error {
 			for _, o := range batch {
@@ -643,21 +650,30 @@ func (r *depositRound) finish(ctx context.Context) (enough bool, err error) {
 	return enough && len(all) > 0, err
 }
 
+// faithless are the nodes that lost what another has kept: they have not kept
+// their word. If none has it, its recipient does: they come for all of them at one
+// time. One who was interrupted then has emptied one node and not another, so a
+// round counts once, however many messages it was.
+func faithless(offers []*offer) (nodes []peer.ID) {
+	for _, o := range offers {
+		if !o.kept {
+			continue
+		}
+		for _, node := range o.missing {
+			if !slices.Contains(nodes, node) {
+				nodes = append(nodes, node)
+			}
+		}
+	}
+	return nodes
+}
+
 // deposited ends a round for one envelope, and says whether enough of nodes
 // hold it.
 func (w *work) deposited(o *offer, nodes int) (enough bool, err error) {
 	d, err := w.tx.DeliveryByID(o.id)
 	if ok, err := found(err); !ok || !d.Open {
 		return true, err
-	}
-	// A node that lost what another has kept has not kept its word. If none
-	// has it, its recipient does: they come for all of them at one time.
-	if o.holders > 0 {
-		for _, node := range o.missing {
-			if err := w.doubt(node, strikeLoss, "it lost a message that it had signed for"); err != nil {
-				return false, err
-			}
-		}
 	}
 	k, until, err := holders(w.tx, o.id, w.age)
 	if err != nil {

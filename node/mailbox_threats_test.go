@@ -65,16 +65,17 @@ const lyingAt = 9
 // TestG02_Drop leaves texts with nodes of which two drop everything. The sender
 // finds out by asking for proofs, and the texts arrive.
 func TestG02_Drop(t *testing.T) {
+	lasting(t)
 	simulateMail(t, 6, func(t *testing.T, w *world) {
 		alice, bob := w.apart(w.ways[3:], w.ways[:3])
 		bob.Stop()
 		behave(nodetest.Behaviour{Drop: 1}, w.ways[:2]...)
 		ids := alice.Say("bob", numbered("text", 20)...)
 		alice.UntilState("held", ids...)
-		time.Sleep(2 * time.Hour)
+		time.Sleep(60 * time.Hour) // four audits
 		for i, c := range w.ways[:3] {
 			if k := keeper(alice, c); (k.Strikes+k.Doubts >= lyingAt) != (i < 2) {
-				t.Errorf("node %d has %d strikes", i, k.Strikes)
+				t.Errorf("node %d has %d strikes and %d doubts", i, k.Strikes, k.Doubts)
 			}
 		}
 		alice.Stop()
@@ -195,6 +196,41 @@ func TestG05_OneTag(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestG05_FetchedUnseen has bob fetch his mail and go before his receipts have
+// left: alice asks for proofs, no node has anything, and nobody is blamed.
+func TestG05_FetchedUnseen(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		bob.Stop()
+		ids := alice.Say("bob", numbered("text", 5)...)
+		alice.UntilState("held", ids...)
+		alice.Stop()
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+5)
+		time.Sleep(3 * time.Second) // he fetches from all three; receipts wait for longer
+		bob.Stop()
+		time.Sleep(2 * time.Hour)
+		alice.Start()
+		alice.Until("the texts were left again", func() bool {
+			left := 0
+			for _, a := range trace(t, alice, ids[0]).Devices[0].Attempts {
+				if a.Road == "mailbox" {
+					left++
+				}
+			}
+			return left > 1
+		})
+		for i, c := range w.ways {
+			if k := keeper(alice, c); k.Strikes != 0 || k.Doubts != 0 {
+				t.Errorf("node %d has %d strikes and %d doubts", i, k.Strikes, k.Doubts)
+			}
+		}
+		bob.Start()
+		alice.UntilDelivered(ids...)
+		agree(t, alice, bob, visitedBefore+5)
+	})
 }
 
 // TestG05_NobodyDoubted has nodes do everything that loses nothing for two days

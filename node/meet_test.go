@@ -29,6 +29,7 @@ func announced(u *nodetest.User) {
 // made for: 6 for a contact and 6 for the invite that made it, on its day, and 9 for
 // the contact in the night after.
 func TestE05_RecordsOfAContact(t *testing.T) {
+	lasting(t)
 	simulate(t, 3, func(t *testing.T, w *world) {
 		alice, bob := w.pair()
 		const users = 2
