@@ -30,6 +30,7 @@ var (
 	labAll   = os.Getenv("KITH_LAB") != ""
 	labDir   = os.Getenv("KITH_LAB_DIR")
 	labOnly  = os.Getenv("KITH_LAB_ONLY")  // policies, between commas
+	labTry   = os.Getenv("KITH_LAB_TRY")   // instead of those: with parameters of their own, between semicolons
 	labPause = os.Getenv("KITH_LAB_PAUSE") // between the twenty texts
 )
 
@@ -420,11 +421,12 @@ func TestLab_Policies(t *testing.T) {
 	slow.burst = 5 * time.Minute
 	all := slow // at once
 	all.first = labFirstFrozen
-	policies := []struct {
+	type row struct {
 		name   string
 		limits labLimits
 		passes bool
-	}{
+	}
+	policies := []row{
 		{"none", usual, true},
 		{"cut", usual, false},
 		{"udp", usual, true},
@@ -453,6 +455,12 @@ func TestLab_Policies(t *testing.T) {
 		{"freeze freeze_pkts=14", frozen, true},
 		{"freeze freeze_pkts=0 freeze_bytes=16000", frozen, true},
 		{"none siberian=4 sib_window=5", usual, true},
+	}
+	if labTry != "" {
+		policies = nil
+		for p := range strings.SplitSeq(labTry, ";") {
+			policies = append(policies, row{strings.TrimSpace(p), all, true})
+		}
 	}
 	for _, p := range policies {
 		if labOnly != "" && !slices.Contains(strings.Split(labOnly, ","), p.name) {
