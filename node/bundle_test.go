@@ -356,6 +356,7 @@ func TestBundleStranger(t *testing.T) {
 
 // What is refused says why, and nothing is lost.
 func TestBundleRefusals(t *testing.T) {
+	lasting(t)
 	simulate(t, 3, func(t *testing.T, w *world) {
 		alice, bob := w.talking()
 		w.Blackhole(alice.IP)

@@ -25,6 +25,12 @@ const (
 	// a window of 64 130,000; at 100 ms of round trip it is not optional.
 	maxInFlight      = 64
 	maxInFlightBytes = 1 << 20
+	// A sender begins with firstInFlight and goes up to that where they come within
+	// quickAck; where they take slowAck it goes back. What waits in front of a slow
+	// line is lost with the conversation, and all else waits behind it.
+	firstInFlight = 64 << 10
+	quickAck      = 2 * time.Second
+	slowAck       = 8 * time.Second
 
 	// maxBatch envelopes share one transaction on arrival.
 	maxBatch = 64

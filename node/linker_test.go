@@ -487,6 +487,7 @@ func TestG08_LogAndLink(t *testing.T) {
 // TestG08_TagsSayNothing: two people who talk directly, and move on to the tags of
 // a new day, do nothing at their mailboxes at that moment.
 func TestG08_TagsSayNothing(t *testing.T) {
+	lasting(t)
 	simulateMail(t, 2, func(t *testing.T, w *world) {
 		l := logMail(w)
 		c := newClock(0)

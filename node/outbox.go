@@ -92,6 +92,7 @@ type courier struct {
 	summons []chan *conversation // who waits for a conversation
 
 	failures int
+	window   int            // bytes that may be in flight
 	doubt    time.Duration  // how long the device has to acknowledge something
 	withheld map[int64]int  // being cancelled, and how often: not offered, whatever was read before
 	left     map[int64]bool // being left at mailboxes
@@ -137,7 +138,7 @@ func (c *courier) idle() {
 func (c *courier) setConv(conv *conversation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conv = conv
+	c.conv, c.window = conv, firstInFlight
 }
 
 // run is the courier's life: one conversation after another.
@@ -624,7 +625,7 @@ func (c *courier) load(ctx context.Context, last *int64) (l batch, err error) {
 	c.offering.Lock()
 	defer c.offering.Unlock()
 	c.mu.Lock()
-	flight := slices.Clone(c.flight)
+	flight, window := slices.Clone(c.flight), c.window
 	c.mu.Unlock()
 	room, size := maxInFlight, 0
 	for _, f := range flight {
@@ -633,7 +634,7 @@ func (c *courier) load(ctx context.Context, last *int64) (l batch, err error) {
 			size += f.size
 		}
 	}
-	if room <= 0 || size >= maxInFlightBytes {
+	if room <= 0 || size >= window {
 		return batch{full: true}, nil
 	}
 	var rows []store.DeliveryRow
@@ -663,7 +664,7 @@ func (c *courier) load(ctx context.Context, last *int64) (l batch, err error) {
 		if c.held(d.ID) {
 			continue
 		}
-		if size > 0 && size+len(d.Envelope) > maxInFlightBytes {
+		if size > 0 && size+len(d.Envelope) > window {
 			l.full = true
 			break
 		}
@@ -696,17 +697,27 @@ func isPaused(tx *store.Tx, device identity.DeviceHash) (bool, error) {
 }
 
 // acknowledged marks the next n envelopes in flight: they leave the window, and
-// stay until settle has noted them.
+// stay until settle has noted them. What was acknowledged soon widens the window by
+// its size, and what was only after long narrows it.
 func (c *courier) acknowledged(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	flight := slices.Clone(c.flight)
 	for i := range flight {
-		if n > 0 && !flight[i].acked {
-			flight[i].acked = true
-			n--
+		f := &flight[i]
+		if n == 0 || f.acked {
+			continue
+		}
+		f.acked = true
+		n--
+		switch took := time.Since(f.at); {
+		case took < quickAck:
+			c.window += f.size
+		case took > slowAck:
+			c.window -= f.size
 		}
 	}
+	c.window = min(max(c.window, firstInFlight), maxInFlightBytes)
 	c.flight, c.failures, c.retry, c.doubt = flight, 0, time.Time{}, doubtMin
 }
 

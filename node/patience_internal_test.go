@@ -44,3 +44,40 @@ func TestPatience(t *testing.T) {
 		})
 	}
 }
+
+// TestWindow: what is in flight takes a slow line seconds, and a fast one has as
+// much as is allowed.
+func TestWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 8 << 10
+		c := &courier{}
+		c.setConv(&conversation{})
+		send := func(rate, count int) { // bytes a second, one after another
+			for range count {
+				for flying := len(c.flight) * size; flying == 0 || flying+size <= c.window; flying += size {
+					c.flight = append(c.flight, inFlight{size: size, at: time.Now()})
+				}
+				time.Sleep(time.Duration(size) * time.Second / time.Duration(rate))
+				c.acknowledged(1)
+				c.flight = c.flight[1:]
+			}
+		}
+		const slow = 16 << 10
+		send(slow, 100)
+		if takes := c.window / slow; c.window < firstInFlight || takes > 8 {
+			t.Errorf("%d bytes are in flight on a slow line, for %d seconds", c.window, takes)
+		}
+		send(10<<20, 200)
+		if c.window != maxInFlightBytes {
+			t.Errorf("%d bytes are in flight on a fast line, of %d", c.window, maxInFlightBytes)
+		}
+		send(slow, 400)
+		if takes := c.window / slow; takes > 9 {
+			t.Errorf("%d bytes are in flight on a line that has become slow, for %d seconds", c.window, takes)
+		}
+		c.setConv(&conversation{})
+		if c.window != firstInFlight {
+			t.Errorf("the next conversation begins with %d bytes in flight", c.window)
+		}
+	})
+}

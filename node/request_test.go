@@ -49,6 +49,7 @@ func untilRequests(t *testing.T, u *nodetest.User, count int) []*apiv1.Contact {
 // envelope at all before they are approved, so no receipt and no name. D01 for
 // strangers.
 func TestP14_SilenceBeforeApproval(t *testing.T) {
+	lasting(t)
 	simulate(t, 2, func(t *testing.T, w *world) {
 		alice, bob := w.user("alice"), w.user("bob")
 		link := reusable(alice)
@@ -125,6 +126,7 @@ func messagesOf(t *testing.T, u *nodetest.User, handle string) (n int64) {
 
 // TestReject forgets a request; its author hears nothing, then or later.
 func TestReject(t *testing.T) {
+	lasting(t)
 	simulate(t, 2, func(t *testing.T, w *world) {
 		alice, bob := w.user("alice"), w.user("bob")
 		link := reusable(alice)
@@ -287,6 +289,7 @@ func TestA07_PrekeyDepletion(t *testing.T) {
 // write does not arrive, nor later, when they are unblocked, is anything lost
 // that they went on offering.
 func TestBlock(t *testing.T) {
+	lasting(t)
 	simulate(t, 2, func(t *testing.T, w *world) {
 		alice, bob := w.talking()
 		block := func(blocked bool) {
