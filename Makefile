@@ -34,11 +34,12 @@ cross:
 		GOOS=$${target%/*} GOARCH=$${target#*/} $(BUILD) -o "$$out" ./cmd/kith; \
 	done; ls -l dist
 
-# Everything once as it ships, without C, and once under the race detector.
+# Everything once as it ships, without C, and once under the race detector. Vet goes
+# first, so not again with every test binary.
 test:
 	@tools/need.sh gcc ip=iproute2 nft=nftables ethtool curl chromium
 	CGO_ENABLED=0 go vet ./...
-	CGO_ENABLED=0 $(GOTESTSUM) --format pkgname-and-test-fails -- -timeout 20m ./...
+	CGO_ENABLED=0 $(GOTESTSUM) --format pkgname-and-test-fails -- -vet=off -timeout 20m ./...
 	@$(MAKE) --no-print-directory race
 
 # The race detector needs a C compiler. Where there is none and none can be
@@ -54,7 +55,7 @@ test:
 #
 # The two kinds run side by side: one alone leaves half of two cores idle.
 SIMULATED = /(discovery|node|node/mailbox|node/nodetest|node/transport)$$
-RACE = CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -race '-gcflags=github.com/ncruces/go-sqlite3-wasm/...=-race=false' -short -timeout 30m
+RACE = CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -vet=off -race '-gcflags=github.com/ncruces/go-sqlite3-wasm/...=-race=false' -short -timeout 30m
 race:
 	@if command -v cc >/dev/null; then \
 		$(MAKE) --no-print-directory -j2 race-real race-simulated; \
