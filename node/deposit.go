@@ -369,6 +369,7 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 			return
 		}
 		if err := r.leave(ctx, m, info.ID, rows); err != nil {
+			r.unanswered(rows)
 			if ctx.Err() == nil {
 				c.n.log.Debug("leaving envelopes at a mailbox ended early")
 				r.note(ctx, func(w *work) error { return w.faulty(info.ID, err) })
@@ -377,6 +378,15 @@ func (r *depositRound) visit(ctx context.Context, info peer.AddrInfo) {
 		}
 		c.n.rush.end(c.device)
 		poke(r.went)
+	}
+}
+
+// unanswered notes that a node may have envelopes, and may not.
+func (r *depositRound) unanswered(rows []store.DepositRow) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, row := range rows {
+		r.of(row.ID).refused = resultOffered
 	}
 }
 
@@ -390,7 +400,9 @@ func (r *depositRound) miss(ctx context.Context, node peer.ID, why string) {
 		}
 		r.mu.Lock()
 		for _, row := range rows {
-			r.of(row.ID).refused = why
+			if o := r.of(row.ID); o.refused != resultOffered {
+				o.refused = why
+			}
 		}
 		r.mu.Unlock()
 	}
@@ -472,9 +484,10 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 		answers[i], rows[i].Held = more[j], false
 		lost[rows[i].ID] = true
 	}
-	kept, refused := make(map[int64]bool), make(map[int64]string)
+	kept, gone, refused := make(map[int64]bool), make(map[int64]bool), make(map[int64]string)
 	err = n.update(context.WithoutCancel(ctx), func(w *work) error {
 		clear(kept)
+		clear(gone)
 		clear(refused)
 		if m.direct() {
 			if err := w.served(node); err != nil {
@@ -493,6 +506,7 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 				continue // receipted, or sealed anew, in the meantime: this says nothing of it
 			}
 			if lost[d.ID] && m.direct() {
+				gone[d.ID] = true
 				if err := w.tx.DropHolding(d.ID, []byte(node)); err != nil {
 					return err
 				}
@@ -504,7 +518,8 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 				} else if !ok {
 					return w.strike(node, strikeLie, "it gave a false proof that it keeps a message")
 				}
-				kept[d.ID] = true
+				// A proof is no signature: whoever carried the envelope there can make one.
+				kept[d.ID] = trusted && m.direct()
 			case *mailbox.Stored:
 				if ok := !d.Held && a.Verify(m.key(), d.Envelope); !ok && !m.direct() {
 					continue
@@ -513,9 +528,6 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 				}
 				if a.Hours == 0 {
 					refused[d.ID] = "the mailbox keeps nothing for an hour"
-					continue
-				}
-				if !trusted {
 					continue
 				}
 				if err := w.heldBy(d.ID, node, a.Hours, r.n); err != nil {
@@ -535,10 +547,10 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 	for _, d := range rows {
 		o := r.of(d.ID)
 		o.kept = o.kept || kept[d.ID]
-		if lost[d.ID] && m.direct() {
+		if gone[d.ID] {
 			o.missing = append(o.missing, node)
 		}
-		if why := refused[d.ID]; why != "" {
+		if why := refused[d.ID]; why != "" && o.refused != resultOffered {
 			o.refused = why
 		}
 	}
@@ -622,10 +634,14 @@ func (r *depositRound) finish(ctx context.Context) (enough bool, err error) {
 		all = append(all, o)
 	}
 	slices.SortFunc(all, func(a, b *offer) int { return int(a.id - b.id) })
-	if lost := faithless(all); len(lost) > 0 {
+	if len(faithless(all)) > 0 {
 		err = c.n.update(ctx, func(w *work) error {
-			for _, node := range lost {
-				if err := w.doubt(node, strikeLoss, "it lost a message that it had signed for"); err != nil {
+			open, err := w.unreceipted(all)
+			if err != nil {
+				return err
+			}
+			for _, node := range faithless(open) {
+				if err := w.doubtDaily(node, strikeLoss, "it lost a message that it had signed for"); err != nil {
 					return err
 				}
 			}
@@ -650,10 +666,23 @@ func (r *depositRound) finish(ctx context.Context) (enough bool, err error) {
 	return enough && len(all) > 0, err
 }
 
+// unreceipted are the offers for which no receipt came while the round went on.
+func (w *work) unreceipted(offers []*offer) (open []*offer, err error) {
+	for _, o := range offers {
+		d, err := w.tx.DeliveryByID(o.id)
+		if ok, err := found(err); err != nil {
+			return nil, err
+		} else if ok && d.Open {
+			open = append(open, o)
+		}
+	}
+	return open, nil
+}
+
 // faithless are the nodes that lost what another has kept: they have not kept
 // their word. If none has it, its recipient does: they come for all of them at one
-// time. One who was interrupted then has emptied one node and not another, so a
-// round counts once, however many messages it was.
+// time. One who was interrupted then has emptied one node and not another, which
+// shows in every message and in every round of a day: it counts once.
 func faithless(offers []*offer) (nodes []peer.ID) {
 	for _, o := range offers {
 		if !o.kept {

@@ -113,17 +113,15 @@ func (c *courier) crossed(ctx context.Context, old *conversation) bool {
 
 // land waits until what was offered on a conversation is acknowledged, but not
 // for long: what is not is offered again on the next one.
-func (c *courier) land(ctx context.Context, conv *conversation, taken *uint64) {
+func (c *courier) land(ctx context.Context, conv *conversation, hear func(count uint64) bool) {
 	timer := time.NewTimer(handOverTime)
 	defer timer.Stop()
 	for c.aloft() {
 		select {
 		case count := <-conv.acked:
-			if count < *taken {
+			if !hear(count) {
 				return
 			}
-			c.acknowledged(int(count - *taken))
-			*taken = count
 		case <-conv.ended:
 			return
 		case <-timer.C:

@@ -112,6 +112,24 @@ func (w *work) doubt(node peer.ID, n int64, what string) error {
 	return w.blame(node, 0, n, what)
 }
 
+// doubtDaily is doubt for what counts once, however often it shows in a day.
+func (w *work) doubtDaily(node peer.ID, n int64, what string) error {
+	k, err := w.tx.Keeper([]byte(node))
+	if err != nil {
+		return err
+	}
+	all, err := decodeEvidence(k.Evidence)
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		if since := w.ms() - e.Time; e.What == what && since >= 0 && since < forgiveEvery.Milliseconds() {
+			return nil
+		}
+	}
+	return w.doubt(node, n, what)
+}
+
 func (w *work) blame(node peer.ID, strikes, doubts int64, what string) error {
 	k, err := w.tx.Keeper([]byte(node))
 	if err != nil {

@@ -104,6 +104,16 @@ type attempt struct {
 // device's daemon.
 const resultTaken = "taken"
 
+// resultOffered is the result of one after which nobody knows.
+const resultOffered = "offered, and no answer came"
+
+// mayHaveLeft says whether a file with a delivery is under way, or somebody may
+// have got it who could not say so.
+func mayHaveLeft(encoded []byte) (bool, error) {
+	all, err := attempts(encoded)
+	return slices.ContainsFunc(all, func(a attempt) bool { return a.Road == roadBundle || a.Result == resultOffered }), err
+}
+
 // timesTaken is how many of a delivery's attempts did that.
 func timesTaken(encoded []byte) (n int, err error) {
 	all, err := attempts(encoded)
@@ -116,7 +126,8 @@ func timesTaken(encoded []byte) (n int, err error) {
 }
 
 // maxAttempts bounds what the ledger keeps of a message that is hard to
-// deliver: the newest, and the newest of every road.
+// deliver: the newest, and the newest of every road, and of those on it that may
+// have brought it.
 const maxAttempts = 16
 
 // addAttempt appends to a delivery's encoded attempts.
@@ -127,7 +138,9 @@ func addAttempt(encoded []byte, a attempt) ([]byte, error) {
 	}
 	all = append(all, a)
 	for i := 0; len(all) > maxAttempts && i < len(all); {
-		if !slices.ContainsFunc(all[i+1:], func(later attempt) bool { return later.Road == all[i].Road }) {
+		if !slices.ContainsFunc(all[i+1:], func(later attempt) bool {
+			return later.Road == all[i].Road && (all[i].Result != resultOffered || later.Result == resultOffered)
+		}) {
 			i++
 			continue
 		}
@@ -427,7 +440,7 @@ func (n *Node) Cancel(ctx context.Context, req *apiv1.CancelRequest) (*apiv1.Can
 			if err != nil {
 				return err
 			}
-			left, err := carried(d.Attempts)
+			left, err := mayHaveLeft(d.Attempts)
 			if err != nil {
 				return err
 			}

@@ -473,3 +473,51 @@ func TestPages(t *testing.T) {
 		}
 	})
 }
+
+// TestCancelUnsure: what was offered, and may have arrived, cannot be cancelled,
+// whether or not an answer came.
+func TestCancelUnsure(t *testing.T) {
+	cancelled := func(t *testing.T, alice, bob *nodetest.User, id string) {
+		t.Helper()
+		if _, err := alice.Cancel(ctx, &apiv1.CancelRequest{Id: id}); err == nil {
+			t.Error("it was cancelled")
+		}
+		alice.UntilDelivered(id)
+		if texts := bob.Texts("alice"); texts[len(texts)-1] != "alice: for good" {
+			t.Errorf("bob has %q", texts)
+		}
+	}
+	t.Run("on a conversation", func(t *testing.T) {
+		simulate(t, 3, func(t *testing.T, w *world) {
+			alice, bob := w.talking()
+			w.Cut(bob.IP, alice.IP)
+			for _, c := range w.ways {
+				w.Cut(c.IP, alice.IP)
+			}
+			id := alice.Say("bob", "for good")[0]
+			time.Sleep(2 * time.Minute)
+			w.Heal()
+			cancelled(t, alice, bob, id)
+		})
+	})
+	t.Run("at a mailbox that does not count", func(t *testing.T) {
+		simulateMail(t, 3, func(t *testing.T, w *world) {
+			alice, bob := w.visited()
+			bob.Stop()
+			for _, c := range w.ways {
+				if err := alice.Store.Update(ctx, func(tx *store.Tx) error {
+					return tx.SaveKeeper(store.KeeperRow{Node: []byte(c.Info.ID), Doubts: 50, Struck: 1 << 40})
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			id := alice.Say("bob", "for good")[0]
+			time.Sleep(3 * time.Minute)
+			if state := alice.State(id); state != "queued" {
+				t.Errorf("it is %s", state)
+			}
+			bob.Start()
+			cancelled(t, alice, bob, id)
+		})
+	})
+}

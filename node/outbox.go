@@ -164,6 +164,7 @@ func (c *courier) run(ctx context.Context) {
 			c.setConv(conv)
 			c.answerSummons(conv)
 			next, progress := c.converse(ctx, conv)
+			c.noteOffered(context.WithoutCancel(ctx), conv)
 			c.setConv(nil)
 			c.setFlight(nil)
 			poke(c.depositor.news)
@@ -482,8 +483,12 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 		case <-timer.C:
 			look = true
 		case count := <-conv.acked:
+			before := taken
 			if !hear(count) {
 				return
+			}
+			if taken == before {
+				break // it says the same again
 			}
 			c.n.rush.end(c.device)
 			moved, heard = time.Now(), time.Now()
@@ -498,7 +503,7 @@ func (c *courier) converse(ctx context.Context, conv *conversation) (next *conve
 			}
 			timer.Stop()
 			if conv.road.relayed() && !other.road.relayed() {
-				c.land(ctx, conv, &taken)
+				c.land(ctx, conv, hear)
 			}
 			conv.close(stream.ReasonSuperseded)
 			return other, true
@@ -703,15 +708,22 @@ func (c *courier) acknowledged(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	flight := slices.Clone(c.flight)
+	size := 0
+	for _, f := range flight {
+		if !f.acked {
+			size += f.size
+		}
+	}
+	filled := size > c.window/2 // one that is not says nothing of the line
 	for i := range flight {
 		f := &flight[i]
-		if n == 0 || f.acked {
+		if n <= 0 || f.acked {
 			continue
 		}
 		f.acked = true
 		n--
 		switch took := time.Since(f.at); {
-		case took < quickAck:
+		case took < quickAck && filled:
 			c.window += f.size
 		case took > slowAck:
 			c.window -= f.size
@@ -768,6 +780,36 @@ func (c *courier) settle(ctx context.Context, conv *conversation) bool {
 		c.n.log.Warn("what a contact took could not be noted; it is offered again", "cause", err)
 	}
 	return err == nil
+}
+
+// noteOffered notes of what was offered and not acknowledged that it may have
+// arrived: it cannot be cancelled any more.
+func (c *courier) noteOffered(ctx context.Context, conv *conversation) {
+	c.mu.Lock()
+	unsure := slices.DeleteFunc(slices.Clone(c.flight), func(f inFlight) bool { return f.acked || f.control })
+	c.mu.Unlock()
+	if len(unsure) == 0 {
+		return
+	}
+	if err := c.n.update(ctx, func(w *work) error {
+		for _, f := range unsure {
+			d, err := w.tx.DeliveryByID(f.id)
+			if ok, err := found(err); err != nil {
+				return err
+			} else if !ok || d.State != store.DeliveryQueued {
+				continue
+			}
+			if d.Attempts, err = addAttempt(d.Attempts, attempt{f.at.UnixMilli(), conv.road, resultOffered}); err != nil {
+				return err
+			}
+			if err := w.tx.SaveDelivery(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		c.n.log.Warn("the ledger could not be kept", "cause", err)
+	}
 }
 
 // taken moves one envelope that the device's daemon has: a control message is

@@ -81,3 +81,20 @@ func TestWindow(t *testing.T) {
 		}
 	})
 }
+
+// TestWindowUnfilled: single texts, each acknowledged before the next, say nothing
+// of how much a line takes.
+func TestWindowUnfilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &courier{}
+		c.setConv(&conversation{})
+		for range 1000 {
+			c.flight = []inFlight{{size: 1 << 10, at: time.Now()}}
+			time.Sleep(500 * time.Millisecond)
+			c.acknowledged(1)
+		}
+		if c.window != firstInFlight {
+			t.Errorf("%d bytes may be in flight, of which never more than 1024 were", c.window)
+		}
+	})
+}
