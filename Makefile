@@ -64,10 +64,10 @@ race:
 	fi
 
 race-real:
-	$(RACE) $$(go list ./... | grep -vE '$(SIMULATED)')
+	@set -e; all=$$(go list ./...); set -x; $(RACE) $$(echo "$$all" | grep -vE '$(SIMULATED)')
 
 race-simulated:
-	$(RACE) -cpu 1 $$(go list ./... | grep -E '$(SIMULATED)')
+	@set -e; all=$$(go list ./...); set -x; $(RACE) -cpu 1 $$(echo "$$all" | grep -E '$(SIMULATED)')
 
 lint: tidy-check modules-check
 	$(GOLANGCI_LINT) run ./...
