@@ -233,13 +233,19 @@ func overall(ds []store.DeliveryRow) (state store.DeliveryState, reason string) 
 	return state, reason
 }
 
+// minPrefix is how much of an id names a message.
+const minPrefix = 4
+
 // resolveMessage finds a message by its id or by a prefix of it that fits no
 // other.
 func resolveMessage(tx *store.Tx, word string) (store.MessageRow, error) {
 	const full = 2 * len(message.ID{})
 	missing := refuse(CodeNotFound, "kith read --json shows the ids", "there is no message %q", word)
 	word = strings.ToLower(word)
-	if len(word) < 4 || len(word) > full {
+	if len(word) < minPrefix {
+		return store.MessageRow{}, refuse(CodeUsage, "kith read --json shows the ids", "%q is too short for a message's id: give %d characters or more", word, minPrefix)
+	}
+	if len(word) > full {
 		return store.MessageRow{}, missing
 	}
 	low, err1 := hex.DecodeString(word + strings.Repeat("0", full-len(word)))

@@ -126,10 +126,29 @@ func residentMemory() int64 {
 	return int64(m.Sys)
 }
 
+// firstTime is how long after a start community nodes are given to answer for the
+// first time, before it is called wrong that none has.
+const firstTime = 5 * time.Second
+
+// awaitFirst returns when community nodes were asked for the first time.
+func (n *Node) awaitFirst(ctx context.Context) {
+	if n.self == nil {
+		return
+	}
+	timer := time.NewTimer(firstTime - n.now().Sub(n.started))
+	defer timer.Stop()
+	select {
+	case <-n.relays.settled:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 // Doctor looks at everything that messages depend on and says, for each, what
 // it found and what to do. A check that is ok and has a hint is a warning: all
 // works, as long as the one thing does that it hangs on.
 func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error) {
+	n.awaitFirst(ctx)
 	s, err := n.Status(ctx, &apiv1.StatusRequest{})
 	if err != nil {
 		return nil, err
@@ -144,9 +163,12 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	warn := func(name, text, hint string) {
 		out.Checks = append(out.Checks, &apiv1.Check{Name: name, Ok: true, Text: text, Hint: hint})
 	}
-	if err := n.store.Check(ctx); err != nil {
+	switch err := n.store.Check(ctx); {
+	case err != nil:
 		add("store", false, "The database is damaged.", "stop kith and restore the data directory from a backup")
-	} else {
+	case n.store.Full():
+		add("store", false, "The disk is full: the last change was not saved.", "free some space; kith goes on by itself")
+	default:
 		add("store", !s.ReadOnly, map[bool]string{
 			false: "The database is whole.", true: "The disk failed while saving, so kith only reads.",
 		}[s.ReadOnly], "check the disk and restart kith")

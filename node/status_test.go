@@ -201,6 +201,27 @@ func TestCommunityNodeHasNoAccount(t *testing.T) {
 	})
 }
 
+// TestDoctorAtOnce asks in the moment of the start, when no community node has
+// answered yet: that is not called wrong.
+func TestDoctorAtOnce(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		w.honest()
+		alice := w.user("alice")
+		housed(alice, 3)
+		alice.Stop()
+		alice.Start()
+		out, err := alice.Doctor(ctx, &apiv1.DoctorRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range out.Checks {
+			if !c.Ok && (c.Name == "directory" || c.Name == "relays") {
+				t.Errorf("%v", c)
+			}
+		}
+	})
+}
+
 // TestDoctor finds nothing wrong with a healthy node, and names the next step for
 // what is.
 func TestDoctor(t *testing.T) {

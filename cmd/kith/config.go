@@ -362,7 +362,15 @@ func tomlValue(v any) string {
 	if on, ok := v.(bool); ok {
 		return strconv.FormatBool(on)
 	}
-	return fmt.Sprintf("%q", v)
+	words, ok := v.([]string)
+	if !ok {
+		return fmt.Sprintf("%q", v)
+	}
+	quoted := make([]string, len(words))
+	for i, word := range words {
+		quoted[i] = strconv.Quote(word)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
 // redacted is a proxy's URL without its password.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,5 +114,31 @@ func TestPaths(t *testing.T) {
 	t.Setenv("HOME", "")
 	if code, _, stderr := cli(t, "", "paths"); code != exitUsage || !strings.Contains(stderr, "--home") {
 		t.Errorf("without any home: exit %d, %q", code, stderr)
+	}
+}
+
+// TestConfigPrinted: what config prints is a config file that says the same.
+func TestConfigPrinted(t *testing.T) {
+	home := shortDir(t)
+	file := filepath.Join(home, "config.toml")
+	writeFile(t, file, "bootstrap = [\"/ip4/192.0.2.1/tcp/1\", \"/ip4/192.0.2.2/tcp/2\"]\n")
+	_, printed, stderr := cli(t, "", "--home", home, "config")
+	if stderr != "" {
+		t.Fatal(stderr)
+	}
+	writeFile(t, file, printed)
+	code, again, stderr := cli(t, "", "--home", home, "config")
+	if code != exitOK {
+		t.Fatalf("exit %d, %q, of %s", code, stderr, printed)
+	}
+	values := func(text string) (all []string) {
+		for line := range strings.Lines(text) {
+			key, _, _ := strings.Cut(line, "  #")
+			all = append(all, strings.Join(strings.Fields(key), " "))
+		}
+		return all
+	}
+	if a, b := values(printed), values(again); !slices.Equal(a, b) {
+		t.Errorf("printed:\n%s\nread again:\n%s", strings.Join(a, "\n"), strings.Join(b, "\n"))
 	}
 }

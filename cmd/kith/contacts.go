@@ -73,7 +73,7 @@ func (k *kith) contactsCmd() *cobra.Command {
 				fmt.Fprintln(w, k.here("No contacts yet. Make a link for a friend with: kith invite"))
 				return
 			}
-			rows := [][]string{{"NAME", "STATE", "VERIFIED", "LAST SEEN", "ID"}}
+			rows := [][]string{{"NAME", "STATE", "VERIFIED", "LAST HEARD", "ID"}}
 			for _, c := range res.Contacts {
 				verified := "no"
 				if c.Verified {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -59,6 +60,20 @@ func TestFS04_DiskFull(t *testing.T) {
 	t.Cleanup(a.kill) // before the disk goes
 	free := fill(t, a.dir)
 
+	sound := func(want bool) {
+		t.Helper()
+		var out struct{ Checks []checkJSON }
+		code, stdout, stderr := a.cli("doctor", "--json")
+		if err := json.Unmarshal([]byte(stdout), &out); err != nil {
+			t.Fatal(err, code, stderr)
+		}
+		all := out.Checks
+		i := slices.IndexFunc(all, func(c checkJSON) bool { return c.Name == "store" })
+		if i < 0 || all[i].OK != want || want != !strings.Contains(all[i].Text, "The disk is full") {
+			t.Errorf("doctor on a disk that has room, %v: %v", want, all)
+		}
+	}
+
 	// What emptying the log gives back is filled up as well, until nothing goes.
 	var kept []string
 	for refused := 0; refused < 3; {
@@ -80,6 +95,7 @@ func TestFS04_DiskFull(t *testing.T) {
 	if got := a.read("ben"); len(got) != len(kept)+2 {
 		t.Errorf("%d messages are shown, want %d", len(got), len(kept)+2)
 	}
+	sound(false)
 	b.must("send", "ann", "waits for room")
 	if s := a.status(); !s.Ready || s.ReadOnly {
 		t.Errorf("the status is %+v", s)
@@ -89,6 +105,7 @@ func TestFS04_DiskFull(t *testing.T) {
 	kept = append(kept, "there is room again")
 	a.must("send", "ben", kept[len(kept)-1], "--wait", "delivered", "--timeout", "60s")
 	b.must("send", "ann", "so there is", "--wait", "delivered", "--timeout", "60s")
+	sound(true)
 	a.until("what waited has arrived", func() bool { return len(a.read("ben")) == len(kept)+4 })
 	var texts []string
 	for _, m := range b.read("ann")[2:] {

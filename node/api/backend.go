@@ -105,7 +105,7 @@ var (
 	}
 	errNotBridge = &Error{
 		Code: CodeRefused, Message: "this daemon is no bridge",
-		Hint: "start one with: kith up --role community --bridge --site DIR",
+		Hint: "start one, in a home of its own, with: kith up --home DIR --role community --bridge --site DIR",
 	}
 )
 

@@ -28,6 +28,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -155,6 +156,7 @@ type Store struct {
 
 	failed   chan struct{}
 	failOnce sync.Once
+	full     atomic.Bool // the last change that adds had no room
 
 	// Owned by the writer goroutine.
 	writer  *conn
@@ -392,6 +394,9 @@ func (s *Store) Close() error {
 // Failed returns a channel that is closed when the store has become read-only
 // (ErrReadOnly).
 func (s *Store) Failed() <-chan struct{} { return s.failed }
+
+// Full says whether the disk had no room for the last change that adds something.
+func (s *Store) Full() bool { return s.full.Load() }
 
 // Protection names what opens the store: "passphrase" or "key file".
 func (s *Store) Protection() string { return s.keys.protection() }
