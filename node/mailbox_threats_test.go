@@ -549,7 +549,9 @@ func TestLiarsComeLast(t *testing.T) {
 				nodes, err := tx.Holdings(open[len(open)-1].ID, 0)
 				held = make([]bool, len(set))
 				for i, c := range set {
-					held[i] = slices.ContainsFunc(nodes, func(h store.HoldingRow) bool { return string(h.Node) == string(c.Info.ID) })
+					k := keeper(alice, c)
+					held[i] = k.Strikes+k.Doubts < lyingAt &&
+						slices.ContainsFunc(nodes, func(h store.HoldingRow) bool { return string(h.Node) == string(c.Info.ID) })
 				}
 				return err
 			}); err != nil {
