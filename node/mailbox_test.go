@@ -15,6 +15,7 @@ import (
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
+	wire "github.com/kith-im/kith/protocol/mailbox"
 )
 
 // texts are count texts of one person.
@@ -292,6 +293,48 @@ func holders(t *testing.T, u *nodetest.User) map[peer.ID]bool {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// TestBoxesOfANewcomer: bob answers an invite before he has mailboxes, and leaves
+// when his first words are held. They say where an answer goes, so that it needs no
+// record of his.
+func TestBoxesOfANewcomer(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		w.honest()
+		alice := w.user("alice")
+		housed(alice, 3)
+		link := oneTime(alice, "bob")
+		announced(alice)
+		alice.Stop()
+		bob := w.userWith("bob", nodetest.Options{Mailboxes: node.MailboxNone})
+		bob.Accept(link, "alice")
+		bob.Until("her keys are found", func() bool { return bob.Contact("alice").Devices > 0 })
+		bob.Stop()
+		bob = w.userWith("bob", nodetest.Options{Home: bob.Home})
+		housed(bob, 3)
+		bob.UntilState("held", bob.Say("alice", "answer me")...)
+		bob.Stop()
+		alice.Start()
+		alice.UntilEstablished("bob")
+		alice.UntilTexts("bob", 1)
+		if err := alice.Store.View(context.Background(), func(tx *store.Tx) error {
+			devices, err := tx.Devices(0)
+			if err != nil {
+				return err
+			}
+			told, err := tx.DeviceBoxes(devices[0].Hash)
+			if err != nil {
+				return err
+			}
+			set, err := wire.ParseSet(told)
+			if err == nil && (set.Version == 0 || len(set.Nodes) != 3) { // 0: a record said so
+				t.Errorf("version %d of his mailboxes, %d of them, is known", set.Version, len(set.Nodes))
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // TestMailClocks has one of the two return with a clock that is wrong by ten

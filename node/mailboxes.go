@@ -722,7 +722,16 @@ func (w *work) publishBoxes() error {
 		return err
 	}
 	for _, c := range contacts {
-		if c.State != store.ContactEstablished || c.Blocked {
+		tell := c.State == store.ContactEstablished
+		// Who answered an invite before there were enough of them may be gone before
+		// an answer, or a record, is there. Each word is a stranger's to the nodes
+		// until then, and takes of what room these have for such: so few.
+		if c.State == store.ContactPending && len(set.Nodes) < maxHolders {
+			if tell, err = w.met(c); err != nil {
+				return err
+			}
+		}
+		if !tell || c.Blocked {
 			continue
 		}
 		if err := w.tellBoxes(c); err != nil {
@@ -730,6 +739,13 @@ func (w *work) publishBoxes() error {
 		}
 	}
 	return nil
+}
+
+// met says whether the keys of a contact's devices are known, and with them what to
+// seal for it.
+func (w *work) met(c store.ContactRow) (bool, error) {
+	devices, err := w.tx.Devices(c.ID)
+	return !slices.ContainsFunc(devices, func(d store.DeviceRow) bool { return d.Public == nil }), err
 }
 
 // publicForm is what others are told of a node's address. A bridge's is ours: of
