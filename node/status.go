@@ -167,7 +167,7 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	case err != nil:
 		add("store", false, "The database is damaged.", "stop kith and restore the data directory from a backup")
 	case n.store.Full():
-		add("store", false, "The disk is full: the last change was not saved.", "free some space; kith goes on by itself")
+		add("store", false, "The disk is full: nothing can be saved.", "free some space; kith goes on by itself")
 	default:
 		add("store", !s.ReadOnly, map[bool]string{
 			false: "The database is whole.", true: "The disk failed while saving, so kith only reads.",

@@ -8,6 +8,7 @@
 //	kith.db-wal   its write-ahead log, likewise
 //	kith.db-shm   SQLite's index of the log: page numbers, no content
 //	reserve       ballast, so that deleting still works on a full disk
+//	probe         there for a moment, when somebody asks whether there is room
 //
 // beside a file "lock" that one process at a time holds (lock.go). A new store
 // is built in "store.new" and renamed into place, so that a folder called
@@ -20,6 +21,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,7 +30,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -109,6 +110,7 @@ const (
 	stagingName  = "store.new"
 	databaseName = "kith.db"
 	reserveName  = "reserve"
+	probeName    = "probe"
 
 	// logPages is the size at which SQLite moves the log into the database (it
 	// then begins again at the log's start). A busy daemon changes hundreds of
@@ -156,7 +158,6 @@ type Store struct {
 
 	failed   chan struct{}
 	failOnce sync.Once
-	full     atomic.Bool // the last change that adds had no room
 
 	// Owned by the writer goroutine.
 	writer  *conn
@@ -395,8 +396,22 @@ func (s *Store) Close() error {
 // (ErrReadOnly).
 func (s *Store) Failed() <-chan struct{} { return s.failed }
 
-// Full says whether the disk had no room for the last change that adds something.
-func (s *Store) Full() bool { return s.full.Load() }
+// probeSize is more than a transaction that adds takes of the disk, nearly always.
+const probeSize = 1 << 20
+
+// Full says whether the disk has no room for a change that adds something: it tries
+// to write as much beside the store.
+func (s *Store) Full() bool {
+	name := filepath.Join(s.dir, probeName)
+	f, err := s.disk.open(name, true)
+	if err == nil {
+		ballast := make([]byte, probeSize)
+		_, _ = rand.Read(ballast) // so that no file system compresses it away
+		_, err = f.WriteAt(ballast, 0)
+		err = errors.Join(err, f.Close(), s.disk.remove(name))
+	}
+	return noSpace(err)
+}
 
 // Protection names what opens the store: "passphrase" or "key file".
 func (s *Store) Protection() string { return s.keys.protection() }

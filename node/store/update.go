@@ -112,7 +112,7 @@ func (s *Store) write() {
 func (s *Store) commit(group []*update) {
 	// Whoever adds waits until there is a reserve for those who delete.
 	if s.spent && !s.restoreReserve() {
-		group = s.refuse(group, ErrFull)
+		group = refuse(group, ErrFull)
 	}
 	if len(group) == 0 {
 		return
@@ -126,7 +126,7 @@ func (s *Store) commit(group []*update) {
 			s.emptyLog()
 			s.restoreReserve() // the log was at least as big as what moved
 		}
-		if group = s.refuse(group, err); len(group) == 0 {
+		if group = refuse(group, err); len(group) == 0 {
 			return
 		}
 		s.spendReserve()
@@ -135,9 +135,6 @@ func (s *Store) commit(group []*update) {
 	var erased []*update
 	for _, u := range group {
 		if err == nil && u.err == nil {
-			if !u.reclaim {
-				s.full.Store(false)
-			}
 			for _, hook := range u.tx.hooks {
 				hook()
 			}
@@ -157,13 +154,12 @@ func (s *Store) commit(group []*update) {
 }
 
 // refuse answers all but those who delete, and returns these.
-func (s *Store) refuse(group []*update, err error) []*update {
+func refuse(group []*update, err error) []*update {
 	var rest []*update
 	for _, u := range group {
 		if u.reclaim {
 			rest = append(rest, u)
 		} else {
-			s.full.Store(true)
 			u.answer(err)
 		}
 	}
