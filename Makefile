@@ -12,7 +12,7 @@ DEADCODE      = go run golang.org/x/tools/cmd/deadcode@v0.44.0
 # One binary for one source: no paths, no time, no VCS state, no C.
 BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 
-.PHONY: all build build-check cross test race race-real race-simulated lint tidy-check modules-check bench fuzz soak lab generate smells clean
+.PHONY: all build build-check cross test race lint tidy-check modules-check bench fuzz soak lab generate smells clean
 
 all: build
 
@@ -52,22 +52,16 @@ test:
 #
 # SQLite, as Go translated from WebAssembly, runs one call at a time and takes a
 # third of the time when every access to its memory is watched.
-#
-# The two kinds run side by side: one alone leaves half of two cores idle.
 SIMULATED = /(discovery|node|node/mailbox|node/nodetest|node/transport)$$
 RACE = CGO_ENABLED=1 $(GOTESTSUM) --format pkgname-and-test-fails -- -vet=off -race '-gcflags=github.com/ncruces/go-sqlite3-wasm/...=-race=false' -short -timeout 30m
 race:
 	@if command -v cc >/dev/null; then \
-		$(MAKE) --no-print-directory -j2 race-real race-simulated; \
+		set -e; all=$$(go list ./...); set -x; \
+		$(RACE) $$(echo "$$all" | grep -vE '$(SIMULATED)'); \
+		$(RACE) -cpu 1 $$(echo "$$all" | grep -E '$(SIMULATED)'); \
 	else \
 		echo "no C compiler: the tests ran without the race detector; install gcc for it"; \
 	fi
-
-race-real:
-	@set -e; all=$$(go list ./...); set -x; $(RACE) $$(echo "$$all" | grep -vE '$(SIMULATED)')
-
-race-simulated:
-	@set -e; all=$$(go list ./...); set -x; $(RACE) -cpu 1 $$(echo "$$all" | grep -E '$(SIMULATED)')
 
 lint: tidy-check modules-check
 	$(GOLANGCI_LINT) run ./...
