@@ -7,7 +7,7 @@ package node
 //  2. reaches it (reach.go): remembered addresses, then what is found in the
 //     table, with a growing pause between failures,
 //  3. offers the stored envelopes in their order, a window at a time,
-//  4. notes what the device's daemon took. That is not the end: until the
+//  4. notes what the device's daemon took, or may have taken. That is not the end: until the
 //     end-to-end receipt an envelope is kept and offered again, after an hour,
 //     six hours, a day, and daily from then on.
 

@@ -135,7 +135,7 @@ func (n *Node) awaitFirst(ctx context.Context) {
 	if n.self == nil {
 		return
 	}
-	timer := time.NewTimer(firstTime - n.now().Sub(n.started))
+	timer := time.NewTimer(min(firstTime, firstTime-n.now().Sub(n.started)))
 	defer timer.Stop()
 	select {
 	case <-n.relays.settled:
