@@ -108,6 +108,7 @@ func TestUsageOutlivesRun(t *testing.T) {
 // asked, and are not blamed for it: nobody is told that they fail, and the next day
 // they are collected from as before.
 func TestSpentSaysNothingOfMailboxes(t *testing.T) {
+	lasting(t)
 	simulateMail(t, 3, func(t *testing.T, w *world) {
 		for _, c := range w.ways {
 			c.Behave(nodetest.Behaviour{})

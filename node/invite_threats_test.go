@@ -296,6 +296,7 @@ func hasPrekey(t *testing.T, u *nodetest.User, id handshake.PrekeyID) bool {
 // TestA24_PrekeysAreErased: a prekey's secret is gone when its invite was used
 // or revoked, or has expired, or when it was replaced and the time of grace is over.
 func TestA24_PrekeysAreErased(t *testing.T) {
+	lasting(t)
 	simulate(t, 1, func(t *testing.T, w *world) {
 		c := newClock(0)
 		alice := w.userWith("alice", nodetest.Options{Now: c.now})

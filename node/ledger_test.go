@@ -162,6 +162,7 @@ func TestCancelFails(t *testing.T) {
 // TestExpiry: a message that could not be delivered in time ends as expired, in
 // plain sight; one with a time of its own ends then. Nothing ends early.
 func TestExpiry(t *testing.T) {
+	lasting(t)
 	simulate(t, 1, func(t *testing.T, w *world) {
 		c := newClock(0)
 		alice := w.userWith("alice", nodetest.Options{Now: c.now})

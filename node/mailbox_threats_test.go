@@ -303,6 +303,9 @@ func TestG09_FalseReceipts(t *testing.T) {
 		"nothing there":     {Drop: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if b.Drop > 0 {
+				lasting(t) // it is doubted once a day
+			}
 			simulateMail(t, 6, func(t *testing.T, w *world) {
 				alice, bob := w.apart(w.ways[3:], w.ways[:3])
 				bob.Stop()
@@ -734,6 +737,7 @@ func TestG14_Mutated(t *testing.T) {
 // TestMailboxNone has somebody who wants no mailboxes: what is for them waits
 // with who sent it, and what they send with them.
 func TestMailboxNone(t *testing.T) {
+	lasting(t)
 	simulateMail(t, 3, func(t *testing.T, w *world) {
 		w.honest()
 		alice := w.user("alice")

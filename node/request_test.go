@@ -325,6 +325,7 @@ func TestBlock(t *testing.T) {
 
 // TestBlockedRequest: a request can be blocked, and answers no more.
 func TestBlockedRequest(t *testing.T) {
+	lasting(t)
 	simulate(t, 2, func(t *testing.T, w *world) {
 		alice, bob := w.user("alice"), w.user("bob")
 		link := reusable(alice)

@@ -135,11 +135,11 @@ func agree(t *testing.T, a, b *nodetest.User, count int) {
 	}
 }
 
-// lasting says that a test takes many hours of simulated time. The race detector
+// lasting says that a test takes hours of simulated time. The race detector
 // takes minutes for these, and finds in the first hour what there is to find.
 func lasting(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("many hours of simulated time: not under the race detector")
+		t.Skip("hours of simulated time: not under the race detector")
 	}
 }

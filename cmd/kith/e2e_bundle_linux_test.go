@@ -12,6 +12,7 @@ import (
 
 // TestBundleSticks fills a stick up, and meets one that is write-protected.
 func TestBundleSticks(t *testing.T) {
+	t.Parallel()
 	stick := t.TempDir()
 	if err := syscall.Mount("stick", stick, "tmpfs", 0, "size=600k"); err != nil {
 		t.Skipf("a small stick takes root: %v", err)

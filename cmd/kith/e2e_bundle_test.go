@@ -53,6 +53,7 @@ func metByHand(t *testing.T) (ann, ben *home, stick string) {
 // TestBundles has two people meet and talk by files and paper alone, and mistake
 // everything that can be mistaken.
 func TestBundles(t *testing.T) {
+	t.Parallel()
 	ann, ben, stick := metByHand(t)
 	file := func(name string) string { return filepath.Join(stick, name) }
 	for _, text := range []string{"one", "two", "three"} {
@@ -162,6 +163,7 @@ func TestBundles(t *testing.T) {
 // TestBundleKill kills a daemon by kill -9 while it makes or reads bundles. The
 // stick never shows a file that is not whole, and all arrives once.
 func TestBundleKill(t *testing.T) {
+	t.Parallel()
 	ann, ben, _ := metByHand(t)
 	count, rounds := 1000, 12
 	if testing.Short() {
@@ -227,6 +229,7 @@ func kill(h *home, run func()) {
 // TestBundleSpool has two people and a courier, who is neither's contact, exchange
 // bundles through folders, of which one goes away in between.
 func TestBundleSpool(t *testing.T) {
+	t.Parallel()
 	ann, ben, _ := metByHand(t)
 	cat := ann.n.home("cat", "--name", "cat", "--listen", "/ip4/127.0.0.1/tcp/0")
 	cat.up()

@@ -46,6 +46,7 @@ var testSeed = os.Getenv("KITH_TEST_SEED")
 // was queued may be lost, shown twice or shown in another order.
 // KITH_TEST_SEED repeats a run's moments.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	kills := 100
 	switch {
 	case soak:

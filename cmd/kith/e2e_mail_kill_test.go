@@ -31,6 +31,7 @@ func (h *home) stay() {
 // mailbox has signed for it still has, so everything that was held arrives,
 // once and in order.
 func TestKillMail(t *testing.T) {
+	t.Parallel()
 	rounds := 8
 	switch {
 	case soak:

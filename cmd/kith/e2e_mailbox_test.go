@@ -54,6 +54,7 @@ func (h *home) nodeStatus() (s nodeJSON) {
 // TestNeverTogether: two people become contacts and write ten texts each way,
 // and their daemons never run at the same time.
 func TestNeverTogether(t *testing.T) {
+	t.Parallel()
 	n, nodes := newMailNetwork(t)
 	step := func(what string) func() {
 		began := time.Now()

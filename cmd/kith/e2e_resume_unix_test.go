@@ -15,6 +15,7 @@ func TestI12_SleepAndResume(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a sleep of 40 s")
 	}
+	t.Parallel()
 	n := newNetwork(t)
 	a, b := n.pair("dora", "emil")
 	if err := b.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
