@@ -406,6 +406,7 @@ func TestHeldForAnHour(t *testing.T) {
 // TestReceiptsEnd: nodes that keep mail for two hours get it again when these are
 // over, and nobody takes one that has kept its word for one that lost mail.
 func TestReceiptsEnd(t *testing.T) {
+	lasting(t)
 	for name, short := range map[string]int{"one of three": 1, "all": 3} {
 		t.Run(name, func(t *testing.T) {
 			simulateMail(t, 3, func(t *testing.T, w *world) {

@@ -85,6 +85,7 @@ func TestF11_Roads(t *testing.T) {
 // Nothing goes directly between the two, though both could be dialled; and what
 // their records say leads through relays (docs/spec/roads.md, section 7).
 func TestF11_HiddenAddress(t *testing.T) {
+	lasting(t)
 	simulate(t, 5, func(t *testing.T, w *world) {
 		alice, bob := w.talking()
 		if got := roadTo(t, alice, "bob"); got != "direct" {
