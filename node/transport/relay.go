@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/transport"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
@@ -127,10 +128,45 @@ func (h *Host) Relaying() Relaying {
 // useRelays lets the host dial through relays, and be dialled through those
 // where it has a reservation.
 func (h *Host) useRelays(up transport.Upgrader) error {
-	if err := client.AddTransport(h.BasicHost, up); err != nil {
+	c, err := client.New(h.BasicHost, up)
+	if err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
+	sw := h.Network().(*swarm.Swarm)
+	if err := sw.AddTransport(roundabout{c, h.veil}); err != nil {
+		return fmt.Errorf("relays: %w", err)
+	}
+	if err := sw.Listen(circuit); err != nil {
+		return fmt.Errorf("relays: %w", err)
+	}
+	c.Start()
 	return nil
+}
+
+// roundabout is libp2p's transport through relays, with the patience that a
+// relay behind a slow bridge takes.
+type roundabout struct {
+	*client.Client
+	veil *veilDialer // nil on a simulated network
+}
+
+// circuit marks a relayed address; what stands before it leads to the relay.
+var circuit = ma.StringCast("/p2p-circuit")
+
+// relayTrips round trips are given to a relayed connection beside the swarm's time for
+// a dial: one until the relay has asked the other end, three to agree on security
+// and keys with that, and as many again because it may be as far from the relay.
+const relayTrips = 8
+
+// Dial takes longer than the swarm's time where the way to the relay does: the
+// context counts when it is cancelled, and its deadline is moved.
+func (r roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (transport.CapableConn, error) {
+	if deadline, ok := ctx.Deadline(); ok && r.veil != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = prolonged(ctx, deadline.Add(relayTrips*r.veil.lag()))
+		defer cancel()
+	}
+	return r.Client.Dial(ctx, a, p)
 }
 
 // errNotReserved means that a community node made us no reservation at its relay.
@@ -201,7 +237,7 @@ func Circuit(node peer.AddrInfo) []ma.Multiaddr {
 	if err != nil {
 		panic("transport: " + err.Error()) // a peer id is always one
 	}
-	through := self.Multiaddr().Encapsulate(ma.StringCast("/p2p-circuit"))
+	through := self.Multiaddr().Encapsulate(circuit)
 	var quic, tcp ma.Multiaddr
 	for _, a := range node.Addrs {
 		if HasPath(a) || endsInTLS(a) || ReachOf(a) == 0 {

@@ -138,14 +138,8 @@ func (t *veilTransport) Dial(ctx context.Context, addr ma.Multiaddr, p peer.ID) 
 		scope.Done()
 		return nil, err
 	}
-	long, cancel := context.WithTimeout(context.WithoutCancel(ctx), veilDialTimeout)
+	long, cancel := prolonged(ctx, time.Now().Add(veilDialTimeout))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() {
-		if errors.Is(ctx.Err(), context.Canceled) {
-			cancel()
-		}
-	})
-	defer stop()
 	conn, err := t.dialer.dial(long, v)
 	if err != nil {
 		scope.Done()
@@ -160,6 +154,18 @@ func (t *veilTransport) Dial(ctx context.Context, addr ma.Multiaddr, p peer.ID) 
 		return nil, err
 	}
 	return c, nil
+}
+
+// prolonged is a context that ends when ctx is cancelled, or at another time than
+// its deadline.
+func prolonged(ctx context.Context, deadline time.Time) (context.Context, context.CancelFunc) {
+	long, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			cancel()
+		}
+	})
+	return long, func() { stop(); cancel() }
 }
 
 // CanDial reports whether addr is a bridge's.

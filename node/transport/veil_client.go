@@ -44,8 +44,9 @@ const (
 	lastMoment      = time.Second             // of that, when the whole host closes
 	minHoldTime     = 2 * time.Second         // a parked request, until it is known that they live
 	maxHoldTime     = 40 * time.Second
-	gatherTime      = 2 * time.Millisecond  // for data to go along with a little that was written
-	frugalPause     = 15 * time.Millisecond // for data to go along with a request that would be parked
+	openHoldTime    = 500 * time.Millisecond // the first request, for the answer to its bytes
+	gatherTime      = 2 * time.Millisecond   // for data to go along with a little that was written
+	frugalPause     = 15 * time.Millisecond  // for data to go along with a request that would be parked
 	maxBackoff      = 5 * time.Second
 )
 
@@ -721,6 +722,19 @@ func (d *veilDialer) dial(ctx context.Context, v VeilAddr) (*veilCaller, error) 
 	return c, nil
 }
 
+// lag is the longest round trip to any bridge that we are connected to.
+func (d *veilDialer) lag() (longest time.Duration) {
+	d.mu.Lock()
+	callers := slices.Collect(maps.Keys(d.callers))
+	d.mu.Unlock()
+	for _, c := range callers {
+		c.mu.Lock()
+		longest = max(longest, c.rtt)
+		c.mu.Unlock()
+	}
+	return longest
+}
+
 // close ends all streams. Those that were closed have a moment to say so.
 func (d *veilDialer) close() {
 	d.mu.Lock()
@@ -796,7 +810,8 @@ func (c *veilCaller) run(ctx context.Context) {
 type exchangeKind uint8
 
 const (
-	pushing exchangeKind = iota // carries data, or our end
+	opening exchangeKind = iota // the first: carries data, and waits for what is said to that
+	pushing                     // carries data, or our end
 	pulling                     // asks for data that is there
 	polling                     // asks for data to come
 )
@@ -869,6 +884,10 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 	for c.pushes < maxLanes && !alone() && !gathering {
 		data := c.slice(c.sent, int(min(uint64(chunk), max(c.peerLimit, c.sent)-c.sent)))
 		x := &exchange{kind: pushing, req: veilRequest{offset: c.sent, data: data}}
+		if !c.opened {
+			// What it brings takes the place of padding.
+			x.kind, x.req.most, x.req.hold = opening, maxVeilPad, uint32(openHoldTime.Milliseconds())
+		}
 		if c.closed && c.opened && !c.finished && c.sent+uint64(len(data)) == c.end() {
 			x.req.flags = veilFin | veilAbort
 			c.finished = true
@@ -1090,10 +1109,11 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 	}
 	end := a.offset + uint64(len(a.data))
 	switch x.kind {
-	case pushing:
+	case opening, pushing:
 		if a.accepted < x.req.offset+uint64(len(x.req.data)) {
 			c.sent = max(c.base, min(c.sent, a.accepted)) // some of it wasn't taken
 		}
+		c.asked = max(c.asked, end)
 	case pulling:
 		if len(a.data) < int(x.req.most) {
 			c.asked = max(c.got, min(c.asked, end))
@@ -1133,7 +1153,7 @@ func (c *veilCaller) finish(x *exchange) {
 	x.abandoned = true
 	c.flying -= x.size
 	switch x.kind {
-	case pushing:
+	case opening, pushing:
 		c.pushes--
 	case pulling:
 		c.pulls--
@@ -1151,7 +1171,7 @@ func (c *veilCaller) abandon(x *exchange) {
 	c.finish(x)
 	c.wake()
 	switch x.kind {
-	case pushing:
+	case opening, pushing:
 		c.sent = max(c.base, min(c.sent, x.req.offset))
 		c.finished = false
 	case pulling:
@@ -1170,7 +1190,9 @@ func (c *veilCaller) learn(x *exchange, a *veilAnswer, took time.Duration) {
 		return
 	}
 	if bytes < minChunk {
-		c.rtt = (3*c.rtt + took) / 4
+		if x.kind != opening || len(a.data) > 0 {
+			c.rtt = (3*c.rtt + took) / 4
+		}
 		return
 	}
 	ms := took.Milliseconds()

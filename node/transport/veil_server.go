@@ -44,7 +44,8 @@ const (
 	sessionLinger = 10 * time.Second // after the end, for what is still to be fetched or on its way
 	maxHold       = time.Minute      // nginx and most proxies give up on a request then
 	gapPatience   = 3 * time.Second  // for a request that another was to come before
-	bodyPatience  = 2 * time.Minute  // for 256 KiB on a bad line
+	maxGatherTime = 50 * time.Millisecond
+	bodyPatience  = 2 * time.Minute // for 256 KiB on a bad line
 	headPatience  = 15 * time.Second
 	idlePatience  = 75 * time.Second // nginx's keepalive_timeout
 )
@@ -82,7 +83,9 @@ type veilSession struct {
 	source   netip.Prefix
 	idle     *time.Timer
 	numbers  replayWindow
-	parked   uint64 // number of the one request that may wait
+	parked   uint64        // number of the one request that may wait
+	answered time.Time     // when the last of those was
+	turn     time.Duration // from there to the next, which is a round trip; 0: there was none
 	requests int
 	remote   ma.Multiaddr
 }
@@ -255,6 +258,9 @@ func (v *veilServer) exchange(r *http.Request, path string, req *veilRequest) *v
 	if req.hold > 0 && req.most > 0 && !crowded {
 		s.parked = req.number
 		s.wake()
+		if !s.answered.IsZero() {
+			s.turn = time.Since(s.answered)
+		}
 		limit := s.limit()
 		hold := time.NewTimer(min(time.Duration(req.hold)*time.Millisecond, maxHold))
 		defer hold.Stop()
@@ -262,6 +268,15 @@ func (v *veilServer) exchange(r *http.Request, path string, req *veilRequest) *v
 			(req.written <= limit || s.limit() < limit+veilBuffer/4); {
 			waiting = s.await(ctx, hold.C)
 		}
+		// Who writes a little mostly writes a little more at once, for which the
+		// next request would come a round trip later.
+		more := time.NewTimer(min(max(s.turn/8, gatherTime), maxGatherTime))
+		defer more.Stop()
+		for waiting := true; waiting && req.from < s.end() && s.end()-req.from < min(uint64(req.most), maxVeilPad) &&
+			!s.closed && s.broken == nil && s.parked == req.number; {
+			waiting = s.await(ctx, more.C)
+		}
+		s.answered = time.Now()
 	}
 	a := &veilAnswer{accepted: s.got, limit: s.limit(), written: s.end(), offset: req.from}
 	if s.broken != nil {

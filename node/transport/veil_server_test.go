@@ -15,7 +15,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
@@ -287,6 +289,49 @@ func TestParkedRequest(t *testing.T) {
 	if _, err := io.ReadFull(s, got); err != nil || string(got) != "abcdefghi" {
 		t.Errorf("read %q, %v", got, err)
 	}
+}
+
+// TestVeilAnswersGather: what is written just after a parked request could be
+// answered goes along, the longer after the further away the client is.
+func TestVeilAnswersGather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		id := sessionID{7}
+		s := &veilSession{veilStream: newVeilStream(nil, nil), id: id, idle: time.AfterFunc(time.Hour, func() {})}
+		v := &veilServer{sessions: map[sessionID]*veilSession{id: s}}
+		s.server = v
+		ask := func(req veilRequest) chan *veilAnswer {
+			req.session, req.most, req.hold = id, 100, 60_000
+			answer := make(chan *veilAnswer)
+			go func() { answer <- v.exchange(httptest.NewRequest("POST", "/", nil), "", &req) }()
+			synctest.Wait()
+			return answer
+		}
+		var saying sync.WaitGroup
+		defer saying.Wait()
+		say := func(pause time.Duration, pieces ...string) {
+			saying.Go(func() {
+				for _, p := range pieces {
+					io.WriteString(s, p)
+					time.Sleep(pause)
+				}
+			})
+		}
+		first := ask(veilRequest{number: 1})
+		say(time.Millisecond, "an", "swer")
+		if a := <-first; string(a.data) != "answer" {
+			t.Errorf("the answer is %q", a.data)
+		}
+		time.Sleep(200 * time.Millisecond) // a round trip
+		second := ask(veilRequest{number: 2, received: 6, from: 6})
+		began := time.Now()
+		say(12*time.Millisecond, "a", "n", "other", "late")
+		if a := <-second; string(a.data) != "another" {
+			t.Errorf("the other answer is %q", a.data)
+		}
+		if took := time.Since(began); took != 25*time.Millisecond {
+			t.Errorf("it came after %v, want an eighth of the round trip", took)
+		}
+	})
 }
 
 // await waits until something is true that happens in another goroutine.

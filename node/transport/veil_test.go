@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,6 +13,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -170,18 +173,57 @@ func TestVeilStream(t *testing.T) {
 	}
 }
 
+// TestVeilFirstAnswer: what the server says to the first bytes comes with the first
+// answer, and not a round trip later.
+func TestVeilFirstAnswer(t *testing.T) {
+	b := newTestBridge(t)
+	go b.echo()
+	c := dialTest(t, b, VeilClient{})
+	defer c.Close()
+	echoed(t, c, []byte("first bytes"))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := c.links[0].served; n != 1 {
+		t.Errorf("it took %d exchanges", n)
+	}
+}
+
+// veiled is a bridge on a port of the system's choice, whose only path is testPath.
+func veiled(cert *tls.Certificate) *Bridge {
+	return &Bridge{
+		Listen:      ma.StringCast("/ip4/127.0.0.1/tcp/0"),
+		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil },
+		Path:        func(path string) bool { return path == testPath },
+		Site:        new(testSite),
+	}
+}
+
+// veilAt is the address of a host's bridge.
+func veilAt(t testing.TB, bridge *Host, cert *tls.Certificate) ma.Multiaddr {
+	t.Helper()
+	port, err := bridge.BridgeAddr().ValueForProtocol(ma.P_TCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := PinOf(cert.Certificate[0])
+	addr, err := VeilAddr{Host: "127.0.0.1", Family: 4, Port: uint16(n), Pin: &pin, Path: testPath}.Multiaddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
 // TestVeilHosts connects two whole hosts.
 func TestVeilHosts(t *testing.T) {
 	cert := selfSigned(t, "cats.example")
 	key, _ := NewKey(rand.Reader)
 	bridge, err := New(Config{
 		Key: key, Role: Community, Memory: MinMemory, Dial: Loopback,
-		Bridge: &Bridge{
-			Listen:      ma.StringCast("/ip4/127.0.0.1/tcp/0"),
-			Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil },
-			Path:        func(path string) bool { return path == testPath },
-			Site:        new(testSite),
-		},
+		Bridge: veiled(cert),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -191,19 +233,7 @@ func TestVeilHosts(t *testing.T) {
 		io.Copy(s, s)
 		s.Close()
 	})
-	port, err := bridge.BridgeAddr().ValueForProtocol(ma.P_TCP)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pin := PinOf(cert.Certificate[0])
-	v := VeilAddr{Host: "127.0.0.1", Family: 4, Port: 1, Pin: &pin, Path: testPath}
-	n, _ := new(big.Int).SetString(port, 10)
-	v.Port = uint16(n.Uint64())
-	addr, err := v.Multiaddr()
-	if err != nil {
-		t.Fatal(err)
-	}
-
+	addr := veilAt(t, bridge, cert)
 	key, _ = NewKey(rand.Reader)
 	client, err := New(Config{Key: key, Role: Errands, Memory: MinMemory, Dial: Loopback})
 	if err != nil {
@@ -238,6 +268,85 @@ func TestVeilHosts(t *testing.T) {
 	}
 	for _, a := range bridge.Addrs() {
 		t.Errorf("the bridge publishes %v", a)
+	}
+}
+
+// lateConn is a connection of which every write arrives late.
+type lateConn struct {
+	net.Conn
+	late time.Duration
+	out  chan lateWrite
+}
+
+type lateWrite struct {
+	due  time.Time
+	data []byte
+}
+
+func newLateConn(c net.Conn, late time.Duration) *lateConn {
+	l := &lateConn{Conn: c, late: late, out: make(chan lateWrite, 1<<10)}
+	go func() {
+		for w := range l.out {
+			time.Sleep(time.Until(w.due))
+			if _, err := c.Write(w.data); err != nil {
+				return
+			}
+		}
+	}()
+	return l
+}
+
+func (l *lateConn) Write(p []byte) (int, error) {
+	l.out <- lateWrite{time.Now().Add(l.late), slices.Clone(p)}
+	return len(p), nil
+}
+
+// TestVeilSlowRelay: whoever is met through a relay behind a slow bridge is given
+// the round trips that it takes, which are more than the swarm's time for a dial.
+func TestVeilSlowRelay(t *testing.T) {
+	t.Parallel()
+	cert := selfSigned(t, "cats.example")
+	host := func(cfg Config) *Host {
+		t.Helper()
+		cfg.Key, _ = NewKey(rand.Reader)
+		cfg.Dial = Loopback
+		cfg.Memory = MinMemory
+		h, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		return h
+	}
+	bridge := host(Config{
+		Role: Community, Relay: true,
+		Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")},
+		Bridge: veiled(cert),
+	})
+	home := host(Config{Role: Contacts})
+	if _, err := home.Reserve(t.Context(), peer.AddrInfo{ID: bridge.ID(), Addrs: bridge.Network().ListenAddresses()}); err != nil {
+		t.Fatal(err)
+	}
+	const late = 900 * time.Millisecond
+	guest := host(Config{Role: Contacts, Veil: VeilClient{DialTCP: func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return newLateConn(c, late), nil
+	}}})
+	way := peer.AddrInfo{ID: bridge.ID(), Addrs: []ma.Multiaddr{veilAt(t, bridge, cert)}}
+	if err := guest.Connect(t.Context(), way); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	err := guest.Connect(Roundabout(t.Context()), peer.AddrInfo{ID: home.ID(), Addrs: Circuit(peer.AddrInfo{ID: bridge.ID()})})
+	took := time.Since(start)
+	if err != nil {
+		t.Fatalf("not met after %v: %v", took, err)
+	}
+	if took < dialTimeout {
+		t.Errorf("it took %v: this network is not slow", took)
 	}
 }
 
