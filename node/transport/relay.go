@@ -133,7 +133,7 @@ func (h *Host) useRelays(up transport.Upgrader) error {
 		return fmt.Errorf("relays: %w", err)
 	}
 	sw := h.Network().(*swarm.Swarm)
-	if err := sw.AddTransport(roundabout{c, h.veil}); err != nil {
+	if err := sw.AddTransport(roundabout{c, h}); err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
 	if err := sw.Listen(circuit); err != nil {
@@ -147,23 +147,28 @@ func (h *Host) useRelays(up transport.Upgrader) error {
 // relay behind a slow bridge takes.
 type roundabout struct {
 	*client.Client
-	veil *veilDialer // nil on a simulated network
+	host *Host
 }
 
 // circuit marks a relayed address; what stands before it leads to the relay.
 var circuit = ma.StringCast("/p2p-circuit")
 
-// relayTrips round trips are given to a relayed connection beside the swarm's time for
-// a dial: one until the relay has asked the other end, three to agree on security
-// and keys with that, and as many again because it may be as far from the relay.
-const relayTrips = 8
+// relayTrips round trips to our bridges are given to a relayed connection beside the
+// swarm's time for a dial: one until the relay has asked the other end, three to
+// agree on security and keys with that, and as many again because it may be as far
+// from the relay. They are no more than maxRelayTrips, since the other end gives
+// handshakeTimeout to its part.
+const (
+	relayTrips    = 8
+	maxRelayTrips = 20 * time.Second
+)
 
 // Dial takes longer than the swarm's time where the way to the relay does: the
 // context counts when it is cancelled, and its deadline is moved.
 func (r roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (transport.CapableConn, error) {
-	if deadline, ok := ctx.Deadline(); ok && r.veil != nil {
+	if deadline, ok := ctx.Deadline(); ok && r.host.behindBridge(a) {
 		var cancel context.CancelFunc
-		ctx, cancel = prolonged(ctx, deadline.Add(relayTrips*r.veil.lag()))
+		ctx, cancel = prolonged(ctx, deadline.Add(min(relayTrips*r.host.veil.lag(), maxRelayTrips)))
 		defer cancel()
 	}
 	return r.Client.Dial(ctx, a, p)
@@ -283,8 +288,12 @@ func IsRelayed(c network.Conn) bool {
 
 // Veiled reports whether a relayed connection goes through a relay that is
 // reached through a bridge.
-func (h *Host) Veiled(c network.Conn) bool {
-	relay, ok := RelayOf(c.RemoteMultiaddr())
+func (h *Host) Veiled(c network.Conn) bool { return h.behindBridge(c.RemoteMultiaddr()) }
+
+// behindBridge reports whether an address leads through a relay to which we are
+// connected through a bridge.
+func (h *Host) behindBridge(a ma.Multiaddr) bool {
+	relay, ok := RelayOf(a)
 	if !ok {
 		return false
 	}

@@ -156,8 +156,9 @@ func (t *veilTransport) Dial(ctx context.Context, addr ma.Multiaddr, p peer.ID) 
 	return c, nil
 }
 
-// prolonged is a context that ends when ctx is cancelled, or at another time than
-// its deadline.
+// prolonged is a context that ends when ctx is cancelled before its deadline, or at
+// another time than that. What is cancelled later goes on: the swarm's own context,
+// which would say so, is hidden behind the one with its deadline.
 func prolonged(ctx context.Context, deadline time.Time) (context.Context, context.CancelFunc) {
 	long, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	stop := context.AfterFunc(ctx, func() {

@@ -810,8 +810,7 @@ func (c *veilCaller) run(ctx context.Context) {
 type exchangeKind uint8
 
 const (
-	opening exchangeKind = iota // the first: carries data, and waits for what is said to that
-	pushing                     // carries data, or our end
+	pushing exchangeKind = iota // carries data, or our end; the first waits for what is said to that
 	pulling                     // asks for data that is there
 	polling                     // asks for data to come
 )
@@ -884,9 +883,9 @@ func (c *veilCaller) step(ctx context.Context, exchanges *sync.WaitGroup) (time.
 	for c.pushes < maxLanes && !alone() && !gathering {
 		data := c.slice(c.sent, int(min(uint64(chunk), max(c.peerLimit, c.sent)-c.sent)))
 		x := &exchange{kind: pushing, req: veilRequest{offset: c.sent, data: data}}
-		if !c.opened {
+		if !c.opened && !c.closed && c.sent+uint64(len(data)) == c.end() {
 			// What it brings takes the place of padding.
-			x.kind, x.req.most, x.req.hold = opening, maxVeilPad, uint32(openHoldTime.Milliseconds())
+			x.req.most, x.req.hold = maxVeilPad, uint32(openHoldTime.Milliseconds())
 		}
 		if c.closed && c.opened && !c.finished && c.sent+uint64(len(data)) == c.end() {
 			x.req.flags = veilFin | veilAbort
@@ -1088,7 +1087,7 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 	if late {
 		c.patience = min(c.patience*3/2, maxPatience)
 	}
-	c.learn(x, a, took)
+	c.learn(x, a, took, late)
 	if a.flags&veilAbort != 0 {
 		if c.finished {
 			c.ended = true
@@ -1109,7 +1108,7 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 	}
 	end := a.offset + uint64(len(a.data))
 	switch x.kind {
-	case opening, pushing:
+	case pushing:
 		if a.accepted < x.req.offset+uint64(len(x.req.data)) {
 			c.sent = max(c.base, min(c.sent, a.accepted)) // some of it wasn't taken
 		}
@@ -1125,7 +1124,7 @@ func (c *veilCaller) settle(x *exchange, l *veilLink, a *veilAnswer, err error) 
 		}
 	}
 	switch {
-	case x.kind == pushing:
+	case x.req.most == 0:
 	case a.offset > c.got && len(c.early) < maxEarly:
 		c.early[a.offset] = a // one before it is still on its way
 	case a.offset > c.got:
@@ -1153,7 +1152,7 @@ func (c *veilCaller) finish(x *exchange) {
 	x.abandoned = true
 	c.flying -= x.size
 	switch x.kind {
-	case opening, pushing:
+	case pushing:
 		c.pushes--
 	case pulling:
 		c.pulls--
@@ -1171,7 +1170,7 @@ func (c *veilCaller) abandon(x *exchange) {
 	c.finish(x)
 	c.wake()
 	switch x.kind {
-	case opening, pushing:
+	case pushing:
 		c.sent = max(c.base, min(c.sent, x.req.offset))
 		c.finished = false
 	case pulling:
@@ -1181,7 +1180,7 @@ func (c *veilCaller) abandon(x *exchange) {
 }
 
 // learn adapts to how long an exchange took. The caller holds mu.
-func (c *veilCaller) learn(x *exchange, a *veilAnswer, took time.Duration) {
+func (c *veilCaller) learn(x *exchange, a *veilAnswer, took time.Duration, late bool) {
 	bytes := len(x.req.data) + len(a.data)
 	if x.kind == polling {
 		if len(a.data) == 0 && took >= time.Duration(x.req.hold)*time.Millisecond {
@@ -1190,7 +1189,7 @@ func (c *veilCaller) learn(x *exchange, a *veilAnswer, took time.Duration) {
 		return
 	}
 	if bytes < minChunk {
-		if x.kind != opening || len(a.data) > 0 {
+		if !late && (x.req.hold == 0 || len(a.data) > 0) {
 			c.rtt = (3*c.rtt + took) / 4
 		}
 		return

@@ -84,8 +84,8 @@ type veilSession struct {
 	idle     *time.Timer
 	numbers  replayWindow
 	parked   uint64        // number of the one request that may wait
-	answered time.Time     // when the last of those was
-	turn     time.Duration // from there to the next, which is a round trip; 0: there was none
+	answered time.Time     // when that was, until there is another
+	turn     time.Duration // from there to the next: a round trip, or more; 0: there was none
 	requests int
 	remote   ma.Multiaddr
 }
@@ -259,7 +259,7 @@ func (v *veilServer) exchange(r *http.Request, path string, req *veilRequest) *v
 		s.parked = req.number
 		s.wake()
 		if !s.answered.IsZero() {
-			s.turn = time.Since(s.answered)
+			s.turn, s.answered = time.Since(s.answered), time.Time{}
 		}
 		limit := s.limit()
 		hold := time.NewTimer(min(time.Duration(req.hold)*time.Millisecond, maxHold))
@@ -273,10 +273,12 @@ func (v *veilServer) exchange(r *http.Request, path string, req *veilRequest) *v
 		more := time.NewTimer(min(max(s.turn/8, gatherTime), maxGatherTime))
 		defer more.Stop()
 		for waiting := true; waiting && req.from < s.end() && s.end()-req.from < min(uint64(req.most), maxVeilPad) &&
-			!s.closed && s.broken == nil && s.parked == req.number; {
+			s.base <= req.from && !s.closed && s.broken == nil && s.parked == req.number; {
 			waiting = s.await(ctx, more.C)
 		}
-		s.answered = time.Now()
+		if s.parked == req.number {
+			s.answered = time.Now()
+		}
 	}
 	a := &veilAnswer{accepted: s.got, limit: s.limit(), written: s.end(), offset: req.from}
 	if s.broken != nil {

@@ -274,8 +274,10 @@ func TestVeilHosts(t *testing.T) {
 // lateConn is a connection of which every write arrives late.
 type lateConn struct {
 	net.Conn
-	late time.Duration
-	out  chan lateWrite
+	late   time.Duration
+	out    chan lateWrite
+	closed chan struct{}
+	close  sync.Once
 }
 
 type lateWrite struct {
@@ -284,11 +286,16 @@ type lateWrite struct {
 }
 
 func newLateConn(c net.Conn, late time.Duration) *lateConn {
-	l := &lateConn{Conn: c, late: late, out: make(chan lateWrite, 1<<10)}
+	l := &lateConn{Conn: c, late: late, out: make(chan lateWrite, 1<<10), closed: make(chan struct{})}
 	go func() {
-		for w := range l.out {
-			time.Sleep(time.Until(w.due))
-			if _, err := c.Write(w.data); err != nil {
+		for {
+			select {
+			case w := <-l.out:
+				time.Sleep(time.Until(w.due))
+				if _, err := c.Write(w.data); err != nil {
+					l.Close()
+				}
+			case <-l.closed:
 				return
 			}
 		}
@@ -297,8 +304,17 @@ func newLateConn(c net.Conn, late time.Duration) *lateConn {
 }
 
 func (l *lateConn) Write(p []byte) (int, error) {
-	l.out <- lateWrite{time.Now().Add(l.late), slices.Clone(p)}
-	return len(p), nil
+	select {
+	case l.out <- lateWrite{time.Now().Add(l.late), slices.Clone(p)}:
+		return len(p), nil
+	case <-l.closed:
+		return 0, net.ErrClosed
+	}
+}
+
+func (l *lateConn) Close() error {
+	l.close.Do(func() { close(l.closed) })
+	return l.Conn.Close()
 }
 
 // TestVeilSlowRelay: whoever is met through a relay behind a slow bridge is given
