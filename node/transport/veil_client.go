@@ -975,7 +975,10 @@ func (c *veilCaller) exchange(ctx context.Context, x *exchange) {
 		outcomes <- outcome{a, err}
 	}()
 
-	due := x.started.Add(time.Duration(x.req.hold) * time.Millisecond)
+	due := x.started // of a first push the patience is longer than its hold
+	if x.kind == polling {
+		due = due.Add(time.Duration(x.req.hold) * time.Millisecond)
+	}
 	timer := time.NewTimer(time.Until(due) + patience)
 	defer timer.Stop()
 	doubt := link.doubt
