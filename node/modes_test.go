@@ -47,6 +47,9 @@ func TestBridgeRemoved(t *testing.T) {
 		if known(ids[1]) != 1 {
 			t.Error("the other one is not dialled any more")
 		}
+		if _, err := alice.RemoveBridge(ctx, &apiv1.RemoveBridgeRequest{Id: ids[1]}); err != nil || known(ids[1]) != 0 {
+			t.Errorf("the last one is dialled at %d addresses: %v", known(ids[1]), err)
+		}
 	})
 }
 

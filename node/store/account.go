@@ -52,6 +52,9 @@ func (tx *Tx) Meta(key string) ([]byte, error) {
 
 // SetMeta keeps a single value under key.
 func (tx *Tx) SetMeta(key string, value []byte) error {
+	if value == nil {
+		value = []byte{} // nil would be NULL
+	}
 	_, err := tx.exec(`INSERT INTO meta (key, value) VALUES (?, ?)
 		ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, value)
 	return err
