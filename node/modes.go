@@ -303,6 +303,9 @@ func (m *modes) apply(setting ModeSetting, mode transport.Mode, bridges []peer.A
 		m.n.relays.readdressed()
 		m.n.beacon.renew()
 	}
+	if !changed && !slices.EqualFunc(before, bridges, sameWays) {
+		m.n.mail.hurry() // a box may be at a bridge that has another path now
+	}
 	return failed
 }
 
@@ -320,6 +323,10 @@ func bridgeInfos(rows []store.BridgeRow) (infos []peer.AddrInfo) {
 		infos = append(infos, *info)
 	}
 	return infos
+}
+
+func sameWays(a, b peer.AddrInfo) bool {
+	return a.ID == b.ID && slices.EqualFunc(a.Addrs, b.Addrs, ma.Multiaddr.Equal)
 }
 
 // permits says whether an address that we were told may be dialled.

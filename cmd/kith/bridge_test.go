@@ -261,3 +261,22 @@ func TestBridgeKnown(t *testing.T) {
 		t.Error("a program is not told")
 	}
 }
+
+// TestBridgeRevoked: a path is taken back and another one given; the box at the
+// bridge is found under that.
+func TestBridgeRevoked(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	b := n.home("b", "--role", "community", "--bridge", "--site", choir(t, n.dir), "--bridge-listen", "/ip4/127.0.0.1/tcp/"+freePort(t))
+	b.up()
+	a := n.home("a", "--name", "ann")
+	a.up()
+	var way bridgeInviteJSON
+	b.decode(&way, "bridge", "invite")
+	a.must("bridge", "add", way.Address)
+	a.boxesWork(1)
+	b.must("bridge", "revoke", "1")
+	a.until("the box is out of reach", func() bool { return strings.Contains(a.must("mailbox", "list"), "unreachable") })
+	b.decode(&way, "bridge", "invite")
+	a.must("bridge", "add", way.Address)
+	a.boxesWork(1)
+}
