@@ -146,9 +146,10 @@ func (k *kith) hideAddressCmd() *cobra.Command {
 		Use:   "hide-address CONTACT on|off",
 		Short: "Keep my address from a contact: reach them over relays and mailboxes only",
 		Long: `Keep my address from a contact, or show it again. While it is hidden, messages
-to and from that contact go over relays and mailboxes alone: neither side dials
-the other. What they learnt before they keep. With kith up --hide-address it is
-hidden from everybody.`,
+to and from that contact go over relays and mailboxes, and they are not dialled.
+What they learnt before they keep: if they dial the address they remember, they
+are answered until kith is restarted. With kith up --hide-address it is hidden
+from everybody.`,
 	}, 2, 2, func(ctx context.Context, args []string) error {
 		on := args[1] == "on"
 		if !on && args[1] != "off" {
@@ -162,7 +163,7 @@ hidden from everybody.`,
 		if err != nil {
 			return err
 		}
-		done := "My address is hidden from %s: messages go over relays and mailboxes."
+		done := "My address is hidden from %s from now on; restart kith, or they may still dial the address they remember."
 		if !on {
 			done = "My address is not hidden from %s any more."
 		}
