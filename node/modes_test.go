@@ -20,7 +20,7 @@ import (
 func TestBridgeRemoved(t *testing.T) {
 	simulate(t, 1, func(t *testing.T, w *world) {
 		alice := w.user("alice")
-		const way = "/dns4/cats.example/tcp/443/tls/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/"
+		const way = "/ip4/20.9.9.9/tcp/443/tls/sni/cats.example/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/"
 		ids := []string{"12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN", "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"}
 		known := func(id string) int {
 			t.Helper()
