@@ -153,33 +153,25 @@ type roundabout struct {
 // circuit marks a relayed address; what stands before it leads to the relay.
 var circuit = ma.StringCast("/p2p-circuit")
 
-// relayTrips round trips to our bridges are given to a connection through a relay
-// behind one, beside the swarm's time for a dial: one until the relay has asked the
-// other end, three to agree on security and keys with that, and as many again because
-// it may be as far from the relay. Of an other end that is far we know nothing: each
-// time that a dial took too long, the next gets twice the time. All that is no more than
-// maxRelayDial, since the other end gives handshakeTimeout to its part.
+// relayTrips round trips to our bridges are given to a relayed connection beside the
+// swarm's time for a dial: one until the relay has asked the other end, three to
+// agree on security and keys with that, and as many again because it may be as far
+// from the relay. They are no more than maxRelayTrips, since the other end gives
+// handshakeTimeout to its part.
 const (
-	relayTrips   = 8
-	maxRelayDial = 24 * time.Second
+	relayTrips    = 8
+	maxRelayTrips = 20 * time.Second
 )
 
-// Dial takes longer than the swarm's time if it has to: the context counts when it
-// is cancelled, and its deadline is moved.
+// Dial takes longer than the swarm's time where the way to the relay does: the
+// context counts when it is cancelled, and its deadline is moved.
 func (r roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (transport.CapableConn, error) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		return r.Client.Dial(ctx, a, p)
+	if deadline, ok := ctx.Deadline(); ok && r.host.behindBridge(a) {
+		var cancel context.CancelFunc
+		ctx, cancel = prolonged(ctx, deadline.Add(min(relayTrips*r.host.veil.lag(), maxRelayTrips)))
+		defer cancel()
 	}
-	more := r.host.roads.more(p)
-	if r.host.behindBridge(a) {
-		more += relayTrips * r.host.veil.lag()
-	}
-	ctx, cancel := prolonged(ctx, deadline.Add(min(more, maxRelayDial-dialTimeout)))
-	defer cancel()
-	c, err := r.Client.Dial(ctx, a, p)
-	r.host.roads.relayed(p, err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded))
-	return c, err
+	return r.Client.Dial(ctx, a, p)
 }
 
 // errNotReserved means that a community node made us no reservation at its relay.

@@ -88,38 +88,6 @@ func TestF09_MegabyteOverARelay(t *testing.T) {
 	})
 }
 
-// TestFarBehindARelay: whoever is far from the relay is met when it is tried for the
-// third time; from then on it counts anew.
-func TestFarBehindARelay(t *testing.T) {
-	nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
-		relay, home := relayWorld(t, n)
-		caller := n.Host(t, transport.Config{}, nodetest.IP(2))
-		if err := caller.Connect(t.Context(), nodetest.AddrInfo(t, relay)); err != nil {
-			t.Fatal(err)
-		}
-		caller.Open(home.ID(), transport.Relayed)
-		attempt := func() (time.Duration, error) {
-			start := time.Now()
-			err := caller.Connect(transport.Roundabout(t.Context()), through(t, relay, home))
-			return time.Since(start), err
-		}
-		n.SetLatency(600 * time.Millisecond)
-		for i, want := range []time.Duration{3 * time.Second, 6 * time.Second} {
-			if took, err := attempt(); err == nil || took != want {
-				t.Errorf("attempt %d took %v, want %v: %v", i, took, want, err)
-			}
-			time.Sleep(time.Minute) // the swarm waits before it dials again what did not answer
-		}
-		if took, err := attempt(); err != nil {
-			t.Errorf("not met after %v: %v", took, err)
-		}
-		_ = caller.Network().ClosePeer(home.ID())
-		if took, err := attempt(); err == nil || took != 3*time.Second {
-			t.Errorf("after one that was met it took %v: %v", took, err)
-		}
-	})
-}
-
 // TestRelease: a relay that gives us no reservation may be the one over which we
 // talk to somebody.
 func TestRelease(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
@@ -36,7 +35,6 @@ type roads struct {
 type opened struct {
 	road   Road
 	proven []netip.Addr
-	more   time.Duration // for a dial through a relay, since the last one took too long
 }
 
 func newRoads() *roads { return &roads{of: make(map[peer.ID]opened)} }
@@ -60,30 +58,7 @@ func (r *roads) set(p peer.ID, to Road, proven []netip.Addr) {
 		delete(r.of, p)
 		return
 	}
-	r.of[p] = opened{to, slices.Clone(proven), r.of[p].more}
-}
-
-// more is how much longer than usual a relayed dial of a peer may take.
-func (r *roads) more(p peer.ID) time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.of[p].more
-}
-
-// relayed says how a relayed dial of a peer ended: the next one gets twice the
-// time, up to maxRelayed, if it took too long.
-func (r *roads) relayed(p peer.ID, late bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	o, ok := r.of[p]
-	if !ok {
-		return
-	}
-	if o.more = 2*o.more + dialTimeout; !late {
-		o.more = 0
-	}
-	o.more = min(o.more, maxRelayDial-dialTimeout)
-	r.of[p] = o
+	r.of[p] = opened{to, slices.Clone(proven)}
 }
 
 // Open says which ways of meeting a peer are open from now on, and at which IP
