@@ -11,7 +11,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/transport"
-	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
@@ -132,11 +131,11 @@ func (h *Host) useRelays(up transport.Upgrader) error {
 	if err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
-	sw := h.Network().(*swarm.Swarm)
-	if err := sw.AddTransport(roundabout{c, h}); err != nil {
+	n := h.Network().(transport.TransportNetwork) // what the swarm is
+	if err := n.AddTransport(roundabout{c, h}); err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
-	if err := sw.Listen(circuit); err != nil {
+	if err := n.Listen(circuit); err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
 	c.Start()
@@ -156,11 +155,11 @@ var circuit = ma.StringCast("/p2p-circuit")
 // relayTrips round trips to our bridges are given to a relayed connection beside the
 // swarm's time for a dial: one until the relay has asked the other end, three to
 // agree on security and keys with that, and as many again because it may be as far
-// from the relay. They are no more than maxRelayTrips, since the other end gives
+// from the relay. They make no more than maxRelayExtra, since the other end gives
 // handshakeTimeout to its part.
 const (
 	relayTrips    = 8
-	maxRelayTrips = 20 * time.Second
+	maxRelayExtra = 20 * time.Second
 )
 
 // Dial takes longer than the swarm's time where the way to the relay does: the
@@ -168,7 +167,7 @@ const (
 func (r roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (transport.CapableConn, error) {
 	if deadline, ok := ctx.Deadline(); ok && r.host.behindBridge(a) {
 		var cancel context.CancelFunc
-		ctx, cancel = prolonged(ctx, deadline.Add(min(relayTrips*r.host.veil.lag(), maxRelayTrips)))
+		ctx, cancel = prolonged(ctx, deadline.Add(min(relayTrips*r.host.veil.lag(), maxRelayExtra)))
 		defer cancel()
 	}
 	return r.Client.Dial(ctx, a, p)

@@ -40,12 +40,12 @@ const (
 	maxVisits     = 4096
 	maxVisitsFrom = 512
 
-	sessionIdle   = 2 * time.Minute  // without any request, a session ends
-	sessionLinger = 10 * time.Second // after the end, for what is still to be fetched or on its way
-	maxHold       = time.Minute      // nginx and most proxies give up on a request then
-	gapPatience   = 3 * time.Second  // for a request that another was to come before
-	maxGatherTime = 50 * time.Millisecond
-	bodyPatience  = 2 * time.Minute // for 256 KiB on a bad line
+	sessionIdle   = 2 * time.Minute       // without any request, a session ends
+	sessionLinger = 10 * time.Second      // after the end, for what is still to be fetched or on its way
+	maxHold       = time.Minute           // nginx and most proxies give up on a request then
+	gapPatience   = 3 * time.Second       // for a request that another was to come before
+	maxGatherTime = 50 * time.Millisecond // for more to answer with; who is very far waits no longer
+	bodyPatience  = 2 * time.Minute       // for 256 KiB on a bad line
 	headPatience  = 15 * time.Second
 	idlePatience  = 75 * time.Second // nginx's keepalive_timeout
 )
