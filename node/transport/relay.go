@@ -127,51 +127,23 @@ func (h *Host) Relaying() Relaying {
 // useRelays lets the host dial through relays, and be dialled through those
 // where it has a reservation.
 func (h *Host) useRelays(up transport.Upgrader) error {
-	c, err := client.New(h.BasicHost, up)
+	r, err := newRoundabout(h, up)
 	if err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
 	n := h.Network().(transport.TransportNetwork) // what the swarm is
-	if err := n.AddTransport(roundabout{c, h}); err != nil {
+	if err := n.AddTransport(r); err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
 	if err := n.Listen(circuit); err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
-	c.Start()
+	r.Start()
 	return nil
-}
-
-// roundabout is libp2p's transport through relays, with the patience that a
-// relay behind a slow bridge takes.
-type roundabout struct {
-	*client.Client
-	host *Host
 }
 
 // circuit marks a relayed address; what stands before it leads to the relay.
 var circuit = ma.StringCast("/p2p-circuit")
-
-// relayTrips round trips to our bridges are given to a relayed connection beside the
-// swarm's time for a dial: one until the relay has asked the other end, three to
-// agree on security and keys with that, and as many again because it may be as far
-// from the relay. They make no more than maxRelayExtra, since the other end gives
-// handshakeTimeout to its part.
-const (
-	relayTrips    = 8
-	maxRelayExtra = 20 * time.Second
-)
-
-// Dial takes longer than the swarm's time where the way to the relay does: the
-// context counts when it is cancelled, and its deadline is moved.
-func (r roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (transport.CapableConn, error) {
-	if deadline, ok := ctx.Deadline(); ok && r.host.behindBridge(a) {
-		var cancel context.CancelFunc
-		ctx, cancel = prolonged(ctx, deadline.Add(min(relayTrips*r.host.veil.lag(), maxRelayExtra)))
-		defer cancel()
-	}
-	return r.Client.Dial(ctx, a, p)
-}
 
 // errNotReserved means that a community node made us no reservation at its relay.
 var errNotReserved = errors.New("no reservation at this relay")

@@ -251,6 +251,45 @@ func TestCircuit(t *testing.T) {
 	}
 }
 
+// TestSilentRelay: a relay from which the other end has vanished holds up no other
+// one, and is not waited for when the dial's time is over.
+func TestSilentRelay(t *testing.T) {
+	for _, silent := range []int{0, 3} {
+		nodetest.Bubble(t, 1, func(t *testing.T, n *nodetest.Network) {
+			first, home := relayWorld(t, n)
+			second := n.Host(t, transport.Config{Role: transport.Community, Relay: true, Memory: transport.CommunityMemory}, nodetest.IP(3))
+			if _, err := home.Reserve(t.Context(), nodetest.AddrInfo(t, second)); err != nil {
+				t.Fatal(err)
+			}
+			caller := n.Host(t, transport.Config{}, nodetest.IP(2))
+			n.Cut(nodetest.IP(1), nodetest.IP(silent))
+			n.Cut(nodetest.IP(silent), nodetest.IP(1))
+			both := through(t, first, home)
+			both.Addrs = append(both.Addrs, through(t, second, home).Addrs...)
+			start := time.Now()
+			if err := caller.Connect(t.Context(), both); err != nil {
+				t.Errorf("without relay %d: %v", silent, err)
+			}
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("without relay %d it took %v", silent, took)
+			}
+			if err := caller.Network().ClosePeer(home.ID()); err != nil {
+				t.Fatal(err)
+			}
+			one := through(t, map[int]*transport.Host{0: first, 3: second}[silent], home)
+			caller.ForgetFailures()
+			caller.Peerstore().ClearAddrs(home.ID())
+			start = time.Now()
+			if err := caller.Connect(t.Context(), one); err == nil {
+				t.Errorf("relay %d has a way", silent)
+			}
+			if took := time.Since(start); took != 3*time.Second {
+				t.Errorf("a silent relay was waited for for %v", took)
+			}
+		})
+	}
+}
+
 // TestAbandon: a relay that says nothing is let go of, one that answers stays,
 // whatever it answers: others talk through it.
 func TestAbandon(t *testing.T) {
