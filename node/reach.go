@@ -283,7 +283,7 @@ func (c *courier) connect(ctx context.Context, info peer.AddrInfo, way transport
 		return errDial
 	}
 	c.meet(info.ID, way)
-	if err := c.n.cfg.Host.Connect(transport.Roundabout(ctx), info); err != nil {
+	if err := c.n.cfg.Host.Reach(transport.Roundabout(ctx), info); err != nil {
 		return errors.Join(errDial, ctx.Err())
 	}
 	return nil
@@ -325,29 +325,28 @@ func (c *courier) prove(a ma.Multiaddr) {
 	}
 }
 
-// open opens a conversation with a device on a connection.
+// open opens a conversation with a device on a connection, under the name that the
+// newest of our secrets gives it, or the next.
 func (c *courier) open(ctx context.Context, keys []protocol.Shared, id peer.ID) (*conversation, error) {
 	today := rendezvous.Day(c.n.now())
-	names := make(map[libp2p.ID]protocol.StreamKey)
-	var order []libp2p.ID
 	for _, k := range keys {
-		name := libp2p.ID(stream.Name(k.Stream, today))
-		names[name] = k.Stream
-		order = append(order, name)
-	}
-	s, err := c.n.cfg.Host.NewStream(ctx, id, order...)
-	if err != nil {
-		return nil, errors.Join(errDial, ctx.Err())
-	}
-	conv := newConversation(s, names[s.Protocol()], c.device, true, c.n.roadOf(s.Conn()))
-	if err := conv.greet(ctx, c.n.self.rand); err != nil {
-		conv.reset()
-		if errors.Is(err, stream.ErrHello) {
-			return nil, err
+		s, err := c.n.cfg.Host.Call(ctx, id, libp2p.ID(stream.Name(k.Stream, today)))
+		if err != nil {
+			break
 		}
-		return nil, errors.Join(errDial, ctx.Err())
+		conv := newConversation(s, k.Stream, c.device, true, c.n.roadOf(s.Conn()))
+		if err = conv.greet(ctx, c.n.self.rand); err == nil {
+			return conv, nil
+		}
+		conv.reset()
+		switch {
+		case errors.Is(err, stream.ErrHello):
+			return nil, err
+		case !errors.Is(err, transport.ErrNotSpoken):
+			return nil, errors.Join(errDial, ctx.Err())
+		}
 	}
-	return conv, nil
+	return nil, errors.Join(errDial, ctx.Err())
 }
 
 // reachable says whether an address that somebody published may be dialled.

@@ -213,13 +213,22 @@ func (m *modeState) filter(addrs []ma.Multiaddr) (kept []ma.Multiaddr) {
 // Connect is libp2p's, without the addresses that the mode doesn't permit: those
 // with a name in them would be looked up before the gater sees them.
 func (h *Host) Connect(ctx context.Context, info peer.AddrInfo) error {
-	if h.mode.get() == Censored {
-		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool { return !h.mode.permits(a) && !h.isNear(a) })
-		if len(info.Addrs) == 0 && h.Network().Connectedness(info.ID) != network.Connected && len(h.Peerstore().Addrs(info.ID)) == 0 {
-			return errNotPermitted
-		}
+	info, err := h.permitted(info)
+	if err != nil {
+		return err
 	}
 	return h.BasicHost.Connect(ctx, info)
+}
+
+// permitted is what of a peer's addresses may be dialled in the host's mode.
+func (h *Host) permitted(info peer.AddrInfo) (peer.AddrInfo, error) {
+	if h.mode.get() == Censored {
+		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool { return !h.Permits(a) })
+		if len(info.Addrs) == 0 && h.Network().Connectedness(info.ID) != network.Connected && len(h.Peerstore().Addrs(info.ID)) == 0 {
+			return info, errNotPermitted
+		}
+	}
+	return info, nil
 }
 
 var errNotPermitted = errors.New("no address of this peer may be dialled in censored mode")

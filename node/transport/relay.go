@@ -269,7 +269,20 @@ func (h *Host) behindBridge(a ma.Multiaddr) bool {
 		return false
 	}
 	id, err := peer.IDFromP2PAddr(relay)
-	return err == nil && slices.ContainsFunc(h.Network().ConnsToPeer(id), func(c network.Conn) bool { return OverVeil(c) })
+	return err == nil && anyOverVeil(h.Network().ConnsToPeer(id))
+}
+
+func anyOverVeil(conns []network.Conn) bool {
+	return slices.ContainsFunc(conns, func(c network.Conn) bool { return OverVeil(c) })
+}
+
+// veiled reports whether a node is reached, or would be, through a bridge.
+func (h *Host) veiled(node peer.ID) bool {
+	if conns := h.Network().ConnsToPeer(node); len(conns) > 0 {
+		return anyOverVeil(conns)
+	}
+	known := h.mode.filter(h.Peerstore().Addrs(node))
+	return len(known) > 0 && !slices.ContainsFunc(known, func(a ma.Multiaddr) bool { return !IsVeil(a) })
 }
 
 // Roundabout lets NewStream and Connect be content with a relayed connection.

@@ -67,7 +67,8 @@ const (
 )
 
 // Dial takes longer than the swarm's time where the way to the relay does: the
-// context counts when it is cancelled, and its deadline is moved.
+// context counts when it is cancelled, and its deadline is moved. Until there is a
+// connection to the relay's bridge nothing of it counts.
 func (r *roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (transport.CapableConn, error) {
 	through, ok := RelayOf(a)
 	if !ok {
@@ -81,9 +82,15 @@ func (r *roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (trans
 	if err != nil {
 		return nil, err
 	}
-	if deadline, ok := ctx.Deadline(); ok && r.host.behindBridge(a) {
-		var cancel context.CancelFunc
-		ctx, cancel = prolonged(ctx, deadline.Add(min(relayTrips*r.host.veil.lag(), maxRelayExtra)))
+	if deadline, ok := ctx.Deadline(); ok && r.host.veiled(relay) {
+		usual := time.Until(deadline)
+		bridged, cancel := prolonged(ctx, time.Now().Add(veilDialTimeout))
+		err := r.host.BasicHost.Connect(bridged, peer.AddrInfo{ID: relay})
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel = prolonged(ctx, time.Now().Add(usual+min(relayTrips*r.host.veil.lag(), maxRelayExtra)))
 		defer cancel()
 	}
 	stop := func() bool { return true }
