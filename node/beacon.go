@@ -39,6 +39,10 @@ const (
 	retryAnnounceMax = 10 * time.Minute
 	announceAtOnce   = 4
 
+	// After an announcement nothing is announced anew for restShare times as long as it
+	// took: each takes all of a slow line, and at first something changes all the time.
+	restShare = 2
+
 	// lookAround is how often our own addresses are looked at: libp2p says
 	// nothing of changes to addresses that it does not publish.
 	lookAround = 5 * time.Second
@@ -81,9 +85,27 @@ func (b *beacon) renew() {
 	poke(b.changed)
 }
 
+// renewed says whether everything is to be announced anew. If it is, but not before
+// rest, run is woken then.
+func (b *beacon) renewed(rest time.Time) bool {
+	if !b.anew.Load() {
+		return false
+	}
+	if wait := time.Until(rest); wait > 0 {
+		time.AfterFunc(wait, func() { poke(b.changed) })
+		return false
+	}
+	b.anew.Store(false)
+	return true
+}
+
+// status is how far it has come. Of records that are to be made anew none counts.
 func (b *beacon) status() published {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.anew.Load() {
+		return published{0, max(1, b.result.goal)}
+	}
 	return b.result
 }
 
@@ -109,10 +131,11 @@ func (b *beacon) run(ctx context.Context) {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	pause := retryAnnounceMin
+	var rest time.Time // nothing is announced anew before
 	for {
 		select {
 		case <-b.changed:
-			if b.anew.Swap(false) {
+			if b.renewed(rest) {
 				clear(done)
 			}
 		case <-retry.C:
@@ -148,7 +171,13 @@ func (b *beacon) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if b.announce(ctx, done) {
+		if !b.settle(ctx) {
+			return
+		}
+		began := time.Now()
+		complete := b.announce(ctx, done)
+		rest = time.Now().Add(restShare * time.Since(began))
+		if complete {
 			pause = retryAnnounceMin
 			continue
 		}
@@ -249,9 +278,6 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Poin
 		body  rendezvous.Body
 		seq   uint64
 	}
-	if !b.settle(ctx) {
-		return false
-	}
 	var audiences []audience
 	err := b.n.update(ctx, func(w *work) (err error) {
 		audiences, err = w.audiences()
@@ -317,7 +343,9 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Poin
 		})
 	}
 	round.Wait()
-	kept := b.status().kept
+	b.mu.Lock()
+	kept := b.result.kept
+	b.mu.Unlock()
 	b.n.log.Debug("announced", "due", len(due), "kept", kept, "goal", goal)
 	return kept == goal
 }

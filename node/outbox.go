@@ -163,7 +163,9 @@ func (c *courier) run(ctx context.Context) {
 		for conv != nil {
 			c.setConv(conv)
 			c.answerSummons(conv)
+			c.n.rush.talk(c.device)
 			next, progress := c.converse(ctx, conv)
+			c.n.rush.spend(c.device)
 			c.noteOffered(context.WithoutCancel(ctx), conv)
 			c.setConv(nil)
 			c.setFlight(nil)

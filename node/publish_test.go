@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	libp2pcrypto "github.com/libp2p/go-libp2p/core/crypto"
@@ -122,6 +123,30 @@ func TestPlace(t *testing.T) {
 			t.Errorf("%s: moved %v, lost %v", name, moved, lost)
 		}
 	}
+}
+
+// On a slow line an announcement is not made again as soon as it is over.
+func TestRecordsRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBeacon(&Node{})
+		rest := time.Now().Add(10 * time.Second)
+		if b.renewed(rest) {
+			t.Error("nothing has changed")
+		}
+		began := time.Now()
+		b.renew()
+		<-b.changed
+		if b.renewed(rest) {
+			t.Error("records are made anew at once")
+		}
+		<-b.changed
+		if took := time.Since(began); took != 10*time.Second || !b.renewed(rest) {
+			t.Errorf("records are not made anew after %v", took)
+		}
+		if b.renewed(rest) {
+			t.Error("records are made anew twice")
+		}
+	})
 }
 
 // While relays are looked for anew, records go on saying what they said.

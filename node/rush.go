@@ -10,8 +10,11 @@ import (
 
 const (
 	// rushTime bounds how long everything else waits for the first words to a new
-	// contact, and rushRest is the least that it then has until it waits again.
+	// contact, rushTalk for how long from when a conversation with it is open, in which
+	// they may be on their way, and rushRest is the least that it then has until it
+	// waits again.
 	rushTime = 12 * time.Second
+	rushTalk = 20 * time.Second
 	rushRest = time.Minute
 )
 
@@ -43,12 +46,27 @@ func (r *rush) begin(d identity.DeviceHash) {
 	if r.over == nil {
 		r.over, r.until = make(chan struct{}), time.Now().Add(rushTime)
 	}
-	r.devices[d] = time.AfterFunc(time.Until(r.until), func() {
-		r.mu.Lock()
+	r.devices[d] = time.AfterFunc(time.Until(r.until), func() { r.spend(d) })
+}
+
+// talk says that a conversation with the device is open.
+func (r *rush) talk(d identity.DeviceHash) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if timer := r.devices[d]; timer != nil {
+		timer.Reset(rushTalk)
+	}
+}
+
+// spend says that the device had its time, or its conversation, and that what is left
+// of our first words goes on beside everything else.
+func (r *rush) spend(d identity.DeviceHash) {
+	r.mu.Lock()
+	if r.devices[d] != nil {
 		r.rest = time.Now().Add(rushRest)
-		r.mu.Unlock()
-		r.end(d)
-	})
+	}
+	r.mu.Unlock()
+	r.end(d)
 }
 
 // end says that the device, or one of its mailboxes, has them, or that they do not

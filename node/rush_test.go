@@ -51,6 +51,17 @@ func TestRush(t *testing.T) {
 		time.AfterFunc(rushTime/2, func() { r.begin(bob) })
 		waits("one that begins within another", rushTime)
 		time.Sleep(rushRest)
+		r.begin(alice)
+		time.AfterFunc(rushTime-time.Second, func() { r.talk(alice) })
+		waits("one that is talked to", rushTime-time.Second+rushTalk)
+		time.Sleep(rushRest)
+		r.begin(alice)
+		time.AfterFunc(time.Second, func() { r.talk(alice) })
+		time.AfterFunc(3*time.Second, func() { r.spend(alice) })
+		waits("one whose conversation ends", 3*time.Second)
+		r.begin(alice)
+		waits("one right after a conversation", 0)
+		time.Sleep(rushRest)
 		r.begin(bob)
 		select {
 		case <-r.noneElsewhere(bob):
