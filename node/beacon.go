@@ -11,6 +11,8 @@ import (
 
 	ma "github.com/multiformats/go-multiaddr"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/kith-im/kith/discovery"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
@@ -239,9 +241,10 @@ func (p place) since(was place) (moved, lost bool) {
 // audience is one group that looks for us under one secret.
 type audience struct {
 	secret protocol.RendezvousSecret
-	bundle []byte // for those who hold an invite
-	direct bool   // they may know our own address, and not relays alone
-	hidden bool   // the user hides it from them, also on a local network
+	bundle []byte    // for those who hold an invite
+	direct bool      // they may know our own address, and not relays alone
+	hidden bool      // the user hides it from them, also on a local network
+	ways   []peer.ID // bridges that they were told of
 }
 
 // settle waits for a rush to end, and after it a moment for our relays: without them
@@ -384,7 +387,7 @@ func (w *work) audiences() ([]audience, error) {
 		if err != nil {
 			return nil, errors.Join(store.ErrDamaged, err)
 		}
-		a := audience{secret: link.Keys().Rendezvous, direct: !i.Reusable && !w.n.cfg.HideAddress, hidden: w.n.cfg.HideAddress}
+		a := audience{secret: link.Keys().Rendezvous, direct: !i.Reusable && !w.n.cfg.HideAddress, hidden: w.n.cfg.HideAddress, ways: bridgeIDs(link.Hints)}
 		if i.Expires > w.ms() { // after that only who has answered finds us
 			bundle, err := w.bundle(i, link, epoch)
 			if err != nil {
@@ -398,6 +401,11 @@ func (w *work) audiences() ([]audience, error) {
 	if err != nil {
 		return nil, err
 	}
+	rows, err := w.tx.Bridges()
+	if err != nil {
+		return nil, err
+	}
+	bridges := bridgeBytes(rows)
 	for _, d := range devices {
 		c := whose[d.Contact]
 		if c.Blocked || c.State == store.ContactRequest {
@@ -412,7 +420,7 @@ func (w *work) audiences() ([]audience, error) {
 			return nil, err
 		}
 		for _, p := range pairs {
-			out = append(out, audience{secret: protocol.SharedFromPair(protocol.PairSecret(p)).Rendezvous, direct: direct, hidden: w.n.hides(c)})
+			out = append(out, audience{secret: protocol.SharedFromPair(protocol.PairSecret(p)).Rendezvous, direct: direct, hidden: w.n.hides(c), ways: bridgeIDs(share(c, bridges))})
 		}
 	}
 	return out, nil
@@ -420,18 +428,26 @@ func (w *work) audiences() ([]audience, error) {
 
 // whereabouts are what our records say of us.
 type whereabouts struct {
-	direct  [][]byte // the addresses we listen on
-	relayed [][]byte // those that lead through relays
+	direct  [][]byte           // the addresses we listen on
+	relayed [][]byte           // those that lead through relays
+	doors   map[peer.ID][]byte // those that lead through a bridge, for who knows it
 	fields  []rendezvous.Field
 }
 
 // to is what one audience is told (docs/spec/roads.md, section 3): as many of
 // the addresses, the best of each kind, as fit beside the rest.
 func (w whereabouts) to(a audience) rendezvous.Body {
-	direct, relayed := w.direct, w.relayed
+	direct, relayed := w.direct, [][]byte(nil)
 	if !a.direct {
 		direct = nil
 	}
+	for _, id := range a.ways {
+		if door, ok := w.doors[id]; ok {
+			relayed = append(relayed, door)
+		}
+	}
+	relayed = append(relayed, w.relayed...)
+	relayed = relayed[:min(len(relayed), maxRelayed)]
 	for {
 		body := rendezvous.Body{Addresses: slices.Concat(direct, relayed), Bundle: a.bundle, Fields: w.fields}
 		_, err := body.Marshal()
@@ -464,6 +480,10 @@ func (n *Node) whereWeAre(ctx context.Context) (w whereabouts, err error) {
 	}
 	for _, a := range n.relays.addresses() {
 		add(&w.relayed, maxRelayed, a)
+	}
+	w.doors = make(map[peer.ID][]byte)
+	for _, id := range n.relays.open() {
+		w.doors[id] = transport.Circuit(peer.AddrInfo{ID: id})[0].Encapsulate(n.p2p()).Bytes()
 	}
 	return w, n.view(ctx, func(tx *store.Tx) error {
 		set, err := mailSet(tx)

@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,8 @@ import (
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/nodetest"
 	"github.com/kith-im/kith/node/store"
+	"github.com/kith-im/kith/protocol/invite"
+	"github.com/kith-im/kith/protocol/rendezvous"
 )
 
 // TestBridgeRemoved: a bridge that the user removed is not dialled any more, one
@@ -194,5 +197,65 @@ func TestModeStays(t *testing.T) {
 		is("open")
 		say("auto")
 		is("censored")
+	})
+}
+
+// TestDoors: who can be dialled waits at a bridge that their invites name, and says so
+// in the records of those invites alone, as long as they have the bridge.
+func TestDoors(t *testing.T) {
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		if _, err := alice.SetMode(ctx, &apiv1.SetModeRequest{Setting: "open"}); err != nil {
+			t.Fatal(err)
+		}
+		plain := alice.Invite(&apiv1.CreateInviteRequest{})
+		bridge := w.ways[1].Host
+		reserved := func(want int64) func() bool {
+			return func() bool {
+				return bridge.Relaying().Reservations == want && w.ways[0].Host.Relaying().Reservations == 0 && w.ways[2].Host.Relaying().Reservations == 0
+			}
+		}
+		time.Sleep(time.Minute)
+		alice.Until("others can dial her", reserved(0))
+		if err := alice.Contacts.Connect(ctx, nodetest.AddrInfo(t, bridge)); err != nil {
+			t.Fatal(err)
+		}
+		out, err := alice.AddBridge(ctx, &apiv1.AddBridgeRequest{
+			Address: "/ip4/20.9.9.9/tcp/443/tls/sni/cats.example/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/" + bridge.ID().String(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bridged := alice.Invite(&apiv1.CreateInviteRequest{})
+		alice.Until("she waits at the bridge, and nowhere else", reserved(1))
+		time.Sleep(time.Minute)
+		names := func(link string) bool {
+			t.Helper()
+			parsed, err := invite.Parse(link)
+			if err != nil {
+				t.Fatal(err)
+			}
+			points := rendezvous.Derive(parsed.Keys().Rendezvous, parsed.Device, rendezvous.Day(time.Now()))
+			found, err := alice.Dir.Find(ctx, points[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			door := ma.StringCast("/p2p/" + bridge.ID().String() + "/p2p-circuit/p2p/" + alice.Contacts.ID().String()).Bytes()
+			return slices.ContainsFunc(found.Body.Addresses, func(a []byte) bool { return bytes.Equal(a, door) })
+		}
+		if !names(bridged) {
+			t.Error("the record of an invite that names the bridge does not say that she waits there")
+		}
+		if names(plain) {
+			t.Error("the record of an invite that does not name the bridge does")
+		}
+		if _, err := alice.RemoveBridge(ctx, &apiv1.RemoveBridgeRequest{Id: out.Bridge.Id}); err != nil {
+			t.Fatal(err)
+		}
+		alice.Until("the bridge is left", reserved(0))
+		time.Sleep(time.Minute)
+		if names(bridged) {
+			t.Error("the record names a bridge that was left")
+		}
 	})
 }

@@ -48,6 +48,7 @@ var (
 // announced, all at the same time. The first to answer wins; a call from the device ends the search. On the way it learns
 // what the announcement holds: for a contact whose keys are missing, the keys.
 func (c *courier) reach(ctx context.Context) (*conversation, error) {
+	c.approach(ctx)
 	ctx, cancel := context.WithTimeout(ctx, reachTime)
 	defer cancel()
 	d, keys, err := c.secrets(ctx)
@@ -107,6 +108,20 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 		}
 	}
 	return nil, err
+}
+
+// approach has the host connect to the bridges by which a device will be reached,
+// while it is still being looked up: where a round trip is long, that takes as long.
+func (c *courier) approach(ctx context.Context) {
+	if !c.n.modes.censored() {
+		return
+	}
+	known := c.n.modes.known()
+	for _, info := range known[:min(len(known), relaysWanted)] {
+		if !c.n.cfg.Host.Direct(info.ID) {
+			c.o.done.Go(func() { _ = c.n.cfg.Host.Connect(ctx, info) }) // whoever needs it says what is wrong
+		}
+	}
 }
 
 // outcome is a way to a device: a connection, and what opens a stream on it.

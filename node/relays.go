@@ -3,7 +3,8 @@ package node
 // The relays through which contacts reach us when our address is no use to them,
 // or not for them to know. We ask two community nodes for a reservation each,
 // keep the connections on which they live, and name them in our records
-// (docs/spec/roads.md, section 2).
+// (docs/spec/roads.md, section 2). Outside a censored network we do the same at
+// bridges that we name to others: inside they may come through nothing else.
 
 import (
 	"context"
@@ -65,7 +66,7 @@ type relays struct {
 	mu     sync.Mutex
 	held   map[peer.ID]reservation
 	told   []ma.Multiaddr // what our records are to say, as of the last review
-	spared bool           // we need none
+	spared bool           // we need none for everybody
 }
 
 // reservation is one that a community node made us.
@@ -73,7 +74,12 @@ type reservation struct {
 	info  peer.AddrInfo // how the relay is dialled
 	renew time.Time
 	ahead time.Duration // by how much its clock is before ours
+	door  bool          // it is a bridge at which we wait for those to whom we name it
 }
+
+// general reports whether a reservation is for everybody, and not only for who
+// knows the bridge.
+func (h reservation) general() bool { return !h.door || len(h.info.Addrs) > 0 }
 
 func newRelays(n *Node) *relays {
 	return &relays{
@@ -102,13 +108,29 @@ func (r *relays) addresses() []ma.Multiaddr {
 	return r.told
 }
 
+// open are those bridges at which we wait for who knows them: they are dialled by
+// their names alone.
+func (r *relays) open() (out []peer.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, h := range r.held {
+		if h.door {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // tell takes what a review came to into our records.
 func (r *relays) tell() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var now []ma.Multiaddr
 	for _, h := range r.held {
-		now = append(now, transport.Circuit(h.info)...)
+		if h.general() {
+			now = append(now, transport.Circuit(h.info)...)
+		}
 	}
 	slices.SortFunc(now, func(a, b ma.Multiaddr) int { return a.Compare(b) })
 	if !slices.EqualFunc(now, r.told, ma.Multiaddr.Equal) {
@@ -118,11 +140,16 @@ func (r *relays) tell() {
 	}
 }
 
-// count is how many relays we are reached through.
-func (r *relays) count() int {
+// count is how many relays everybody reaches us through.
+func (r *relays) count() (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.held)
+	for _, h := range r.held {
+		if h.general() {
+			n++
+		}
+	}
+	return n
 }
 
 // state is how it stands, for status.
@@ -229,6 +256,11 @@ func (r *relays) review(ctx context.Context) (lacking bool) {
 	if r.dialled && !shy {
 		want = 0
 	}
+	doors, err := r.n.doors(ctx)
+	if err != nil {
+		return true
+	}
+	before := r.open()
 	r.mu.Lock()
 	r.spared = want == 0
 	held := make([]reservation, 0, len(r.held))
@@ -237,18 +269,43 @@ func (r *relays) review(ctx context.Context) (lacking bool) {
 	}
 	r.mu.Unlock()
 	for _, h := range held {
+		door := slices.Contains(doors, h.info.ID)
 		switch {
-		case want == 0:
+		case !door && (want == 0 || h.door && !r.n.modes.censored()):
 			r.n.cfg.Host.Release(h.info.ID)
 			r.forget(h.info.ID)
 		case !r.n.cfg.Host.Direct(h.info.ID):
 			r.forget(h.info.ID)
-		case !time.Now().Before(h.renew) && !r.reserve(ctx, h.info):
+		case !time.Now().Before(h.renew) && !r.reserve(ctx, h.info, door):
 			r.forget(h.info.ID)
+		default:
+			r.mark(h.info.ID, door)
 		}
 	}
 	r.acquire(ctx, want-r.count())
-	return r.count() < want
+	for _, id := range doors {
+		if !r.mark(id, true) && !r.refused[id].After(time.Now()) {
+			r.reserve(ctx, r.n.modes.bridge(id), true)
+		}
+	}
+	open := r.open()
+	if !slices.Equal(open, before) {
+		r.n.beacon.renew()
+	}
+	return r.count() < want || len(open) < len(doors)
+}
+
+// mark says of a reservation that we hold whether it is for those who know the
+// bridge. ok is false if we hold none.
+func (r *relays) mark(id peer.ID, door bool) (ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h, ok := r.held[id]
+	if ok {
+		h.door = door
+		r.held[id] = h
+	}
+	return ok
 }
 
 // shy says whether somebody is told relays alone, although we could be dialled.
@@ -272,6 +329,22 @@ func (r *relays) shy(ctx context.Context) (shy bool, err error) {
 		return err
 	})
 	return shy, err
+}
+
+// doors are the bridges at which we wait for those to whom we name them: the first
+// of those that invites name. In a censored network we are reached through nothing
+// else anyway, and there are none.
+func (n *Node) doors(ctx context.Context) (ids []peer.ID, err error) {
+	if n.modes.censored() {
+		return nil, nil
+	}
+	err = n.view(ctx, func(tx *store.Tx) error {
+		ids = nil
+		rows, err := tx.Bridges()
+		ids = bridgeIDs(bridgeBytes(rows))
+		return err
+	})
+	return ids[:min(len(ids), relaysWanted)], err
 }
 
 // acquire asks nodes for want reservations: first such that lie elsewhere than
@@ -299,7 +372,7 @@ func (r *relays) acquire(ctx context.Context, want int) {
 				continue
 			}
 			asked[info.ID] = true
-			if !r.reserve(ctx, info) {
+			if !r.reserve(ctx, info, false) {
 				continue
 			}
 			if len(r.addresses()) == 0 && r.n.modes.censored() {
@@ -344,7 +417,7 @@ func (r *relays) candidates(ctx context.Context) (out []peer.AddrInfo) {
 }
 
 // reserve asks one node, or has it renew what it gave.
-func (r *relays) reserve(ctx context.Context, info peer.AddrInfo) bool {
+func (r *relays) reserve(ctx context.Context, info peer.AddrInfo, door bool) bool {
 	host := r.n.cfg.Host
 	if r.n.rush.wait(ctx) != nil {
 		return false
@@ -360,7 +433,7 @@ func (r *relays) reserve(ctx context.Context, info peer.AddrInfo) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.held[info.ID] = reservation{
-		info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin)), ahead: lasts - transport.ReservedTime,
+		info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin)), ahead: lasts - transport.ReservedTime, door: door,
 	}
 	return true
 }

@@ -39,6 +39,17 @@ func bridgeBytes(rows []store.BridgeRow) (out [][]byte) {
 	return out
 }
 
+// bridgeIDs are the bridges to which addresses lead, each once.
+func bridgeIDs(all [][]byte) (ids []peer.ID) {
+	bridges, _ := readHints(all)
+	for _, a := range bridges {
+		if id, err := peer.IDFromP2PAddr(a); err == nil && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // hints are the ways in that a new invite names: bridges, because they are of use
 // wherever community nodes are and the reverse is not so, then community nodes.
 func (w *work) hints() ([][]byte, error) {
