@@ -10,11 +10,15 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	ma "github.com/multiformats/go-multiaddr"
@@ -69,7 +73,7 @@ func Prepare(ctx context.Context, st *store.Store, setting ModeSetting, bridges 
 		}
 		for _, b := range bridges {
 			// The user may have said since that it is a secret.
-			if slices.ContainsFunc(have, func(k store.BridgeRow) bool { return k.Address == b.String() && k.Source == store.BridgeFromUser }) {
+			if known, ok := bridgeUnder(have, b.String()); ok && known.Source == store.BridgeFromUser {
 				continue
 			}
 			if err := learnBridge(tx, store.BridgeRow{Address: b.String(), Source: store.BridgeFromUser, Shared: true, Added: now}); err != nil {
@@ -104,6 +108,15 @@ func storedMode(tx *store.Tx) (setting ModeSetting, mode transport.Mode, err err
 	return setting, mode, nil
 }
 
+// bridgeUnder is what is known of a bridge under an address.
+func bridgeUnder(have []store.BridgeRow, address string) (row store.BridgeRow, ok bool) {
+	i := slices.IndexFunc(have, func(k store.BridgeRow) bool { return k.Address == address })
+	if i < 0 {
+		return row, false
+	}
+	return have[i], true
+}
+
 // learnBridge keeps a bridge, and notes that bridges are needed unless it only
 // came from a contact.
 func learnBridge(tx *store.Tx, b store.BridgeRow) error {
@@ -111,8 +124,7 @@ func learnBridge(tx *store.Tx, b store.BridgeRow) error {
 	if err != nil {
 		return err
 	}
-	known := slices.ContainsFunc(have, func(k store.BridgeRow) bool { return k.Address == b.Address })
-	if len(have) >= maxBridges && !known {
+	if _, known := bridgeUnder(have, b.Address); len(have) >= maxBridges && !known {
 		if worst := have[len(have)-1]; worst.Source >= b.Source {
 			if err := tx.DeleteBridge(worst.Address); err != nil {
 				return err
@@ -374,10 +386,17 @@ func (m *modes) road() string {
 	return fmt.Sprintf("ok, connected to %d of %d", up, len(known))
 }
 
-// connected says whether a host of ours is connected to a community node.
-func (n *Node) connected(id peer.ID) bool {
-	return len(n.cfg.Host.Network().ConnsToPeer(id)) > 0 || n.cfg.Lookups != nil && len(n.cfg.Lookups.Network().ConnsToPeer(id)) > 0
+// conns are the connections of our hosts to a community node.
+func (n *Node) conns(id peer.ID) []network.Conn {
+	conns := n.cfg.Host.Network().ConnsToPeer(id)
+	if n.cfg.Lookups != nil {
+		conns = append(conns, n.cfg.Lookups.Network().ConnsToPeer(id)...)
+	}
+	return conns
 }
+
+// connected says whether a host of ours is connected to a community node.
+func (n *Node) connected(id peer.ID) bool { return len(n.conns(id)) > 0 }
 
 // GetMode says which mode the node is in.
 func (n *Node) GetMode(context.Context, *apiv1.GetModeRequest) (*apiv1.GetModeResponse, error) {
@@ -435,14 +454,23 @@ func readBridge(text string) (ma.Multiaddr, error) {
 	return a, nil
 }
 
+// bridgeText is the short name of a bridge's address for people: two paths of one
+// bridge have two, and neither tells the path.
+func bridgeText(address string) string {
+	h := sha256.Sum256([]byte(address))
+	return hex.EncodeToString(h[:4])
+}
+
 func (n *Node) showBridge(tx *store.Tx, row store.BridgeRow) (*apiv1.Bridge, error) {
 	out := &apiv1.Bridge{Address: row.Address, Shared: row.Shared, AddedMs: row.Added, AddedBy: "you"}
 	info, err := peer.AddrInfoFromString(row.Address)
 	if err != nil {
 		return nil, errors.Join(store.ErrDamaged, err)
 	}
-	out.Id = mailboxText(info.ID)
-	out.Connected = n.connected(info.ID)
+	out.Id = bridgeText(row.Address)
+	out.Connected = slices.ContainsFunc(n.conns(info.ID), func(c network.Conn) bool {
+		return slices.ContainsFunc(info.Addrs, func(a ma.Multiaddr) bool { return transport.DialledUnder(c, a) })
+	})
 	switch row.Source {
 	case store.BridgeFromUser:
 	case store.BridgeFromInvite:
@@ -496,7 +524,7 @@ func (n *Node) AddBridge(ctx context.Context, req *apiv1.AddBridgeRequest) (*api
 		if err != nil {
 			return err
 		}
-		out.Known = slices.ContainsFunc(have, func(k store.BridgeRow) bool { return k.Address == a.String() })
+		_, out.Known = bridgeUnder(have, a.String())
 		row := store.BridgeRow{Address: a.String(), Source: store.BridgeFromUser, Shared: !req.Secret, Added: w.ms()}
 		if err := learnBridge(w.tx, row); err != nil {
 			return err
@@ -519,7 +547,7 @@ func (n *Node) AddBridge(ctx context.Context, req *apiv1.AddBridgeRequest) (*api
 	return out, nil
 }
 
-// RemoveBridge forgets a bridge. The mode stays as it is.
+// RemoveBridge forgets a bridge under one address. The mode stays as it is.
 func (n *Node) RemoveBridge(ctx context.Context, req *apiv1.RemoveBridgeRequest) (*apiv1.RemoveBridgeResponse, error) {
 	if err := n.needUser(); err != nil {
 		return nil, err
@@ -529,28 +557,25 @@ func (n *Node) RemoveBridge(ctx context.Context, req *apiv1.RemoveBridgeRequest)
 		if err != nil {
 			return err
 		}
-		fits := make(map[peer.ID]bool)
-		var gone []string
+		var fits []string
 		for _, row := range rows {
 			info, err := peer.AddrInfoFromString(row.Address)
 			if err != nil {
 				return errors.Join(store.ErrDamaged, err)
 			}
-			if row.Address == req.Id || hasPrefix(mailboxText(info.ID), req.Id) || hasPrefix(info.ID.String(), req.Id) {
-				fits[info.ID] = true
-				gone = append(gone, row.Address)
+			if row.Address == req.Id || hasPrefix(bridgeText(row.Address), strings.ToLower(req.Id)) || hasPrefix(info.ID.String(), req.Id) {
+				fits = append(fits, row.Address)
 			}
 		}
-		switch {
-		case len(fits) == 0:
+		switch len(fits) {
+		case 0:
 			return refuse(CodeNotFound, "kith bridge ways shows the ones you have", "there is no such bridge")
-		case len(fits) > 1:
-			return refuse(CodeUsage, "give more of the id", "this fits several bridges")
+		case 1:
+		default:
+			return refuse(CodeUsage, "give the whole id, or address, as kith bridge ways shows it", "this fits %d addresses of bridges", len(fits))
 		}
-		for _, address := range gone {
-			if err := w.tx.DeleteBridge(address); err != nil {
-				return err
-			}
+		if err := w.tx.DeleteBridge(fits[0]); err != nil {
+			return err
 		}
 		return w.shareBridges()
 	})

@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -52,6 +53,56 @@ func TestBridgeRemoved(t *testing.T) {
 		}
 		if _, err := alice.RemoveBridge(ctx, &apiv1.RemoveBridgeRequest{Id: ids[1]}); err != nil || known(ids[1]) != 0 {
 			t.Errorf("the last one is dialled at %d addresses: %v", known(ids[1]), err)
+		}
+	})
+}
+
+// TestBridgePaths: two paths of one bridge are two ways with an id each, and one of
+// them is removed alone; what fits both removes neither.
+func TestBridgePaths(t *testing.T) {
+	simulate(t, 1, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		const site, id = "/ip4/20.9.9.9/tcp/443/tls/sni/cats.example/http-path/", "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+		var ids []string
+		for _, path := range []string{"AAECAwQFBgcICQoLDA0ODw", "AAECAwQFBgcICQoLDA0OEA"} {
+			out, err := alice.AddBridge(ctx, &apiv1.AddBridgeRequest{Address: site + path + "/p2p/" + id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, out.Bridge.Id)
+		}
+		if ids[0] == ids[1] {
+			t.Errorf("both ways are called %s", ids[0])
+		}
+		left := func() (ids []string) {
+			t.Helper()
+			out, err := alice.ListBridges(ctx, &apiv1.ListBridgesRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, b := range out.Bridges {
+				ids = append(ids, b.Id)
+			}
+			return ids
+		}
+		for _, test := range []struct {
+			id, want string // want is in the error
+			left     int
+		}{
+			{"", "no such bridge", 2},
+			{"nobody", "no such bridge", 2},
+			{id, "2 addresses", 2},
+			{strings.ToUpper(ids[0]), "", 1},
+			{ids[0], "no such bridge", 1},
+			{id, "", 0},
+		} {
+			_, err := alice.RemoveBridge(ctx, &apiv1.RemoveBridgeRequest{Id: test.id})
+			if got := fmt.Sprint(err); test.want == "" && err != nil || !strings.Contains(got, test.want) {
+				t.Errorf("to remove %q: %v, want %q", test.id, err, test.want)
+			}
+			if got := left(); len(got) != test.left || test.left == 1 && got[0] != ids[1] {
+				t.Errorf("after %q is removed, %q are left", test.id, got)
+			}
 		}
 	})
 }

@@ -122,7 +122,7 @@ contacts is told of it, unless it is added with --secret.`,
 func (k *kith) bridgeRemoveCmd() *cobra.Command {
 	return k.command(&cobra.Command{
 		Use:   "remove ID",
-		Short: "Forget a bridge",
+		Short: "Forget a bridge under one of its addresses",
 	}, 1, 1, func(ctx context.Context, args []string) error {
 		client, err := k.dial()
 		if err != nil {
@@ -134,7 +134,7 @@ func (k *kith) bridgeRemoveCmd() *cobra.Command {
 		k.print(struct {
 			State string `json:"state"`
 		}{"removed"}, func(w io.Writer) {
-			fmt.Fprintln(w, k.here("The bridge is forgotten. The mode stays as it is: see kith mode."))
+			fmt.Fprintln(w, k.here("That address of a bridge is forgotten. The mode stays as it is: see kith mode."))
 		})
 		return nil
 	})

@@ -153,7 +153,31 @@ func (t *veilTransport) Dial(ctx context.Context, addr ma.Multiaddr, p peer.ID) 
 		}
 		return nil, err
 	}
-	return c, nil
+	return &veilConn{CapableConn: c, dialled: addr}, nil
+}
+
+// veilConn is a connection to a bridge. That it was dialled under one of the
+// bridge's secret paths is kept beside what identify may tell of it.
+type veilConn struct {
+	transport.CapableConn
+
+	dialled ma.Multiaddr
+}
+
+// As finds c, too.
+func (c *veilConn) As(target any) bool {
+	if t, ok := target.(**veilConn); ok {
+		*t = c
+		return true
+	}
+	return c.CapableConn.As(target)
+}
+
+// DialledUnder reports whether a connection is ours to a bridge and was dialled under
+// addr, which stands without /p2p/ID.
+func DialledUnder(c network.Conn, addr ma.Multiaddr) bool {
+	var v *veilConn
+	return c.As(&v) && v.dialled.Equal(addr)
 }
 
 // prolonged is a context that ends when ctx is cancelled before its deadline, or at

@@ -1097,12 +1097,12 @@ func (x *SetModeResponse) GetMode() *Mode {
 
 type Bridge struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                          // as a mailbox's: short enough to type
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                          // of this address, short enough to type: another path of the bridge has another
 	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`                // multiaddr with /p2p/ID: a secret
 	Shared        bool                   `protobuf:"varint,3,opt,name=shared,proto3" json:"shared,omitempty"`                 // named in invites, and told to contacts
 	AddedBy       string                 `protobuf:"bytes,4,opt,name=added_by,json=addedBy,proto3" json:"added_by,omitempty"` // "you", "invite", or the name of the contact who passed it on
 	AddedMs       int64                  `protobuf:"varint,5,opt,name=added_ms,json=addedMs,proto3" json:"added_ms,omitempty"`
-	Connected     bool                   `protobuf:"varint,6,opt,name=connected,proto3" json:"connected,omitempty"`
+	Connected     bool                   `protobuf:"varint,6,opt,name=connected,proto3" json:"connected,omitempty"` // under this address
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1373,7 +1373,7 @@ func (x *AddBridgeResponse) GetKnown() bool {
 
 type RemoveBridgeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or a prefix of it, or of the node's peer id, or the address
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or a prefix of it or of the node's peer id that fits one address, or the address
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
