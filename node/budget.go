@@ -92,6 +92,17 @@ func (n *Node) meter(ctx context.Context) {
 	}
 }
 
+// moreBytes is the next step where the bytes of the day are used up.
+const moreBytes = "wait, or restart with a larger --bytes-per-day"
+
+// needBytes refuses what a budget leaves no bytes for.
+func (n *Node) needBytes() error {
+	if n.cfg.Host.Meter().Spent() {
+		return refuse(CodeQuota, moreBytes, "the bytes of this day are used up: until midnight UTC mailboxes are not asked")
+	}
+	return nil
+}
+
 // budget is what may be used, and what was.
 func (n *Node) budget() *apiv1.Budget {
 	meter := n.cfg.Host.Meter()

@@ -1,6 +1,8 @@
 package node_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,8 +107,8 @@ func TestUsageOutlivesRun(t *testing.T) {
 }
 
 // TestSpentSaysNothingOfMailboxes: once the day's bytes are used up mailboxes are not
-// asked, and are not blamed for it: nobody is told that they fail, and the next day
-// they are collected from as before.
+// asked, and are not blamed for it: nobody is told that they fail, but that they wait,
+// and until when, and the next day they are collected from as before.
 func TestSpentSaysNothingOfMailboxes(t *testing.T) {
 	lasting(t)
 	simulateMail(t, 3, func(t *testing.T, w *world) {
@@ -131,9 +133,36 @@ func TestSpentSaysNothingOfMailboxes(t *testing.T) {
 		if n := health(alice, seen); n != 0 {
 			t.Errorf("%d events say how the mailboxes are", n)
 		}
-		for _, m := range mailboxes(alice).Mailboxes {
-			if m.State != "good" {
-				t.Errorf("a mailbox that was not asked is %s", m.State)
+		waits := func(want int32) {
+			t.Helper()
+			list, state := mailboxes(alice), map[bool]string{true: "paused", false: "good"}[want > 0]
+			for _, m := range list.Mailboxes {
+				if m.State != state {
+					t.Errorf("a mailbox is %s, want %s", m.State, state)
+				}
+			}
+			if list.Paused != want || list.Healthy != 3-want || list.Total != 3 || list.Needed != 2 {
+				t.Errorf("of %d mailboxes %d wait, want %d; %d work; needed: %d", list.Total, list.Paused, want, list.Healthy, list.Needed)
+			}
+		}
+		waits(3)
+		until := func(what string, err error) {
+			t.Helper()
+			if !strings.Contains(fmt.Sprint(err), "until midnight UTC") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		_, err := alice.Mailboxes().TestMailbox(ctx, &apiv1.TestMailboxRequest{})
+		until("a test", err)
+		_, err = alice.Mailboxes().AddMailbox(ctx, &apiv1.AddMailboxRequest{Address: address(w.ways[0])})
+		until("one more", err)
+		doctor, err := alice.Doctor(ctx, &apiv1.DoctorRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range doctor.Checks {
+			if c.Name == "mailboxes" && (!c.Ok || !strings.Contains(c.Text, "until midnight UTC")) {
+				t.Errorf("doctor says %q", c.Text)
 			}
 		}
 		time.Sleep(time.Hour) // and it is another day
@@ -142,5 +171,6 @@ func TestSpentSaysNothingOfMailboxes(t *testing.T) {
 		bob.Stop()
 		alice.Start()
 		alice.Until("mail is collected again", func() bool { return len(alice.Messages("bob")) == 2 })
+		waits(0)
 	})
 }

@@ -47,6 +47,7 @@ const (
 	standingDegraded    standing = "degraded"
 	standingLying       standing = "lying"
 	standingUnreachable standing = "unreachable"
+	standingPaused      standing = "paused" // of a box, for who asks: it is not asked, the day's bytes being used up
 )
 
 // evidence is something that a node did, and how often.

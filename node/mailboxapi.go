@@ -34,6 +34,19 @@ func (m *Mailboxes) modeText() string {
 	return "auto"
 }
 
+// standing is what the node of a box of ours is called to who asks. Where the day's
+// bytes are used up it is not asked, and how it does is not known.
+func (m *Mailboxes) standing(k store.KeeperRow, age int64) standing {
+	s := standingNow(k, age)
+	if s != standingGood && s != standingDegraded || !m.n.cfg.Host.Meter().Spent() {
+		return s
+	}
+	if v, _ := m.look(peer.ID(k.Node)); v.connected { // from before
+		return s
+	}
+	return standingPaused
+}
+
 // show is a box as the API shows it.
 func (m *Mailboxes) show(tx *store.Tx, row store.BoxRow) (*apiv1.Mailbox, error) {
 	node := peer.ID(row.Node)
@@ -46,7 +59,7 @@ func (m *Mailboxes) show(tx *store.Tx, row store.BoxRow) (*apiv1.Mailbox, error)
 		return nil, err
 	}
 	out := &apiv1.Mailbox{
-		Id: mailboxText(node), Address: row.Address, State: string(standingNow(k, m.n.age.now())),
+		Id: mailboxText(node), Address: row.Address, State: string(m.standing(k, m.n.age.now())),
 		LastSeenMs: k.Seen, Probes: k.Probes, ProbesLost: k.Lost, AddedBy: "default",
 	}
 	for _, e := range all {
@@ -94,7 +107,7 @@ func (m *Mailboxes) ListMailboxes(ctx context.Context, _ *apiv1.ListMailboxesReq
 			out.Mailboxes = append(out.Mailboxes, shown)
 		}
 		count, err := m.count(tx)
-		out.Healthy, out.Needed = count.Healthy, count.Needed
+		out.Healthy, out.Needed, out.Total, out.Paused = count.Healthy, count.Needed, count.Total, count.Paused
 		return err
 	})
 	return out, explain(err)
@@ -102,9 +115,16 @@ func (m *Mailboxes) ListMailboxes(ctx context.Context, _ *apiv1.ListMailboxesReq
 
 // count says how many boxes work.
 func (m *Mailboxes) count(tx *store.Tx) (*apiv1.MailboxCount, error) {
-	healthy, all, err := healthyBoxes(tx, m.n.age.now(), standingNow)
+	paused := 0
+	healthy, all, err := healthyBoxes(tx, m.n.age.now(), func(k store.KeeperRow, age int64) standing {
+		s := m.standing(k, age)
+		if s == standingPaused {
+			paused++
+		}
+		return s
+	})
 	return &apiv1.MailboxCount{
-		Mode: m.modeText(), Healthy: int32(healthy), Total: int32(all), Needed: holdersWanted,
+		Mode: m.modeText(), Healthy: int32(healthy), Total: int32(all), Needed: int32(max(1, min(holdersWanted, all))), Paused: int32(paused),
 	}, err
 }
 
@@ -146,6 +166,9 @@ func (m *Mailboxes) AddMailbox(ctx context.Context, req *apiv1.AddMailboxRequest
 	}
 	if inUse >= mailbox.MaxSet {
 		return nil, refuse(CodeQuota, "remove one first: kith mailbox remove ID", "there are already %d mailboxes", inUse)
+	}
+	if err := m.n.needBytes(); err != nil {
+		return nil, err
 	}
 	switch err := m.serves(ctx, info); {
 	case err == nil:
@@ -279,6 +302,9 @@ func (m *Mailboxes) TestMailbox(ctx context.Context, req *apiv1.TestMailboxReque
 				rows = append(rows, row)
 			}
 		}
+	}
+	if err := m.n.needBytes(); err != nil && len(rows) > 0 {
+		return nil, err
 	}
 	out := &apiv1.TestMailboxResponse{Results: make([]*apiv1.MailboxTest, len(rows))}
 	var all sync.WaitGroup

@@ -192,7 +192,7 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	}
 	if n.cfg.Host.Meter().Spent() {
 		add("budget", false, "The bytes of this day are used up: until midnight UTC there are conversations alone, without the directory and mailboxes.",
-			"wait, or restart with a larger --bytes-per-day")
+			moreBytes)
 	}
 	if p := n.cfg.Proxy; p != nil && !n.cfg.Offline {
 		out.Checks = append(out.Checks, (&proxyError{p.Check(ctx), p.Address()}).check())
@@ -223,11 +223,14 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
 			"contacts may not find you yet; this is tried again by itself")
 		m := s.Mailboxes
-		text := fmt.Sprintf("Mailboxes that work: %d of %d; needed: %d.", m.GetHealthy(), m.GetTotal(), m.GetNeeded())
+		text := fmt.Sprintf("Mailboxes that work: %d of %d; how many have to sign for a message until it counts as held: %d.", m.GetHealthy(), m.GetTotal(), m.GetNeeded())
 		switch {
 		case m.GetMode() == "none":
 			add("mailboxes", true, "Mailboxes are switched off: messages are exchanged only while both are online.", "")
-		case m.GetHealthy() > 0 && m.GetHealthy() == m.GetTotal() && m.GetTotal() < m.GetNeeded():
+		case m.GetPaused() > 0:
+			warn("mailboxes", fmt.Sprintf("Mailboxes that are not asked until midnight UTC, as the bytes of this day are used up: %d of %d; what is left there waits.",
+				m.GetPaused(), m.GetTotal()), moreBytes)
+		case m.GetHealthy() == 1 && m.GetTotal() == 1:
 			warn("mailboxes", text, "mail is lost with the one place that holds it: add another with kith mailbox add ADDRESS")
 		default:
 			add("mailboxes", m.GetHealthy() >= m.GetNeeded(), text,

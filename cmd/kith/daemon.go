@@ -100,6 +100,7 @@ type mailboxCount struct {
 	Healthy int32  `json:"healthy"`
 	Total   int32  `json:"total"`
 	Needed  int32  `json:"needed"`
+	Paused  int32  `json:"paused"`
 }
 
 func (c mailboxCount) String() string {
@@ -108,7 +109,9 @@ func (c mailboxCount) String() string {
 		return "none: messages reach you only while you are online"
 	case c.Total == 0:
 		return "none yet: messages reach you only while you are online"
-	case c.Healthy < min(c.Needed, c.Total):
+	case c.Paused > 0:
+		return fmt.Sprintf("%d of %d work; %d %s until midnight UTC: the bytes of this day are used up", c.Healthy, c.Total, c.Paused, notAsked(c.Paused))
+	case c.Healthy < c.Needed:
 		return fmt.Sprintf("%d of %d work; see: kith mailbox list", c.Healthy, c.Total)
 	}
 	return fmt.Sprintf("%d of %d work", c.Healthy, c.Total)
@@ -123,7 +126,7 @@ func toStatus(s *apiv1.StatusResponse) statusJSON {
 		LAN: toLAN(s.GetLan()), Budget: toBudget(s.GetBudget()), Bridge: s.Bridge,
 	}
 	if m := s.GetMailboxes(); m != nil {
-		out.Mailboxes = &mailboxCount{m.Mode, m.Healthy, m.Total, m.Needed}
+		out.Mailboxes = &mailboxCount{m.Mode, m.Healthy, m.Total, m.Needed, m.Paused}
 	}
 	if s.Mode != nil {
 		mode := toMode(s.Mode)

@@ -106,25 +106,32 @@ func (k *kith) writeMailboxes(w io.Writer, list []mailboxJSON, res *apiv1.ListMa
 			}
 		}
 	}
-	told := 0 // those that contacts leave mail at
-	for _, m := range list {
-		if m.State != "leaving" {
-			told++
-		}
-	}
 	switch {
 	case res.Mode == "none":
 		fmt.Fprintln(w, k.here("Mailboxes are switched off: messages reach you only while you are online. Switch them on with: kith up --mailbox auto"))
-	case told == 0:
+	case res.Total == 0 && len(list) > 0:
+		fmt.Fprintln(w, "None is ready yet: messages reach you only while you are online. Contacts are told of a mailbox once it is open.")
+	case res.Total == 0:
 		fmt.Fprintln(w, k.here("No mailboxes yet: messages reach you only while you are online. kith opens some when it finds community nodes; or name one: kith mailbox add ADDRESS"))
-	case res.Healthy < min(res.Needed, int32(told)):
-		fmt.Fprintf(w, "Too few work: %d, and a message is left at %d. Add one with: kith mailbox add%s ADDRESS\n", res.Healthy, res.Needed, k.at())
+	case res.Paused > 0:
+		fmt.Fprintf(w, k.here("%d of %d work; %d %s until midnight UTC, as the bytes of this day are used up: see kith budget. What is left there waits.\n"),
+			res.Healthy, res.Total, res.Paused, notAsked(res.Paused))
+	case res.Healthy < res.Needed:
+		fmt.Fprintf(w, "Too few work: %d of %d, and a message counts as held when %s. Add one with: kith mailbox add%s ADDRESS\n",
+			res.Healthy, res.Total, signed(res.Needed), k.at())
 	default:
-		fmt.Fprintf(w, "%d of %d work. A message counts as held when %s.\n", res.Healthy, told, signed(min(int(res.Needed), told)))
+		fmt.Fprintf(w, "%d of %d work. A message counts as held when %s.\n", res.Healthy, res.Total, signed(res.Needed))
 	}
 }
 
-func signed(n int) string {
+func notAsked(n int32) string {
+	if n == 1 {
+		return "is not asked"
+	}
+	return "are not asked"
+}
+
+func signed(n int32) string {
 	if n == 1 {
 		return "one has signed for it"
 	}

@@ -17,16 +17,24 @@ func TestMailboxList(t *testing.T) {
 		want []string
 	}{
 		{
-			"all good", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, good, good}, Mode: "auto", Healthy: 3, Needed: 2},
+			"all good", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, good, good}, Mode: "auto", Healthy: 3, Total: 3, Needed: 2},
 			[]string{"1a2b3c4d  good   3, 12.0 kB  64.0 MB  30 days    -          default", "3 of 3 work", "held when 2 have signed"},
 		},
 		{
-			"one, as the user wants it", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good}, Mode: "manual", Healthy: 1, Needed: 2},
+			"one, as the user wants it", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good}, Mode: "manual", Healthy: 1, Total: 1, Needed: 1},
 			[]string{"1 of 1 work", "held when one has signed"},
 		},
 		{
-			"evidence", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, bad}, Mode: "auto", Healthy: 1, Needed: 2},
-			[]string{"lying", "5e6f7a8b: it gave a false receipt", "5e6f7a8b: 1 of 4 tests did not come back", "Too few work: 1", "kith mailbox add ADDRESS"},
+			"evidence", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good, bad}, Mode: "auto", Healthy: 1, Total: 2, Needed: 2},
+			[]string{"lying", "5e6f7a8b: it gave a false receipt", "5e6f7a8b: 1 of 4 tests did not come back", "Too few work: 1 of 2", "held when 2 have signed", "kith mailbox add ADDRESS"},
+		},
+		{
+			"the day's bytes are used up", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{good}, Mode: "auto", Healthy: 0, Total: 3, Needed: 2, Paused: 3},
+			[]string{"0 of 3 work; 3 are not asked until midnight UTC", "used up: see kith budget"},
+		},
+		{
+			"just added", &apiv1.ListMailboxesResponse{Mailboxes: []*apiv1.Mailbox{{Id: "1a2b3c4d", State: "new", AddedBy: "you"}}, Mode: "auto", Needed: 1},
+			[]string{"None is ready yet"},
 		},
 		{"none yet", &apiv1.ListMailboxesResponse{Mode: "auto", Needed: 2}, []string{"No mailboxes yet", "kith mailbox add ADDRESS"}},
 		{"switched off", &apiv1.ListMailboxesResponse{Mode: "none"}, []string{"switched off", "kith up --mailbox auto"}},
@@ -105,11 +113,12 @@ func TestMailboxCount(t *testing.T) {
 		c    mailboxCount
 		want string
 	}{
-		{mailboxCount{"auto", 3, 3, 2}, "3 of 3 work"},
-		{mailboxCount{"auto", 1, 1, 2}, "1 of 1 work"},
-		{mailboxCount{"auto", 1, 3, 2}, "1 of 3 work; see: kith mailbox list"},
-		{mailboxCount{"auto", 0, 0, 2}, "none yet: messages reach you only while you are online"},
-		{mailboxCount{"none", 0, 0, 0}, "none: messages reach you only while you are online"},
+		{mailboxCount{"auto", 3, 3, 2, 0}, "3 of 3 work"},
+		{mailboxCount{"auto", 1, 1, 1, 0}, "1 of 1 work"},
+		{mailboxCount{"auto", 1, 3, 2, 0}, "1 of 3 work; see: kith mailbox list"},
+		{mailboxCount{"auto", 2, 3, 2, 1}, "2 of 3 work; 1 is not asked until midnight UTC: the bytes of this day are used up"},
+		{mailboxCount{"auto", 0, 0, 1, 0}, "none yet: messages reach you only while you are online"},
+		{mailboxCount{"none", 0, 0, 1, 0}, "none: messages reach you only while you are online"},
 	} {
 		if got := test.c.String(); got != test.want {
 			t.Errorf("%+v is %q, want %q", test.c, got, test.want)

@@ -751,8 +751,9 @@ type MailboxCount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`        // "auto", "manual" or "none"; see ListMailboxesResponse
 	Healthy       int32                  `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"` // of those contacts are told of
-	Total         int32                  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
-	Needed        int32                  `protobuf:"varint,4,opt,name=needed,proto3" json:"needed,omitempty"` // how many have to hold a message until it counts as held
+	Total         int32                  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`     // that contacts are told of
+	Needed        int32                  `protobuf:"varint,4,opt,name=needed,proto3" json:"needed,omitempty"`   // how many of them have to hold a message until it counts as held
+	Paused        int32                  `protobuf:"varint,5,opt,name=paused,proto3" json:"paused,omitempty"`   // of them, not asked until midnight UTC, as the day's bytes are used up
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -811,6 +812,13 @@ func (x *MailboxCount) GetTotal() int32 {
 func (x *MailboxCount) GetNeeded() int32 {
 	if x != nil {
 		return x.Needed
+	}
+	return 0
+}
+
+func (x *MailboxCount) GetPaused() int32 {
+	if x != nil {
+		return x.Paused
 	}
 	return 0
 }
@@ -4325,7 +4333,7 @@ type Mailbox struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`             // the beginning of the hash of the node's name, in hex: short enough to type
 	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`   // multiaddr with /p2p
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`       // "new": not opened yet; "good"; "degraded"; "lying"; "unreachable"; "leaving": only emptied
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`       // "new": not opened yet; "good"; "degraded"; "lying"; "unreachable"; "paused": not asked, as the day's bytes are used up; "leaving": only emptied
 	Evidence      []string               `protobuf:"bytes,4,rep,name=evidence,proto3" json:"evidence,omitempty"` // sentences: what the node did wrong, newest last
 	Items         int64                  `protobuf:"varint,5,opt,name=items,proto3" json:"items,omitempty"`      // waiting there, when last seen
 	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
@@ -4495,6 +4503,8 @@ type ListMailboxesResponse struct {
 	Mode          string                 `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`        // "auto": kith chooses and replaces; "manual": only what the user added; "none": switched off
 	Healthy       int32                  `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"` // as in MailboxCount
 	Needed        int32                  `protobuf:"varint,4,opt,name=needed,proto3" json:"needed,omitempty"`
+	Total         int32                  `protobuf:"varint,5,opt,name=total,proto3" json:"total,omitempty"`
+	Paused        int32                  `protobuf:"varint,6,opt,name=paused,proto3" json:"paused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4553,6 +4563,20 @@ func (x *ListMailboxesResponse) GetHealthy() int32 {
 func (x *ListMailboxesResponse) GetNeeded() int32 {
 	if x != nil {
 		return x.Needed
+	}
+	return 0
+}
+
+func (x *ListMailboxesResponse) GetTotal() int32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *ListMailboxesResponse) GetPaused() int32 {
+	if x != nil {
+		return x.Paused
 	}
 	return 0
 }
@@ -6757,12 +6781,13 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\rSetLanRequest\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\bR\x02on\"0\n" +
 	"\x0eSetLanResponse\x12\x1e\n" +
-	"\x03lan\x18\x01 \x01(\v2\f.kith.v1.LanR\x03lan\"j\n" +
+	"\x03lan\x18\x01 \x01(\v2\f.kith.v1.LanR\x03lan\"\x82\x01\n" +
 	"\fMailboxCount\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\x05R\ahealthy\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x05R\x05total\x12\x16\n" +
-	"\x06needed\x18\x04 \x01(\x05R\x06needed\"/\n" +
+	"\x06needed\x18\x04 \x01(\x05R\x06needed\x12\x16\n" +
+	"\x06paused\x18\x05 \x01(\x05R\x06paused\"/\n" +
 	"\x03Dht\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\x05R\x05table\"N\n" +
@@ -6996,12 +7021,14 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\vprobes_lost\x18\v \x01(\x03R\n" +
 	"probesLost\x12\x19\n" +
 	"\badded_by\x18\f \x01(\tR\aaddedBy\"\x16\n" +
-	"\x14ListMailboxesRequest\"\x8d\x01\n" +
+	"\x14ListMailboxesRequest\"\xbb\x01\n" +
 	"\x15ListMailboxesResponse\x12.\n" +
 	"\tmailboxes\x18\x01 \x03(\v2\x10.kith.v1.MailboxR\tmailboxes\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x18\n" +
 	"\ahealthy\x18\x03 \x01(\x05R\ahealthy\x12\x16\n" +
-	"\x06needed\x18\x04 \x01(\x05R\x06needed\"-\n" +
+	"\x06needed\x18\x04 \x01(\x05R\x06needed\x12\x14\n" +
+	"\x05total\x18\x05 \x01(\x05R\x05total\x12\x16\n" +
+	"\x06paused\x18\x06 \x01(\x05R\x06paused\"-\n" +
 	"\x11AddMailboxRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"@\n" +
 	"\x12AddMailboxResponse\x12*\n" +
