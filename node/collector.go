@@ -214,6 +214,16 @@ func (c *collector) visit(ctx context.Context) (done, worked bool, err error) {
 		v.visits++
 	})
 	h := &harvest{c: c, waiting: int64(min(opened.Bytes, maxWaiting))}
+	defer func() {
+		if h.pages == 0 || done {
+			return
+		}
+		at := h.heard
+		if ctx.Err() != nil { // it is we who stop
+			at = c.n.now()
+		}
+		err = errors.Join(err, c.n.update(context.WithoutCancel(ctx), func(w *work) error { return w.seen(c.info.ID, at.UnixMilli()) }))
+	}()
 	err = c.retag(ctx, m, opened)
 	if noRoom(err) && (opened.Items > 0 || c.leaving) {
 		// What waits is handed out all the same, and then there may be room.
@@ -513,9 +523,11 @@ var errGlut = errors.New("the mailbox hands out without end what brings nothing"
 type harvest struct {
 	c       *collector
 	pages   int
-	waiting int64 // what the node said that waits
-	barren  int64 // bytes that brought nothing, since
-	foreign bool  // some of it under tags that are not ours
+	heard   time.Time // by the clock on the wall: when the last page came
+	noted   time.Time // when the store was last told so
+	waiting int64     // what the node said that waits
+	barren  int64     // bytes that brought nothing, since
+	foreign bool      // some of it under tags that are not ours
 	since   time.Time
 }
 
@@ -526,7 +538,10 @@ func (h *harvest) take(ctx context.Context, p *mailbox.Page, after uint64) (done
 	if len(p.Items) > 0 && p.Items[0].ID <= after {
 		return nil, errOddAnswer
 	}
-	if h.pages++; h.pages == 1 {
+	h.pages++
+	h.heard = c.n.now()
+	if h.pages == 1 || time.Since(h.noted) >= spokeEvery {
+		h.noted = time.Now()
 		if err := c.n.update(ctx, func(w *work) error { return w.spoke(c.info.ID) }); err != nil {
 			return nil, err
 		}

@@ -186,6 +186,16 @@ func (w *work) spoke(node peer.ID) error {
 	return w.tx.SaveKeeper(k)
 }
 
+// seen notes, at the end of a visit, when the node last answered.
+func (w *work) seen(node peer.ID, at int64) error {
+	k, err := w.tx.Keeper([]byte(node))
+	if err != nil || at <= k.Seen {
+		return err
+	}
+	k.Seen = at
+	return w.tx.SaveKeeper(k)
+}
+
 // served notes that a node took what we left for others. Where we have a box
 // ourselves, only the box shows whether the node serves us.
 func (w *work) served(node peer.ID) error {

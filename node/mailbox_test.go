@@ -476,3 +476,43 @@ func deposits(t *testing.T, w *world) (n int64) {
 	}
 	return n
 }
+
+// TestMailboxLastSeen: when a mailbox was last seen is still known after a restart: as
+// of the end of the run, or where that was sudden, of not long before.
+func TestMailboxLastSeen(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(*nodetest.User)
+		back time.Duration
+	}{
+		{"stopped", (*nodetest.User).Stop, 0},
+		{"killed", (*nodetest.User).Crash, 20 * time.Minute}, // noted every 10, and a node may be silent for 8
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				for _, c := range w.ways {
+					c.Behave(nodetest.Behaviour{})
+				}
+				alice := w.user("alice")
+				nodetest.Befriend(alice, w.user("bob"))
+				housed(alice, 3)
+				time.Sleep(time.Hour)
+				ended := time.Now()
+				test.end(alice)
+				for _, c := range w.ways {
+					c.Stop()
+				}
+				alice.Start()
+				list := mailboxes(alice).Mailboxes
+				if len(list) != 3 {
+					t.Fatalf("there are %d mailboxes", len(list))
+				}
+				for _, m := range list {
+					if back := ended.Sub(time.UnixMilli(m.LastSeenMs)).Truncate(time.Second); back < 0 || back > test.back {
+						t.Errorf("a mailbox was last seen %v before the end, want at most %v", back, test.back)
+					}
+				}
+			})
+		})
+	}
+}
