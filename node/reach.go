@@ -388,7 +388,7 @@ func (n *Node) addresses(encoded [][]byte, known bool) peer.AddrInfo {
 		dialled, count, most := one.Addrs[0], &direct, maxDirect
 		if relay, ok := transport.RelayOf(dialled); ok {
 			way, err := peer.AddrInfoFromP2pAddr(relay)
-			if err != nil || len(way.Addrs) > 1 || !bytes.Equal(relay.Encapsulate(circuit).Bytes(), dialled.Bytes()) {
+			if err != nil || len(way.Addrs) > 1 || len(dialled) != len(relay)+1 { // /p2p-circuit ends it
 				continue
 			}
 			count, most = &relayed, maxRelayed
@@ -425,9 +425,6 @@ func (n *Node) addresses(encoded [][]byte, known bool) peer.AddrInfo {
 	}
 	return info
 }
-
-// circuit ends the address of a relay in a relayed address.
-var circuit = ma.StringCast("/p2p-circuit")
 
 // remember keeps where a device was reached. That is a help for the next time
 // and no more, so it is not an error if it fails.
