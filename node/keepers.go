@@ -103,35 +103,23 @@ func standingNow(k store.KeeperRow, age int64) standing {
 
 // strike notes that a node broke its word to us.
 func (w *work) strike(node peer.ID, n int64, what string) error {
-	return w.blame(node, n, 0, what)
+	return w.blame(node, n, 0, 0, what)
 }
 
 // doubt notes that a contact's mail is not where a node had said it was. A
 // contact who collects it there and keeps it elsewhere makes an honest node look
 // so; it costs the node nothing but that its receipts stop counting.
 func (w *work) doubt(node peer.ID, n int64, what string) error {
-	return w.blame(node, 0, n, what)
+	return w.blame(node, 0, n, 0, what)
 }
 
 // doubtDaily is doubt for what counts once, however often it shows in a day.
 func (w *work) doubtDaily(node peer.ID, n int64, what string) error {
-	k, err := w.tx.Keeper([]byte(node))
-	if err != nil {
-		return err
-	}
-	all, err := decodeEvidence(k.Evidence)
-	if err != nil {
-		return err
-	}
-	for _, e := range all {
-		if since := w.ms() - e.Time; e.What == what && since >= 0 && since < forgiveEvery.Milliseconds() {
-			return nil
-		}
-	}
-	return w.doubt(node, n, what)
+	return w.blame(node, 0, n, forgiveEvery, what)
 }
 
-func (w *work) blame(node peer.ID, strikes, doubts int64, what string) error {
+// blame notes what a node did, unless it did the same less than once ago.
+func (w *work) blame(node peer.ID, strikes, doubts int64, once time.Duration, what string) error {
 	k, err := w.tx.Keeper([]byte(node))
 	if err != nil {
 		return err
@@ -143,11 +131,14 @@ func (w *work) blame(node peer.ID, strikes, doubts int64, what string) error {
 	now := evidence{Time: w.ms(), Count: 1, What: what}
 	kept := []evidence{}
 	for _, e := range all {
-		if e.What == what {
-			now.Count += e.Count
-		} else {
+		if e.What != what {
 			kept = append(kept, e)
+			continue
 		}
+		if since := now.Time - e.Time; since >= 0 && since < once.Milliseconds() {
+			return nil
+		}
+		now.Count += e.Count
 	}
 	if kept = append(kept, now); len(kept) > maxEvidence {
 		kept = kept[len(kept)-maxEvidence:]
