@@ -433,7 +433,8 @@ func (r *depositRound) load(ctx context.Context, node peer.ID, after *int64) (ro
 				break
 			}
 			*after = d.ID
-			if c.held(d.ID) || d.Held && d.Rounds == 0 { // cancelled; given in a round that was cut short
+			// Cancelled; or too few have taken it, and this one has, or proved it, lately.
+			if c.held(d.ID) || d.Held && d.Rounds == 0 && c.n.age.now()-d.Asked < offerAgain[0].Milliseconds() {
 				continue
 			}
 			rows, size = append(rows, d), size+len(d.Envelope)
@@ -517,6 +518,9 @@ func (r *depositRound) leave(ctx context.Context, m mailer, node peer.ID, rows [
 					continue
 				} else if !ok {
 					return w.strike(node, strikeLie, "it gave a false proof that it keeps a message")
+				}
+				if err := w.tx.ProveHolding(d.ID, []byte(node), w.age); err != nil {
+					return err
 				}
 				// A proof is no signature: whoever carried the envelope there can make one.
 				kept[d.ID] = trusted && m.direct()
@@ -610,7 +614,7 @@ func (w *work) heldBy(id int64, node peer.ID, hours uint16, nodes int) error {
 	if ok, err := found(err); !ok || !d.Open {
 		return err // its end-to-end receipt was quicker
 	}
-	if err := w.tx.AddHolding(id, []byte(node), w.age+(time.Duration(hours)*time.Hour).Milliseconds()); err != nil {
+	if err := w.tx.AddHolding(id, []byte(node), w.age, w.age+(time.Duration(hours)*time.Hour).Milliseconds()); err != nil {
 		return err
 	}
 	k, _, err := holders(w.tx, id, w.age)

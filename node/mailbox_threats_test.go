@@ -403,6 +403,24 @@ func TestHeldForAnHour(t *testing.T) {
 	})
 }
 
+// TestOnlyCopyAudited: where one node alone has taken a message, it is asked whether it
+// still has it, as it is where enough have, and gets it again when it has not.
+func TestOnlyCopyAudited(t *testing.T) {
+	simulateMail(t, 3, func(t *testing.T, w *world) {
+		alice, bob := w.visited()
+		bob.Stop()
+		behave(nodetest.Behaviour{Forget: 1, ForgetAfter: 10 * time.Minute}, w.ways[0])
+		behave(nodetest.Behaviour{Full: 1}, w.ways[1:]...)
+		alice.Say("bob", "the only copy")
+		time.Sleep(30 * time.Minute)
+		behave(nodetest.Behaviour{}, w.ways[0])
+		time.Sleep(2 * time.Hour)
+		alice.Stop()
+		bob.Start()
+		bob.UntilTexts("alice", visitedBefore+1)
+	})
+}
+
 // TestReceiptsEnd: nodes that keep mail for two hours get it again when these are
 // over, and nobody takes one that has kept its word for one that lost mail.
 func TestReceiptsEnd(t *testing.T) {

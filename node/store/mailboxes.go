@@ -154,24 +154,25 @@ func (tx *Tx) SaveDeviceBoxes(device, boxes []byte) error {
 type DepositRow struct {
 	DeliveryRow
 
-	Rounds int  // how often enough nodes have taken it
-	Held   bool // the node that was asked about has given a receipt for it that is good
+	Rounds int   // how often enough nodes have taken it
+	Held   bool  // the node that was asked about has given a receipt for it that is good
+	Asked  int64 // age when that node signed for it, or last proved that it is there
 }
 
 // Deposits returns up to limit open deliveries to a device that come after a
 // delivery and are due for mailboxes, in the order of sending, with their envelopes.
 func (tx *Tx) Deposits(device, node []byte, after, age int64, limit int) ([]DepositRow, error) {
 	var out []DepositRow
-	for r, err := range tx.query(`SELECT `+deliveryColumns+`, e.bytes, coalesce(p.rounds, 0),
-			EXISTS (SELECT 1 FROM holdings h WHERE h.delivery = d.id AND h.node = ?1 AND h.until > ?4)
+	for r, err := range tx.query(`SELECT `+deliveryColumns+`, e.bytes, coalesce(p.rounds, 0), h.delivery IS NOT NULL, coalesce(h.asked, 0)
 		FROM `+deliveryTables+` JOIN envelopes e ON e.delivery = d.id LEFT JOIN deposits p ON p.delivery = d.id
+			LEFT JOIN holdings h ON h.delivery = d.id AND h.node = ?1 AND h.until > ?4
 		WHERE d.device = ?2 AND d.id > ?3 AND d.open = 1 AND coalesce(p.due, d.due) <= ?4 AND d.expires > ?4 ORDER BY d.id LIMIT ?5`,
 		node, device, after, age, limit) {
 		if err != nil {
 			return nil, err
 		}
 		var d DepositRow
-		if err := r.scan(append(d.columns(), &d.Envelope, &d.Rounds, &d.Held)...); err != nil {
+		if err := r.scan(append(d.columns(), &d.Envelope, &d.Rounds, &d.Held, &d.Asked)...); err != nil {
 			return nil, err
 		}
 		out = append(out, d)
@@ -209,10 +210,16 @@ func (tx *Tx) DepositRounds(delivery int64) (rounds int, err error) {
 	return rounds, err
 }
 
-// AddHolding notes a node's receipt for a delivery, good until an age.
-func (tx *Tx) AddHolding(delivery int64, node []byte, until int64) error {
-	_, err := tx.exec(`INSERT INTO holdings (delivery, node, until) VALUES (?, ?, ?)
-		ON CONFLICT (delivery, node) DO UPDATE SET until = excluded.until`, delivery, node, until)
+// AddHolding notes a node's receipt for a delivery, of an age and good until another.
+func (tx *Tx) AddHolding(delivery int64, node []byte, age, until int64) error {
+	_, err := tx.exec(`INSERT INTO holdings (delivery, node, asked, until) VALUES (?, ?, ?, ?)
+		ON CONFLICT (delivery, node) DO UPDATE SET asked = excluded.asked, until = excluded.until`, delivery, node, age, until)
+	return err
+}
+
+// ProveHolding notes that a node which gave a receipt has what it signed for at an age.
+func (tx *Tx) ProveHolding(delivery int64, node []byte, age int64) error {
+	_, err := tx.exec(`UPDATE holdings SET asked = ? WHERE delivery = ? AND node = ?`, age, delivery, node)
 	return err
 }
 
