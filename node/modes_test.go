@@ -107,6 +107,56 @@ func TestBridgePaths(t *testing.T) {
 	})
 }
 
+// TestBridgeMovesBoxes: when a bridge gets another path, or loses one, boxes that could
+// not be reached are looked for at once: one may be at that bridge.
+func TestBridgeMovesBoxes(t *testing.T) {
+	another := strings.Replace(aBridge, "ODw/", "OEA/", 1)
+	for _, test := range []struct {
+		name   string
+		change func(*nodetest.User) error
+	}{
+		{"a path more", func(u *nodetest.User) error {
+			_, err := u.AddBridge(ctx, &apiv1.AddBridgeRequest{Address: another})
+			return err
+		}},
+		{"a path less", func(u *nodetest.User) error {
+			_, err := u.RemoveBridge(ctx, &apiv1.RemoveBridgeRequest{Id: aBridge})
+			return err
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			simulateMail(t, 3, func(t *testing.T, w *world) {
+				behave(nodetest.Behaviour{}, w.ways...)
+				alice := w.user("alice")
+				// The nodes are no bridges here, and may be dialled.
+				if _, err := alice.SetMode(ctx, &apiv1.SetModeRequest{Setting: "open"}); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := alice.AddBridge(ctx, &apiv1.AddBridgeRequest{Address: aBridge}); err != nil {
+					t.Fatal(err)
+				}
+				housed(alice, 3)
+				for _, c := range w.ways {
+					c.Stop()
+				}
+				reached := func() bool { return mailboxes(alice).Healthy == 3 }
+				alice.Until("no box is reached", func() bool { return mailboxes(alice).Healthy == 0 })
+				time.Sleep(6 * time.Hour) // and they are tried seldom
+				for _, c := range w.ways {
+					c.Start()
+				}
+				if time.Sleep(time.Second); reached() {
+					t.Fatal("they are reached without it")
+				}
+				if err := test.change(alice); err != nil {
+					t.Fatal(err)
+				}
+				alice.UntilWithin(5*time.Second, "every box is reached", reached)
+			})
+		})
+	}
+}
+
 // TestModeAfterContact: who is given a bridge goes over to censored mode, although a
 // contact had told of the same one before, which is no reason to.
 func TestModeAfterContact(t *testing.T) {
