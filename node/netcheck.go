@@ -588,6 +588,7 @@ func (n *Node) Netcheck(ctx context.Context, req *apiv1.NetcheckRequest) (*apiv1
 	var directory *apiv1.Check
 	var looking sync.WaitGroup
 	looking.Go(func() { directory = n.lookUp(look) })
+	looking.Go(func() { n.awaitFirst(look) }) // or no relay is blamed on the network
 	f, err := n.checker.check(ctx, req.ProbePlain)
 	if err != nil {
 		cancel() // nobody is told what it finds

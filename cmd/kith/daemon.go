@@ -292,7 +292,7 @@ or addresses, of nobody.`,
 			Checks []checkJSON `json:"checks"`
 		}{bad == 0, checks}, func(w io.Writer) { writeChecks(w, checks) })
 		if bad > 0 {
-			return &api.Error{Code: api.CodeRefused, Message: plural(bad, "check") + " found something wrong", Hint: "follow the hints above"}
+			return foundWrong(bad)
 		}
 		return nil
 	})

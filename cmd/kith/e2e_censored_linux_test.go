@@ -104,7 +104,7 @@ func TestD06_CensoredNewcomer(t *testing.T) {
 		Bridges bool        `json:"bridges"`
 		Checks  []checkJSON `json:"checks"`
 	}
-	bob.decode(&checked, "netcheck")
+	bob.netcheck(&checked) // the first relay may be lacking yet
 	if !checked.Bridges || len(checked.Blocked) > 0 {
 		t.Errorf("netcheck: %+v", checked)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kith-im/kith/node/api"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 )
 
@@ -67,7 +68,10 @@ what kith says to them on ordinary days, and the directory is asked for somethin
 that nobody has; in censored mode only bridges are, and look it up for it. A proxy
 that cannot be used is named, and then nothing is said of the network. With
 --probe-plain it tries everything, which tells whoever watches that this machine
-does: do not use it where that is dangerous.`,
+does: do not use it where that is dangerous.
+
+It exits with 4 if no road is left, or the proxy is what fails, and with 1 if
+something else is wrong; a warning is no failure.`,
 	}
 	c.Flags().BoolVar(&plain, "probe-plain", false, "also try what an observer may find strange, in every mode")
 	return k.command(c, 0, 0, func(ctx context.Context, _ []string) error {
@@ -82,7 +86,7 @@ does: do not use it where that is dangerous.`,
 		if err != nil {
 			return err
 		}
-		checks, _ := k.toChecks(res.Checks)
+		checks, bad := k.toChecks(res.Checks)
 		k.print(struct {
 			Blocked []string    `json:"blocked"`
 			Nodes   bool        `json:"nodes"`
@@ -91,8 +95,27 @@ does: do not use it where that is dangerous.`,
 			Time    int64       `json:"time"`
 			Checks  []checkJSON `json:"checks"`
 		}{nonNil(res.Blocked), res.Nodes, res.Bridges, res.Network, res.TimeMs, checks}, func(w io.Writer) { writeChecks(w, checks) })
-		return nil
+		return netcheckFailure(checks, bad)
 	})
+}
+
+// netcheckFailure is how a netcheck ends that found something wrong: without a road,
+// which the checks by these two names are about, nothing else is of use.
+func netcheckFailure(checks []checkJSON, bad int) error {
+	if bad == 0 {
+		return nil
+	}
+	if slices.ContainsFunc(checks, func(c checkJSON) bool { return !c.OK && (c.Name == "network" || c.Name == "proxy") }) {
+		return &api.Error{Code: api.CodeNetwork, Message: "no road leads out of here now", Hint: followHints}
+	}
+	return foundWrong(bad)
+}
+
+const followHints = "follow the hints above"
+
+// foundWrong says how many checks found something wrong.
+func foundWrong(bad int) error {
+	return &api.Error{Code: api.CodeRefused, Message: plural(bad, "check") + " found something wrong", Hint: followHints}
 }
 
 // printReport prints what helps others to see what is wrong, and nothing that

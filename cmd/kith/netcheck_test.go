@@ -37,6 +37,48 @@ func lockedProxy(t *testing.T) (addr string, stop func()) {
 	return ln.Addr().String(), stop
 }
 
+// netcheck decodes what kith netcheck finds, and returns how it ends.
+func (h *home) netcheck(v any) (code int) {
+	h.t.Helper()
+	code, stdout, stderr := h.cli("netcheck", "--json")
+	if err := json.Unmarshal([]byte(stdout), v); err != nil {
+		h.t.Fatalf("netcheck: exit %d, %q, %q", code, stdout, stderr)
+	}
+	return code
+}
+
+// TestNetcheckExit: a netcheck that finds no road fails as what is tried then would,
+// and one that finds something else wrong as doctor does.
+func TestNetcheckExit(t *testing.T) {
+	road, noRoad := checkJSON{Name: "network", OK: true}, checkJSON{Name: "network"}
+	for _, test := range []struct {
+		name   string
+		checks []checkJSON
+		code   int
+	}{
+		{"all is well", []checkJSON{road, {Name: "directory", OK: true}}, exitOK},
+		{"something is got past", []checkJSON{{Name: "network: udp", OK: true, Hint: "TCP is used instead"}, road}, exitOK},
+		{"an impostor beside a road", []checkJSON{{Name: "network: altered"}, road}, exitRefused},
+		{"no directory", []checkJSON{road, {Name: "directory"}}, exitRefused},
+		{"no road", []checkJSON{noRoad, {Name: "directory"}}, exitNetwork},
+		{"the proxy", []checkJSON{{Name: "proxy"}}, exitNetwork},
+	} {
+		bad := 0
+		for _, c := range test.checks {
+			if !c.OK {
+				bad++
+			}
+		}
+		code := exitOK
+		if err := netcheckFailure(test.checks, bad); err != nil {
+			code = exitCode((&kith{}).explain(err).Code)
+		}
+		if code != test.code {
+			t.Errorf("%s: exit %d, want %d", test.name, code, test.code)
+		}
+	}
+}
+
 // TestNetcheckNamesTheProxy: if the proxy is what fails, netcheck and doctor name
 // it and the next step, nothing is remembered of the network, and neither its
 // password nor, in the report for others, its address is shown.
@@ -58,7 +100,9 @@ func TestNetcheckNamesTheProxy(t *testing.T) {
 			Network string      `json:"network"`
 			Checks  []checkJSON `json:"checks"`
 		}
-		a.decode(&checked, "netcheck")
+		if code := a.netcheck(&checked); code != exitNetwork {
+			t.Errorf("netcheck: exit %d, want %d", code, exitNetwork)
+		}
 		if len(checked.Checks) != 1 || checked.Network != "" {
 			t.Errorf("netcheck goes on about the network: %+v", checked)
 		}
@@ -175,7 +219,9 @@ func TestNetcheckAsksTheBridge(t *testing.T) {
 			Bridges bool        `json:"bridges"`
 			Checks  []checkJSON `json:"checks"`
 		}
-		a.decode(&checked, "netcheck")
+		if code := a.netcheck(&checked); (code != exitNetwork) != test.reached { // a relay may be lacking yet
+			t.Errorf("%s: exit %d", test.name, code)
+		}
 		var about []checkJSON
 		var states []string
 		for _, c := range checked.Checks {
