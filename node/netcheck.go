@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -45,6 +46,11 @@ const (
 
 	// maxNetworks bounds the networks that are remembered.
 	maxNetworks = 32
+
+	// deadKnown is after how long a connection that carries nothing more is given up,
+	// through a bridge as well: one that is older than what was found and has lived
+	// for as long since shows otherwise.
+	deadKnown = 90 * time.Second
 
 	// recallEvery is how often the router is looked at although this machine's
 	// addresses are what they were: other networks have the same.
@@ -86,6 +92,7 @@ type netFound struct {
 	Asked   bool       `json:"asked"`  // community nodes were probed
 	Open    bool       `json:"open"`   // community nodes can be reached
 	Bridge  bool       `json:"bridge"` // a bridge can be
+	Lost    []string   `json:"lost"`   // the bridges that could not be, by their peer ids
 }
 
 func (f netFound) blocks(o obstacle) bool { return slices.Contains(f.Blocked, o) }
@@ -497,7 +504,13 @@ func (c *checker) check(ctx context.Context, random bool) (f netFound, err error
 	if err := c.n.proxyFault(ctx, transport.ProxyLocked, transport.ProxyForeign, transport.ProxyForbids); err != nil {
 		return f, err
 	}
-	return c.keep(context.WithoutCancel(ctx), judge(foundNodes, foundBridges))
+	f = judge(foundNodes, foundBridges)
+	for i, b := range bridges {
+		if foundBridges[i][transport.ProbeVeil] != transport.Passed {
+			f.Lost = append(f.Lost, b.info.ID.String())
+		}
+	}
+	return c.keep(context.WithoutCancel(ctx), f)
 }
 
 var errOffline = refuse(CodeRefused, "start kith without --preset offline to test the network", "nothing is dialled, by --preset offline")
@@ -755,15 +768,116 @@ func (n *Node) placeChecks() (out []*apiv1.Check) {
 	return out
 }
 
-// networkChecks is what doctor says of the network: what was found there last.
+// seen is what the connections that are open now show of the network.
+type seen struct {
+	nodes     bool // community nodes are connected to
+	quic, tcp bool // some by QUIC, some by libp2p over TCP, where they are probed as well
+	bridge    bool // a bridge is
+	back      bool // every bridge that was lost is, or was removed
+}
+
+// seen looks at the connections that say more than f, which was found before.
+func (n *Node) seen(f netFound) (s seen) {
+	found := time.UnixMilli(f.Time)
+	proves := func(c network.Conn) bool {
+		return c.Stat().Direction == network.DirOutbound && !transport.IsRelayed(c) && !c.IsClosed() &&
+			(c.Stat().Opened.After(found) || n.now().Sub(found) > deadKnown)
+	}
+	lookups := n.cfg.Lookups
+	if lookups == nil {
+		lookups = n.cfg.Host
+	}
+	for _, c := range lookups.Network().Conns() {
+		if a := c.RemoteMultiaddr(); proves(c) && !transport.OverVeil(c) {
+			_, err := a.ValueForProtocol(ma.P_QUIC_V1)
+			s.nodes = true
+			s.quic = s.quic || err == nil && n.reachable(a, false)
+			s.tcp = s.tcp || err != nil && n.reachable(a, false)
+		}
+	}
+	if n.modes == nil { // a community node
+		return s
+	}
+	known := n.modes.known()
+	through := func(id peer.ID) bool {
+		return slices.ContainsFunc(slices.Concat(lookups.Network().ConnsToPeer(id), n.cfg.Host.Network().ConnsToPeer(id)), func(c network.Conn) bool {
+			return proves(c) && transport.OverVeil(c)
+		})
+	}
+	s.back = len(f.Lost) > 0
+	for _, info := range known {
+		connected := through(info.ID)
+		s.bridge = s.bridge || connected
+		s.back = s.back && (connected || !slices.Contains(f.Lost, info.ID.String()))
+	}
+	return s
+}
+
+// contradicts says whether an obstacle can not be there, as there are connections
+// past it.
+func (s seen) contradicts(o obstacle) bool {
+	switch o {
+	case obstacleAll:
+		return s.nodes || s.bridge
+	case obstacleUDP, obstacleQUIC, obstacleALPN:
+		return s.quic
+	case obstaclePlain, obstacleLong:
+		return s.tcp
+	case obstacleName, obstacleSNI, obstacleTLS, obstacleAltered, obstacleBridge:
+		return s.back
+	case obstacleAddress, obstacleRandom, obstacleFingerprint:
+	}
+	return false
+}
+
+// corrected is what was found without what is seen to be otherwise by now.
+func (f netFound) corrected(s seen) netFound {
+	f.Blocked = slices.DeleteFunc(slices.Clone(f.Blocked), s.contradicts)
+	f.Asked, f.Open, f.Bridge = f.Asked || s.nodes, f.Open || s.nodes, f.Bridge || s.bridge
+	return f
+}
+
+// networkChecks is what doctor says of the network: what was found there last, but
+// for what is seen to be otherwise now.
 func (n *Node) networkChecks() []*apiv1.Check {
 	f, ok := n.checker.found()
 	if !ok {
 		return nil
 	}
-	out := f.checks(n.censored())
+	return f.checksAt(n.now(), n.seen(f), n.censored())
+}
+
+// checksAt is checks at a later time, with how long ago each was found.
+func (f netFound) checksAt(now time.Time, s seen, censored bool) []*apiv1.Check {
+	when := ago(now.Sub(time.UnixMilli(f.Time)))
+	f = f.corrected(s)
+	out := f.checks(censored)
 	for _, c := range out {
-		c.Text = fmt.Sprintf("%s (%s ago)", strings.TrimSuffix(c.Text, "."), n.now().Sub(time.UnixMilli(f.Time)).Round(time.Minute))
+		c.Text = fmt.Sprintf("%s (%s)", strings.TrimSuffix(c.Text, "."), when)
+	}
+	switch road := out[len(out)-1]; {
+	case s.nodes && !censored:
+		road.Text = "Community nodes can be reached (connected now)"
+	case s.bridge && (censored || !f.Open):
+		road.Text = "Bridges can be reached (connected now)"
 	}
 	return out
+}
+
+// ago says how long ago something was, in the unit that people would use.
+func ago(d time.Duration) string {
+	const day = 24 * time.Hour
+	for _, unit := range []struct {
+		is, from time.Duration
+		name     string
+	}{{day, 2 * day, "day"}, {time.Hour, time.Hour, "hour"}, {time.Minute, time.Minute, "minute"}, {time.Second, time.Second, "second"}} {
+		switch n := d / unit.is; {
+		case d < unit.from:
+		case n == 1:
+			return "1 " + unit.name + " ago"
+		default:
+			return fmt.Sprintf("%d %ss ago", n, unit.name)
+		}
+	}
+	return "just now" // or the clock was set back
 }

@@ -144,6 +144,59 @@ func TestWorkedRound(t *testing.T) {
 	}
 }
 
+// TestSeenLive: what the open connections show wins over what was found before, and
+// what they say nothing of is told with its age.
+func TestSeenLive(t *testing.T) {
+	const bridgeLost = "WRONG network: bridge, WRONG network"
+	censored := netFound{Blocked: []obstacle{obstacleBridge}, Lost: []string{"b"}}
+	for _, test := range []struct {
+		name     string
+		found    netFound
+		seen     seen
+		censored bool
+		states   string
+		road     string // of the last
+	}{
+		{name: "nothing is seen", found: censored, censored: true, states: bridgeLost, road: "3 minutes ago"},
+		{name: "the bridge is back", found: censored, seen: seen{bridge: true, back: true}, censored: true, states: "ok network", road: "Bridges can be reached (connected now)"},
+		{name: "another bridge works", found: censored, seen: seen{bridge: true}, censored: true, states: "warning network: bridge, ok network", road: "connected now"},
+		{name: "nodes, which censored mode does not use", found: censored, seen: seen{nodes: true, tcp: true}, censored: true, states: bridgeLost, road: "3 minutes ago"},
+		{name: "nothing passed, and nodes are there", found: netFound{Asked: true, Blocked: []obstacle{obstacleAll}}, seen: seen{nodes: true, tcp: true}, states: "ok network", road: "Community nodes can be reached (connected now)"},
+		{name: "QUIC passes now", found: netFound{Asked: true, Open: true, Blocked: []obstacle{obstacleUDP}}, seen: seen{nodes: true, quic: true}, states: "ok network", road: "connected now"},
+		{name: "TCP says nothing of UDP", found: netFound{Asked: true, Open: true, Blocked: []obstacle{obstacleUDP}}, seen: seen{nodes: true, tcp: true}, states: "warning network: udp, ok network", road: "connected now"},
+		{name: "the plain handshake passes now", found: netFound{Asked: true, Blocked: []obstacle{obstaclePlain}}, seen: seen{nodes: true, tcp: true}, states: "ok network", road: "connected now"},
+		{name: "a bridge says nothing of nodes", found: netFound{Asked: true, Open: true}, seen: seen{bridge: true}, states: "ok network", road: "Community nodes can be reached (3 minutes ago)"},
+	} {
+		now := time.UnixMilli(1_700_000_000_000)
+		test.found.Time = now.Add(-3*time.Minute - time.Second).UnixMilli()
+		var states []string
+		var road string
+		for _, c := range test.found.checksAt(now, test.seen, test.censored) {
+			state := "ok "
+			if !c.Ok {
+				state = "WRONG "
+			} else if c.Hint != "" {
+				state = "warning "
+			}
+			states, road = append(states, state+c.Name), c.Text
+		}
+		if got := strings.Join(states, ", "); got != test.states || !strings.Contains(road, test.road) {
+			t.Errorf("%s: the checks are %s, of the road %q; want %s, %q", test.name, got, road, test.states, test.road)
+		}
+	}
+}
+
+func TestAgo(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Hour: "just now", 999 * time.Millisecond: "just now", time.Second: "1 second ago", 59*time.Second + 999*time.Millisecond: "59 seconds ago",
+		time.Minute: "1 minute ago", 59 * time.Minute: "59 minutes ago", time.Hour: "1 hour ago", 47*time.Hour + time.Minute: "47 hours ago", 48 * time.Hour: "2 days ago",
+	} {
+		if got := ago(d); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+}
+
 // TestProbed: bridges are known from the store, and nothing is probed that would
 // not be dialled.
 func TestProbed(t *testing.T) {

@@ -81,6 +81,44 @@ func TestNetcheckLooksUp(t *testing.T) {
 	}
 }
 
+// TestDoctorSeesNow: when community nodes are connected to again, that is what doctor
+// says of the network, and not what was found while they were down.
+func TestDoctorSeesNow(t *testing.T) {
+	simulate(t, 3, func(t *testing.T, w *world) {
+		alice := w.user("alice")
+		time.Sleep(time.Minute) // it has joined the directory
+		road := func() *apiv1.Check {
+			t.Helper()
+			out, err := alice.Doctor(ctx, &apiv1.DoctorRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range out.Checks {
+				if c.Name == "network" {
+					return c
+				}
+			}
+			t.Fatal("nothing is said of the network")
+			return nil
+		}
+		for _, c := range w.ways {
+			c.Stop()
+		}
+		netcheck(t, alice, "network")
+		time.Sleep(42 * time.Second)
+		if c := road(); c.Ok || !strings.Contains(c.Text, " seconds ago)") {
+			t.Errorf("without community nodes doctor says %v", c)
+		}
+		for _, c := range w.ways {
+			c.Start()
+		}
+		time.Sleep(time.Hour)
+		if c := road(); !c.Ok || !strings.Contains(c.Text, "Community nodes can be reached (connected now)") {
+			t.Errorf("with them doctor says %v", c)
+		}
+	})
+}
+
 // aBridge is the address of a bridge that does not exist. It is no name: names
 // would be looked up outside the bubble.
 const aBridge = "/ip4/20.99.0.1/tcp/443/tls/sni/cats.example/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"

@@ -261,7 +261,8 @@ func (k *kith) doctorCmd() *cobra.Command {
 		Use:   "doctor",
 		Short: "Find out what does not work, and what to do about it",
 		Long: `Look at everything that messages depend on, and say for each what was found and
-what to do. What the network blocks is as kith netcheck found it last. It fails if
+what to do. What the network blocks is as kith netcheck found it last, unless open
+connections show otherwise by now. It fails if
 something is wrong; a warning is no failure, as that all hangs on one node, or that
 something is blocked which kith gets past by itself.
 

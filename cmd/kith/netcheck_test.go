@@ -211,7 +211,13 @@ func TestNetcheckAsksTheBridge(t *testing.T) {
 			"its secret was taken back", func() { b.must("bridge", "revoke", first.ID) }, "bridge", false, "WRONG WRONG",
 			"The web site at a bridge's address answers, and the bridge itself does not", "ask who gave it to you for a new one",
 		},
-		{"another path leads to it", func() { a.must("bridge", "add", second.Address) }, "", true, "ok", "Bridges can be reached", ""},
+		{"another path leads to it", func() {
+			a.must("bridge", "add", second.Address)
+			a.until("doctor sees that the bridge is back", func() bool {
+				_, doctor, _ := a.cli("doctor")
+				return strings.Contains(doctor, "Bridges can be reached (connected now)") && !strings.Contains(doctor, "the bridge itself does not")
+			})
+		}, "", true, "ok", "Bridges can be reached", ""},
 	} {
 		test.before()
 		var checked struct {
