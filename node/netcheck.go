@@ -745,10 +745,14 @@ func (n *Node) placeChecks() (out []*apiv1.Check) {
 	}
 	held, spared := n.relays.standing()
 	text := fmt.Sprintf("Community nodes that relay for this machine: %d.", held)
-	if spared {
+	off := n.cfg.Offline && held == 0
+	switch {
+	case off:
+		text = "Off, by --preset offline: no community node is asked to relay."
+	case spared:
 		text = "No relay is needed: others can dial this machine."
 	}
-	add("relays", held > 0 || spared, text, "contacts behind a router may not reach you; this is tried again by itself")
+	add("relays", held > 0 || spared || off, text, "contacts behind a router may not reach you; this is tried again by itself")
 	switch n.cfg.Host.NAT() {
 	case transport.NATUnknown:
 	case transport.NATNone:
@@ -841,7 +845,7 @@ func (f netFound) corrected(s seen) netFound {
 // for what is seen to be otherwise now.
 func (n *Node) networkChecks() []*apiv1.Check {
 	f, ok := n.checker.found()
-	if !ok {
+	if !ok || n.cfg.Offline { // what passes there says nothing of a node that does not dial
 		return nil
 	}
 	return f.checksAt(n.now(), n.seen(f), n.censored())

@@ -152,8 +152,8 @@ func (r *relays) count() (n int) {
 	return n
 }
 
-// state is how it stands, for status.
-func (r *relays) state() string {
+// state is how it stands, for status; alone says that nobody is connected to.
+func (r *relays) state(alone bool) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -161,6 +161,10 @@ func (r *relays) state() string {
 		return "ok"
 	case r.spared:
 		return "not needed: others can dial this machine"
+	case alone && r.n.cfg.Offline:
+		return offByPreset
+	case alone:
+		return "not connected to any community node"
 	}
 	return "outgoing only: no community node relays for us yet"
 }

@@ -94,13 +94,17 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 	out.Mode = n.modes.show()
 	out.Published, out.PublishGoal = int32(p.kept), int32(p.goal)
 	out.Roads = map[string]string{string(roadDirect): "ok", string(roadLAN): lanRoad(out.Lan)}
-	if len(listen) == 0 {
+	switch {
+	case n.cfg.HideAddress:
+		out.Roads[string(roadDirect)] = "off"
+	case n.cfg.Offline:
+		out.Roads[string(roadDirect)] = offByPreset
+	case len(listen) == 0 && out.Peers == 0:
+		out.Roads[string(roadDirect)] = "not connected to anybody, and nothing is listened on"
+	case len(listen) == 0:
 		out.Roads[string(roadDirect)] = "outgoing only: nothing is listened on"
 	}
-	if n.cfg.HideAddress {
-		out.Roads[string(roadDirect)] = "off"
-	}
-	out.Roads[string(roadRelay)] = n.relays.state()
+	out.Roads[string(roadRelay)] = n.relays.state(out.Peers == 0)
 	out.Roads[string(roadBridge)] = n.modes.road()
 	return out, n.view(ctx, func(tx *store.Tx) (err error) {
 		if out.Outbox, err = tx.CountOutbox(); err != nil {
@@ -110,6 +114,9 @@ func (n *Node) Status(ctx context.Context, _ *apiv1.StatusRequest) (*apiv1.Statu
 		return err
 	})
 }
+
+// offByPreset is a road's state where nothing is dialled.
+const offByPreset = "off: nothing is dialled, by --preset offline"
 
 // residentMemory is the process's resident set in bytes, or what the runtime
 // holds where the system does not say.
@@ -184,11 +191,10 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		add("listen", len(s.Listen) > 0, fmt.Sprintf("Addresses listened on: %d.", len(s.Listen)),
 			"nothing is listened on: start with --listen, or let contacts be reachable instead")
 	} else {
-		text := "Nothing is listened on, as it is to be: others come over relays and mailboxes."
-		if n.self == nil {
-			text = "Nothing is listened on but the bridge's web site."
-		}
-		add("listen", true, text, "")
+		add("listen", true, n.listensNowhere(), "")
+	}
+	if n.cfg.Offline {
+		add("preset", true, "Nothing is dialled but what is heard on a local network, by --preset offline (kith down, then kith up --preset laptop, ends that).", "")
 	}
 	if n.cfg.Host.Meter().Spent() {
 		add("budget", false, "The bytes of this day are used up: until midnight UTC there are conversations alone, without the directory and mailboxes.",
@@ -200,7 +206,15 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	if n.self != nil && s.Mode.GetMode() == transport.Censored.String() {
 		add("mode", true, "Censored mode, on every network: bridges alone are connected to (kith mode open ends it, where nobody watches).", "")
 	}
+	if n.self != nil {
+		out.Checks = append(out.Checks, n.lanCheck(s.Lan))
+	}
 	switch d := n.cfg.Discovery.Status(); {
+	case n.cfg.Offline && d.Peers == 0:
+		add("directory", true, "Off, by --preset offline: nobody is looked for but on a local network.", "")
+	case d.Mode == discovery.Errand && s.Mode.GetBridges() == 0:
+		add("directory", false, "No bridge is known, and in censored mode nothing else is connected to.",
+			"add one with kith bridge add ADDRESS; where nobody watches kith mode open ends it")
 	case d.Mode == discovery.Errand:
 		text := fmt.Sprintf("Bridges known: %d; those that look things up for us: %d.", s.Mode.GetBridges(), d.Peers)
 		if d.Peers > 0 && s.Mode.GetBridges() == 1 {
@@ -220,13 +234,19 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 	out.Checks = append(out.Checks, n.networkChecks()...)
 	out.Checks = append(out.Checks, n.placeChecks()...)
 	if n.self != nil {
-		add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
-			"contacts may not find you yet; this is tried again by itself")
+		if n.cfg.Offline && s.Published == 0 {
+			add("announced", true, "Off, by --preset offline: contacts find this machine on a local network alone.", "")
+		} else {
+			add("announced", s.PublishGoal == s.Published, fmt.Sprintf("Records read back from other nodes: %d of %d.", s.Published, s.PublishGoal),
+				"contacts may not find you yet; this is tried again by itself")
+		}
 		m := s.Mailboxes
 		text := fmt.Sprintf("Mailboxes that work: %d of %d; how many have to sign for a message until it counts as held: %d.", m.GetHealthy(), m.GetTotal(), m.GetNeeded())
 		switch {
 		case m.GetMode() == "none":
-			add("mailboxes", true, "Mailboxes are switched off: messages are exchanged only while both are online.", "")
+			add("mailboxes", true, "Off, by --mailbox none: messages are exchanged only while both are online (kith down, then kith up --mailbox auto, ends that).", "")
+		case n.cfg.Offline && m.GetHealthy() == 0:
+			add("mailboxes", true, "Off, by --preset offline: messages are exchanged on a local network, or carried with kith bundle.", "")
 		case m.GetPaused() > 0:
 			warn("mailboxes", fmt.Sprintf("Mailboxes that are not asked until midnight UTC, as the bytes of this day are used up: %d of %d; what is left there waits.",
 				m.GetPaused(), m.GetTotal()), moreBytes)
@@ -239,6 +259,39 @@ func (n *Node) Doctor(ctx context.Context, _ *apiv1.DoctorRequest) (*apiv1.Docto
 		add("outbox", true, fmt.Sprintf("Waiting to be taken or receipted: %d; kith trace says more of a message.", s.Outbox), "")
 	}
 	return out, nil
+}
+
+// listensNowhere says who wanted that nothing is listened on.
+func (n *Node) listensNowhere() string {
+	const instead = ": others come over relays and mailboxes"
+	switch {
+	case n.self == nil:
+		return "Nothing is listened on but the bridge's web site."
+	case n.cfg.HideAddress:
+		return "Nothing is listened on, by --hide-address" + instead + " (kith down, then kith up --hide-address=false, ends that)."
+	case n.censored():
+		return "Nothing is listened on, in censored mode" + instead + "."
+	case n.cfg.Proxy != nil:
+		return "Nothing is listened on, behind a proxy" + instead + "."
+	}
+	return "Nothing is listened on" + instead + "."
+}
+
+// lanCheck says how the local network stands, which is off until the user says on.
+func (n *Node) lanCheck(l *apiv1.Lan) *apiv1.Check {
+	c := &apiv1.Check{Name: "lan", Ok: true}
+	switch {
+	case !l.GetOn():
+		c.Text = "Off: contacts on the same local network are not found without the internet (kith lan on switches it on)."
+		if n.cfg.HideAddress {
+			c.Text = "Off: who is on the same local network would be told this machine's address, which is hidden."
+		}
+	case l.GetProblem() != "":
+		c.Text, c.Hint = "On, but "+l.GetProblem()+".", "contacts nearby are not found that way; kith lan off switches it off"
+	default:
+		c.Text = fmt.Sprintf("On; devices of contacts heard: %d, community nodes: %d.", l.GetDevices(), l.GetNodes())
+	}
+	return c
 }
 
 // pingTime bounds a ping, with reaching the contact, and pingTries how often it is

@@ -159,6 +159,67 @@ func TestOfflineTouchesNobody(t *testing.T) {
 	}
 }
 
+// TestDoctorKnowsChoices: what the user switched off is not called wrong, and doctor
+// says by what it is off and how it is switched on; status does not claim a road.
+func TestDoctorKnowsChoices(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		off  map[string]string // what doctor says, by name
+		road map[string]string // what status says
+		ok   bool              // nothing is wrong at all
+	}{
+		{
+			args: []string{"--preset", "offline"}, ok: true,
+			off: map[string]string{
+				"preset": "--preset laptop, ends that", "directory": "Off, by --preset offline", "relays": "Off, by --preset offline",
+				"announced": "Off, by --preset offline", "mailboxes": "Off, by --preset offline", "lan": "switches it on",
+			},
+			road: map[string]string{"relay": "off: nothing is dialled, by --preset offline", "direct": "off: nothing is dialled, by --preset offline"},
+		},
+		{
+			args: []string{"--listen", "/ip4/127.0.0.1/tcp/0", "--mailbox", "none"},
+			off:  map[string]string{"mailboxes": "--mailbox auto, ends that"},
+			road: map[string]string{"relay": "not connected to any community node", "direct": "ok"},
+		},
+		{
+			args: []string{"--hide-address"},
+			off:  map[string]string{"listen": "--hide-address=false, ends that", "lan": "this machine's address, which is hidden"},
+			road: map[string]string{"relay": "not connected to any community node", "direct": "off"},
+		},
+		{
+			args: []string{"--mode", "censored"},
+			off:  map[string]string{"listen": "in censored mode", "mode": "open ends it"},
+			road: map[string]string{"relay": "not connected to any community node", "direct": "not connected to anybody, and nothing is listened on"},
+		},
+	} {
+		n := &network{t: t, dir: shortDir(t)}
+		a := n.home("a", append([]string{"--name", "ann"}, test.args...)...)
+		a.up()
+		var found struct {
+			OK     bool        `json:"ok"`
+			Checks []checkJSON `json:"checks"`
+		}
+		if _, doctor, _ := a.cli("doctor", "--json"); json.Unmarshal([]byte(doctor), &found) != nil || found.OK != test.ok {
+			t.Errorf("%v: doctor says %s", test.args, doctor)
+		}
+		said := make(map[string]checkJSON)
+		for _, c := range found.Checks {
+			said[c.Name] = c
+		}
+		for name, want := range test.off {
+			if c := said[name]; !c.OK || c.Hint != "" || !strings.Contains(c.Text, want) {
+				t.Errorf("%v: of %s doctor says %+v, want %q", test.args, name, c, want)
+			}
+		}
+		roads := a.status().Roads
+		for name, want := range test.road {
+			if roads[name] != want {
+				t.Errorf("%v: the road %s is %q, want %q", test.args, name, roads[name], want)
+			}
+		}
+	}
+}
+
 // TestDoctorWarnsOfOneWay: who has one community node is warned, and nothing is
 // wrong, until that node is gone.
 func TestDoctorWarnsOfOneWay(t *testing.T) {
