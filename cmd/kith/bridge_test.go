@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/kith-im/kith/node/bridge"
 	"github.com/kith-im/kith/node/transport"
 )
 
@@ -232,6 +234,99 @@ func TestBridgeSaysSo(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// checkOf is what doctor says of one thing.
+func (h *home) checkOf(name string) (c checkJSON) {
+	h.t.Helper()
+	var found struct {
+		Checks []checkJSON `json:"checks"`
+	}
+	_, doctor, stderr := h.cli("doctor", "--json")
+	if err := json.Unmarshal([]byte(doctor), &found); err != nil {
+		h.t.Fatalf("doctor: %q, %q", doctor, stderr)
+	}
+	for _, c := range found.Checks {
+		if c.Name == name {
+			return c
+		}
+	}
+	return c
+}
+
+// TestBridgeDoctor: a bridge's doctor says what its visitors find, and how many were
+// given a secret path.
+func TestBridgeDoctor(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	site := choir(t, n.dir)
+	b := n.home("b", "--role", "community", "--bridge", "--site", site, "--bridge-listen", "/ip4/127.0.0.1/tcp/"+freePort(t))
+	b.up()
+	c := b.checkOf("bridge")
+	if !c.OK || c.Hint != "" || !strings.Contains(c.Text, "its web site answers; its certificate ends on 20") || !strings.Contains(c.Text, "nobody has a secret path") {
+		t.Errorf("of a new bridge doctor says %+v", c)
+	}
+	b.must("bridge", "invite")
+	b.must("bridge", "invite")
+	b.must("bridge", "revoke", "1")
+	if c := b.checkOf("bridge"); !strings.Contains(c.Text, "secret paths that work: 1.") {
+		t.Errorf("with one of two paths taken back doctor says %+v", c)
+	}
+	if err := os.Remove(filepath.Join(site, "index.html")); err != nil {
+		t.Fatal(err)
+	}
+	if c := b.checkOf("bridge"); c.OK || !strings.Contains(c.Text, "no front page") || !strings.Contains(c.Hint, "--site") {
+		t.Errorf("without a front page doctor says %+v", c)
+	}
+
+	// Behind a web server it shows no certificate, and its site is that server's.
+	own := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer own.Close()
+	behind := n.home("behind", "--role", "community", "--bridge", "--bridge-behind", "--domain", "example.com", "--site", own.URL,
+		"--bridge-listen", "/ip4/127.0.0.1/tcp/"+freePort(t))
+	behind.up()
+	if c := behind.checkOf("bridge"); !c.OK || !strings.Contains(c.Text, "its web site answers; nobody has") {
+		t.Errorf("behind a web server doctor says %+v", c)
+	}
+	own.Close()
+	if c := behind.checkOf("bridge"); c.OK || !strings.Contains(c.Text, "does not answer") {
+		t.Errorf("when that is down doctor says %+v", c)
+	}
+	plain := n.home("plain", "--role", "community", "--listen", "/ip4/127.0.0.1/tcp/0")
+	plain.up()
+	if c := plain.checkOf("bridge"); c.Name != "" {
+		t.Errorf("of a node that is no bridge doctor says %+v", c)
+	}
+}
+
+// TestBridgeCertificateEnds: the operator is told before the certificate ends, and
+// what to do depends on where it is from.
+func TestBridgeCertificateEnds(t *testing.T) {
+	now := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		settings   bridgeSettings
+		left       time.Duration
+		state      string
+		text, hint string
+	}{
+		{bridgeSettings{}, 15 * 24 * time.Hour, "ok", "ends on 2026-05-16", ""},
+		{bridgeSettings{acme: true}, 13 * 24 * time.Hour, "warning", "ends on 2026-05-14", "Let's Encrypt asks"},
+		{bridgeSettings{cert: new(bridge.Certificate)}, time.Hour, "warning", "ends on 2026-05-01", "--cert and --key"},
+		{bridgeSettings{}, -time.Hour, "WRONG", "ended on 2026-04-30", "addresses that were given out end"},
+	} {
+		f := &bridgeFront{settings: &test.settings, invites: new(bridge.Service)}
+		f.bridge.Certificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }
+		c := f.judge(bridge.Visit{Listens: true, Ends: now.Add(test.left), Answers: true, Page: true}, now)
+		if state := checkState(c.Ok, c.Hint); state != test.state || !strings.Contains(c.Text, test.text) || !strings.Contains(c.Hint, test.hint) {
+			t.Errorf("with %v left: %s, %v", test.left, state, c)
+		}
+	}
+	f := &bridgeFront{settings: &bridgeSettings{acme: true}, invites: new(bridge.Service)}
+	f.bridge.Certificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }
+	for v, want := range map[bridge.Visit]string{{}: "Nothing answers", {Listens: true}: "no certificate"} {
+		if c := f.judge(v, now); c.Ok || !strings.Contains(c.Text, want) || c.Hint == "" {
+			t.Errorf("%+v: %v, want %q", v, c, want)
+		}
 	}
 }
 

@@ -93,6 +93,7 @@ type statusJSON struct {
 	Budget      budgetJSON        `json:"budget"`
 	Mode        *modeJSON         `json:"mode"`   // null on a community node
 	Bridge      string            `json:"bridge"` // the web site of one; empty: it is none
+	Mail        string            `json:"mail"`   // as of kith node status; empty: it is no community node
 }
 
 type mailboxCount struct {
@@ -123,7 +124,7 @@ func toStatus(s *apiv1.StatusResponse) statusJSON {
 		Listen: nonNil(s.Listen), Peers: s.Peers, DHT: dhtJSON{s.GetDht().GetMode(), s.GetDht().GetTable()},
 		Roads: s.Roads, Outbox: s.Outbox, RSSBytes: s.RssBytes, Store: s.Store,
 		Published: s.Published, PublishGoal: s.PublishGoal, Goroutines: s.Goroutines, ReadOnly: s.ReadOnly,
-		LAN: toLAN(s.GetLan()), Budget: toBudget(s.GetBudget()), Bridge: s.Bridge,
+		LAN: toLAN(s.GetLan()), Budget: toBudget(s.GetBudget()), Bridge: s.Bridge, Mail: s.Mail,
 	}
 	if m := s.GetMailboxes(); m != nil {
 		out.Mailboxes = &mailboxCount{m.Mode, m.Healthy, m.Total, m.Needed, m.Paused}
@@ -175,6 +176,9 @@ func (k *kith) writeStatus(w io.Writer, s statusJSON) {
 	}
 	if s.Bridge != "" {
 		rows = append(rows, []string{"bridge", bridgeOf(s.Bridge)})
+	}
+	if s.Mail != "" {
+		rows = append(rows, []string{"mail", nodeState(s.Mail)})
 	}
 	for _, a := range s.Listen {
 		rows = append(rows, []string{"listen", a})

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/kith-im/kith/node"
 	"github.com/kith-im/kith/node/api"
+	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/bridge"
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
@@ -183,9 +185,10 @@ func parsePlace(s string) (*transport.VeilAddr, error) {
 
 // bridgeFront is an open bridge.
 type bridgeFront struct {
-	invites *bridge.Service
-	bridge  transport.Bridge
-	name    string // of the web site, or where it is
+	invites  *bridge.Service
+	settings *bridgeSettings
+	bridge   transport.Bridge
+	name     string // of the web site, or where it is
 }
 
 // called is what is said of the bridge to its operator, which holds no secret; empty
@@ -203,6 +206,76 @@ func (f *bridgeFront) host() *transport.Bridge {
 		return nil
 	}
 	return &f.bridge
+}
+
+// certificateSoon is before the end of a certificate when its operator is told: what
+// renews by itself has done so long before, 30 days as a rule.
+const certificateSoon = 14 * 24 * time.Hour
+
+// check visits the bridge where it listens, as whoever comes by, and says what they
+// find. It does not name the site, as doctor's report is to be shown to others.
+func (f *bridgeFront) check(ctx context.Context, listen ma.Multiaddr, now time.Time) *apiv1.Check {
+	at, err := visitAt(listen)
+	if err != nil {
+		return &apiv1.Check{Name: "bridge", Text: "The bridge listens nowhere.", Hint: "start kith again"}
+	}
+	return f.judge(bridge.See(ctx, at, f.settings.domain, f.bridge.Certificate != nil), now)
+}
+
+// visitAt is where a listener of this machine is reached from it.
+func visitAt(listen ma.Multiaddr) (string, error) {
+	if listen == nil {
+		return "", errors.New("there is no listener")
+	}
+	v, err := parsePlace(listen.String())
+	if err != nil {
+		return "", err
+	}
+	if ip, err := netip.ParseAddr(v.Host); err == nil && ip.IsUnspecified() {
+		v.Host = "127.0.0.1"
+		if ip.Is6() {
+			v.Host = "::1"
+		}
+	}
+	return net.JoinHostPort(v.Host, strconv.Itoa(int(v.Port))), nil
+}
+
+// judge says what a visit means.
+func (f *bridgeFront) judge(v bridge.Visit, now time.Time) *apiv1.Check {
+	renew := "put a certificate that is good for longer into the files of --cert and --key, which are read again by themselves"
+	switch {
+	case f.settings.acme:
+		renew = "see that --domain leads to this machine and its port 443 to kith, where Let's Encrypt asks for it"
+	case f.settings.cert == nil:
+		renew = "move bridge.pem out of the home and start kith again, which makes another one: the addresses that were given out end with it"
+	}
+	wrong := func(text, hint string) *apiv1.Check { return &apiv1.Check{Name: "bridge", Text: text, Hint: hint} }
+	secure, ends := f.bridge.Certificate != nil, v.Ends.Format(time.DateOnly)
+	switch {
+	case !v.Listens:
+		return wrong("Nothing answers where the bridge listens.", "start kith again, or look for a firewall on this machine")
+	case secure && v.Ends.IsZero():
+		return wrong("The bridge shows no certificate.", renew)
+	case secure && !now.Before(v.Ends):
+		return wrong("The bridge's certificate ended on "+ends+", and who comes is told so.", renew)
+	case !v.Answers:
+		return wrong("The bridge listens, and its web site does not answer.", "see that what --site names works: everybody but those you invited is shown it")
+	case !v.Page && !f.settings.behind: // there the front page is another server's
+		return wrong("The bridge's web site has no front page.", "put an index.html into what --site names")
+	}
+	out := &apiv1.Check{Name: "bridge", Ok: true, Text: "The bridge listens, and its web site answers"}
+	if secure {
+		out.Text += "; its certificate ends on " + ends
+		if v.Ends.Sub(now) < certificateSoon {
+			out.Hint = renew
+		}
+	}
+	if n := f.invites.Paths(); n > 0 {
+		out.Text += fmt.Sprintf("; secret paths that work: %d.", n)
+	} else {
+		out.Text += "; nobody has a secret path to it yet (kith bridge invite makes one)."
+	}
+	return out
 }
 
 // openBridge opens what stands before the secret paths, if this is a bridge.
@@ -227,7 +300,7 @@ func (d *daemon) openBridge(ctx context.Context, st *store.Store) (*bridgeFront,
 	if err != nil {
 		return nil, err
 	}
-	front := &bridgeFront{invites: invites, bridge: b.front}
+	front := &bridgeFront{invites: invites, settings: b, bridge: b.front}
 	front.bridge.Path = invites.Path
 	if cert != nil {
 		front.bridge.Certificate = cert.Get

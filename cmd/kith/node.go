@@ -100,18 +100,22 @@ var nodeStates = map[string]string{
 	"failed":   "failed: the disk failed while saving; check it and start kith again",
 }
 
-func writeNode(w io.Writer, s nodeJSON) {
-	state, ok := nodeStates[s.State]
-	if !ok {
-		state = s.State
+// nodeState is a state with what it means, if that is known.
+func nodeState(state string) string {
+	if means, ok := nodeStates[state]; ok {
+		return means
 	}
+	return state
+}
+
+func writeNode(w io.Writer, s nodeJSON) {
 	waiting := plural(int(s.Envelopes), "envelope") + ", " + size(s.EnvelopeBytes)
 	if s.Envelopes > 0 {
 		waiting += ", the oldest for " + span(s.OldestS)
 	}
 	l := s.Limits
 	rows := [][]string{
-		{"state", state},
+		{"state", nodeState(s.State)},
 		{"disk", size(s.Used) + " of " + size(l.Quota)},
 		{"boxes", fmt.Sprintf("%d of %d, with %s", s.Boxes, l.Boxes, plural(int(s.Tags), "tag"))},
 		{"waiting", waiting},

@@ -98,3 +98,26 @@ func TestCheckLimits(t *testing.T) {
 		}
 	}
 }
+
+// TestDrainIsSeen: a node that retires says so wherever its operator looks, and calls
+// it no fault.
+func TestDrainIsSeen(t *testing.T) {
+	n := newNetwork(t)
+	if s := n.node.status(); s.Mail != "serving" {
+		t.Errorf("a node that serves is %q", s.Mail)
+	}
+	if c := n.node.checkOf("mail"); !c.OK || !strings.Contains(c.Text, "Mail is taken") {
+		t.Errorf("of one that serves doctor says %+v", c)
+	}
+	n.node.must("node", "drain")
+	if s := n.node.status(); s.Mail != "draining" || !strings.Contains(n.node.must("status"), "draining: it takes nothing new") {
+		t.Errorf("a node that drains is %q", s.Mail)
+	}
+	if c := n.node.checkOf("mail"); !c.OK || c.Hint != "" || !strings.Contains(c.Text, "Draining") || !strings.Contains(c.Text, "--undo ends that") {
+		t.Errorf("of one that drains doctor says %+v", c)
+	}
+	n.node.must("node", "drain", "--undo")
+	if s := n.node.status(); s.Mail != "serving" {
+		t.Errorf("a node that serves again is %q", s.Mail)
+	}
+}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	ma "github.com/multiformats/go-multiaddr"
+
 	"github.com/kith-im/kith/node/api"
 	apiv1 "github.com/kith-im/kith/node/api/v1"
 	"github.com/kith-im/kith/node/mailbox"
@@ -72,6 +74,62 @@ func (d *daemon) lastQuota(ctx context.Context, st *store.Store) (quota int64, e
 		return 0, fmt.Errorf("load the quota: %w", err)
 	}
 	return quota, nil
+}
+
+// community is a community node as the local API shows it: what every node is, the
+// mail that it keeps for others, and the bridge that it may be.
+type community struct {
+	api.Backend
+	mail  operator
+	front *bridgeFront // nil: it is none
+	at    ma.Multiaddr // where that listens
+}
+
+// Status says what the node does with mail besides.
+func (c community) Status(ctx context.Context, req *apiv1.StatusRequest) (*apiv1.StatusResponse, error) {
+	out, err := c.Backend.Status(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	out.Mail = "failed"
+	if s, err := c.mail.NodeStatus(ctx, &apiv1.NodeStatusRequest{}); err == nil {
+		out.Mail = s.GetState()
+	}
+	return out, nil
+}
+
+// Doctor looks at the mail and at the bridge besides.
+func (c community) Doctor(ctx context.Context, req *apiv1.DoctorRequest) (*apiv1.DoctorResponse, error) {
+	out, err := c.Backend.Doctor(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	out.Checks = append(out.Checks, c.mail.check(ctx))
+	if c.front != nil {
+		out.Checks = append(out.Checks, c.front.check(ctx, c.at, time.Now()))
+	}
+	return out, nil
+}
+
+// check says what the node does with others' mail. That it is retired is no fault.
+func (o operator) check(ctx context.Context) *apiv1.Check {
+	c := &apiv1.Check{Name: "mail", Ok: true}
+	s, err := o.NodeStatus(ctx, &apiv1.NodeStatusRequest{})
+	if err != nil {
+		return &apiv1.Check{Name: c.Name, Text: "What is kept for others can not be read.", Hint: "stop kith and restore " + mailFile + " from a backup"}
+	}
+	switch s.GetState() {
+	case "draining":
+		c.Text = fmt.Sprintf("Draining: nothing new is taken, and to be collected there is left: %s (kith node drain --undo ends that).", plural(int(s.GetEnvelopes()), "envelope"))
+	case "full":
+		c.Ok, c.Text = false, "Full: nothing more is taken until something is collected."
+		c.Hint = "free some space on the disk, or give the node more with kith node set --quota SIZE"
+	case "failed":
+		c.Ok, c.Text, c.Hint = false, "The disk failed while saving mail, and none is taken.", "check the disk and start kith again"
+	default:
+		c.Text = fmt.Sprintf("Mail is taken for others: %s of %s are used.", size(s.GetUsed()), size(s.GetLimits().GetQuota()))
+	}
+	return c
 }
 
 // operator is the service of a community node as the local API shows it. It

@@ -425,6 +425,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	serving := api.ServerConfig{Backend: n, Bundles: n.Bundles(), Stop: stop, Log: d.log}
 	if mail != nil {
 		serving.Operator = operator{mail}
+		serving.Backend = community{n, operator{mail}, front, main.BridgeAddr()}
 		if front != nil {
 			serving.Bridge = front.invites
 		}

@@ -66,6 +66,13 @@ func (s *Service) Path(path string) bool {
 	return ok
 }
 
+// Paths is how many secret paths work.
+func (s *Service) Paths() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.paths)
+}
+
 func (s *Service) hash(path string) (h [sha256.Size]byte) {
 	m := hmac.New(sha256.New, s.hashKey[:])
 	m.Write([]byte(path))

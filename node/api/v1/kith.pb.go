@@ -88,6 +88,7 @@ type StatusResponse struct {
 	Budget        *Budget                `protobuf:"bytes,31,opt,name=budget,proto3" json:"budget,omitempty"`
 	Mode          *Mode                  `protobuf:"bytes,32,opt,name=mode,proto3" json:"mode,omitempty"`     // absent on a community node
 	Bridge        string                 `protobuf:"bytes,33,opt,name=bridge,proto3" json:"bridge,omitempty"` // on a bridge: the name of its web site, or the address; never a path
+	Mail          string                 `protobuf:"bytes,34,opt,name=mail,proto3" json:"mail,omitempty"`     // on a community node, what it does with others' mail: serving, draining, full or failed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +266,13 @@ func (x *StatusResponse) GetMode() *Mode {
 func (x *StatusResponse) GetBridge() string {
 	if x != nil {
 		return x.Bridge
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetMail() string {
+	if x != nil {
+		return x.Mail
 	}
 	return ""
 }
@@ -6714,7 +6722,7 @@ var File_v1_kith_proto protoreflect.FileDescriptor
 const file_v1_kith_proto_rawDesc = "" +
 	"\n" +
 	"\rv1/kith.proto\x12\akith.v1\"\x0f\n" +
-	"\rStatusRequest\"\xcd\x05\n" +
+	"\rStatusRequest\"\xe1\x05\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x18\n" +
@@ -6739,7 +6747,8 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x03lan\x18\x1e \x01(\v2\f.kith.v1.LanR\x03lan\x12'\n" +
 	"\x06budget\x18\x1f \x01(\v2\x0f.kith.v1.BudgetR\x06budget\x12!\n" +
 	"\x04mode\x18  \x01(\v2\r.kith.v1.ModeR\x04mode\x12\x16\n" +
-	"\x06bridge\x18! \x01(\tR\x06bridge\x1a8\n" +
+	"\x06bridge\x18! \x01(\tR\x06bridge\x12\x12\n" +
+	"\x04mail\x18\" \x01(\tR\x04mail\x1a8\n" +
 	"\n" +
 	"RoadsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
