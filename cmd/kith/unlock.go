@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -61,8 +62,9 @@ func found[T any](_ T, err error) (bool, error) {
 }
 
 // runs reports whether a daemon of this home answers already, and then prints
-// where: starting what runs is no error, if it is of this role.
-func (d *daemon) runs(ctx context.Context) (bool, error) {
+// where: starting what runs is no error, if it is of this role. pid is who holds the
+// store; 0: it is not known.
+func (d *daemon) runs(ctx context.Context, pid int) (bool, error) {
 	client := api.NewClient(d.cfg.api.value)
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, runsWait)
@@ -83,8 +85,27 @@ func (d *daemon) runs(ctx context.Context) (bool, error) {
 			Hint: "choose another home for a community node with --home DIR",
 		}
 	}
-	d.stage("running", "kith runs already, and what is said here changes nothing")
-	d.announce(readyJSON{"ready", s.Account, d.cfg.api.value, nil, nonNil(s.Listen), s.Role, s.Version, s.Bridge})
+	r := readyJSON{"ready", s.Account, d.cfg.api.value, nil, nonNil(s.Listen), s.Role, s.Version, s.Bridge}
+	since := time.Now().Add(-time.Duration(s.UptimeS) * time.Second).UnixMilli()
+	d.k.print(struct {
+		Event string `json:"event"`
+		PID   int    `json:"pid"`
+		Since int64  `json:"since"`
+	}{"running", pid, since}, func(w io.Writer) {
+		if d.k.quiet {
+			return
+		}
+		process := ""
+		if pid != 0 {
+			process = fmt.Sprintf(" (process %d)", pid)
+		}
+		fmt.Fprintf(w, "\nkith runs already, since %s%s, and nothing that was said here changes it.\n\n", clock(since), process)
+		r.write(w)
+		fmt.Fprintf(w, "\nStop it with: kith down%s\n\n", d.k.at())
+	})
+	if d.k.json {
+		d.announce(r)
+	}
 	return true, nil
 }
 

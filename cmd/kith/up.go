@@ -291,8 +291,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		}
 	}
 	clear(d.passphrase)
-	if errors.As(err, new(*store.InUseError)) {
-		if runs, err := d.runs(ctx); runs || err != nil {
+	var inUse *store.InUseError
+	if errors.As(err, &inUse) {
+		if runs, err := d.runs(ctx, inUse.PID); runs || err != nil {
 			return err
 		}
 	}
@@ -597,6 +598,20 @@ func (d *daemon) announce(r readyJSON) {
 	home := d.k.at()
 	w := d.k.stdout
 	fmt.Fprintf(w, "\nkith is ready.\n\n")
+	r.write(w)
+	switch {
+	case r.Bridge != "":
+		fmt.Fprintf(w, "\nMake an address for somebody: kith bridge invite%s\n", home)
+	case d.role == node.RoleCommunity:
+		fmt.Fprintf(w, "\nOthers begin here with:      kith up --bootstrap %s\n", bootstrapExample(r.Listen))
+	default:
+		fmt.Fprintf(w, "\nMake a link for a friend:    kith invite%s\nHave a link from a friend:   kith accept LINK%s\n", home, home)
+	}
+	fmt.Fprintf(w, "Stop with Ctrl-C, or:        kith down%s\n\n", home)
+}
+
+// write says who and where the daemon is.
+func (r readyJSON) write(w io.Writer) {
 	rows := [][]string{}
 	if r.Account != "" {
 		rows = append(rows, []string{"  account", r.Account})
@@ -608,15 +623,6 @@ func (d *daemon) announce(r readyJSON) {
 		rows = append(rows, []string{"  listens on", a})
 	}
 	table(w, append(rows, []string{"  local API", r.API})...)
-	switch {
-	case r.Bridge != "":
-		fmt.Fprintf(w, "\nMake an address for somebody: kith bridge invite%s\n", home)
-	case d.role == node.RoleCommunity:
-		fmt.Fprintf(w, "\nOthers begin here with:      kith up --bootstrap %s\n", bootstrapExample(r.Listen))
-	default:
-		fmt.Fprintf(w, "\nMake a link for a friend:    kith invite%s\nHave a link from a friend:   kith accept LINK%s\n", home, home)
-	}
-	fmt.Fprintf(w, "Stop with Ctrl-C, or:        kith down%s\n\n", home)
 }
 
 // bootstrapExample is the address most likely to work from elsewhere.

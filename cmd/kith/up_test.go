@@ -126,7 +126,19 @@ func TestUp(t *testing.T) {
 		if code != exitOK || stderr != "" || !strings.Contains(stdout, "kith runs already") || !strings.Contains(stdout, d.ready.Listen[0]) {
 			t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
 		}
+		if !strings.Contains(stdout, fmt.Sprintf("(process %d)", d.Process.Pid)) || strings.Contains(stdout, "is ready") || strings.Contains(stdout, "Ctrl-C") {
+			t.Errorf("of the one that runs it says %q", stdout)
+		}
 		_, stdout, _ = cli(t, "", "--home", home, "up", "--json")
+		for _, e := range decodeLines[struct {
+			Event string
+			PID   int
+			Since int64
+		}](t, stdout) {
+			if started := time.UnixMilli(e.Since); e.Event == "running" && (e.PID != d.Process.Pid || time.Since(started) > time.Minute) {
+				t.Errorf("kith up --json says that process %d runs since %v", e.PID, started)
+			}
+		}
 		lines := decodeLines[readyJSON](t, stdout)
 		if last := lines[len(lines)-1]; last.Event != "ready" || last.Account != d.ready.Account || last.API != d.ready.API {
 			t.Errorf("kith up --json prints %q", stdout)
