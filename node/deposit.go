@@ -285,6 +285,19 @@ func (c *courier) mailboxes(ctx context.Context) (nodes []peer.AddrInfo, err err
 	return nodes, err
 }
 
+// countMailboxes is how many mailboxes a device has told us of.
+func countMailboxes(tx *store.Tx, device []byte) (int, error) {
+	b, err := tx.DeviceBoxes(device)
+	if ok, err := found(err); !ok {
+		return 0, err
+	}
+	set, err := mailbox.ParseSet(b)
+	if err != nil {
+		return 0, errors.Join(store.ErrDamaged, err)
+	}
+	return len(set.Nodes), nil
+}
+
 // mailboxesOf are the mailboxes that a device has told us of and that we may
 // dial, or have others bring mail to, at most maxHolders: in the order of the
 // set, but those whose receipts do not count come last.

@@ -394,6 +394,11 @@ func (n *Node) Trace(ctx context.Context, req *apiv1.TraceRequest) (*apiv1.Trace
 			if shown.Holding, err = n.holding(tx, d); err != nil {
 				return err
 			}
+			boxes, err := countMailboxes(tx, d.Device)
+			if err != nil {
+				return err
+			}
+			shown.Mailboxes = int32(boxes)
 			all, err := attempts(d.Attempts)
 			if err != nil {
 				return err

@@ -253,6 +253,39 @@ func TestMailboxNone(t *testing.T) {
 	}
 }
 
+// TestHeldByNobody: who waits until a message is held, and has or meets somebody without
+// mailboxes, is told who that is.
+func TestHeldByNobody(t *testing.T) {
+	n, nodes := newMailNetwork(t)
+	a, b := mailPerson(n, nodes, "a", "ann"), n.home("b", "--name", "ben", "--listen", "/ip4/127.0.0.1/tcp/0", "--mailbox", "none", "--bootstrap", nodes[0].ready.Listen[0])
+	b.up()
+	a.boxesWork(3)
+	n.meet(a, "ann", b, "ben")
+	for _, test := range []struct {
+		from, to *home
+		name     string
+		want     string
+		note     bool
+	}{
+		{b, a, "ann", "this daemon uses none, by --mailbox none; kith down --home " + b.dir, true},
+		{a, b, "ben", "was left at no mailbox: ben has told of none", false},
+	} {
+		test.to.stop()
+		code, _, stderr := test.from.cli("send", test.name, "are you there?", "--wait", "held", "--timeout", "100ms")
+		if note := strings.Contains(stderr, "Waiting until it is delivered"); code != exitTimeout || !strings.Contains(stderr, test.want) || note != test.note {
+			t.Errorf("to %s: exit %d, %q, want %q", test.name, code, stderr, test.want)
+		}
+		test.to.up()
+	}
+	var sent struct{ ID string }
+	b.decode(&sent, "send", "ann", "where is your mail?")
+	b.until("the trace says how many mailboxes there are", func() bool {
+		var trace struct{ Devices []struct{ Mailboxes int } }
+		b.decode(&trace, "trace", sent.ID)
+		return len(trace.Devices) == 1 && trace.Devices[0].Mailboxes == 3
+	})
+}
+
 // TestQuotaReached: a sender is told that the mailboxes have no room, and the
 // message waits and arrives all the same.
 func TestQuotaReached(t *testing.T) {

@@ -276,6 +276,7 @@ func (k *kith) printTrace(res *apiv1.TraceResponse) {
 		Attempts  []attempt `json:"attempts"`
 		Next      *int64    `json:"next"`
 		Delivered *int64    `json:"delivered"`
+		Mailboxes int32     `json:"mailboxes"`
 		holdingJSON
 	}
 	at := func(ms int64) *int64 {
@@ -286,7 +287,7 @@ func (k *kith) printTrace(res *apiv1.TraceResponse) {
 	}
 	devices := []device{}
 	for _, d := range res.Devices {
-		entry := device{Device: d.Device, State: d.State, Attempts: []attempt{}, Next: at(d.NextMs), Delivered: at(d.DeliveredMs), holdingJSON: toHolding(d.Holding)}
+		entry := device{Device: d.Device, State: d.State, Attempts: []attempt{}, Next: at(d.NextMs), Delivered: at(d.DeliveredMs), Mailboxes: d.Mailboxes, holdingJSON: toHolding(d.Holding)}
 		for _, a := range d.Attempts {
 			entry.Attempts = append(entry.Attempts, attempt{a.TimeMs, a.Road, a.Result})
 		}

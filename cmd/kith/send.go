@@ -130,6 +130,9 @@ func (s *sender) send(ctx context.Context, texts []string, key string) ([]*apiv1
 	}
 	if s.flags.wait != "" && s.ledger == nil {
 		s.ledger = watchLedger(ctx, s.client, res.After)
+		if s.flags.wait == "held" && s.boxless(ctx) {
+			s.k.notef("This daemon uses no mailboxes, by --mailbox none. Waiting until it is delivered …")
+		}
 	}
 	s.count += len(res.Messages)
 	return res.Messages, nil
@@ -172,6 +175,12 @@ func (s *sender) report(ctx context.Context, messages []*apiv1.Message) error {
 	return nil
 }
 
+// boxless says whether this daemon uses no mailboxes, those of contacts either.
+func (s *sender) boxless(ctx context.Context) bool {
+	status, err := s.client.Status(ctx, &apiv1.StatusRequest{})
+	return err == nil && status.GetMailboxes().GetMode() == "none"
+}
+
 // late says what a message waits for that has not come as far as asked for.
 func (s *sender) late(ctx context.Context, m *apiv1.Message) error {
 	e := &api.Error{
@@ -187,8 +196,9 @@ func (s *sender) late(ctx context.Context, m *apiv1.Message) error {
 	if err != nil {
 		return e
 	}
-	why := ""
+	why, boxes := "", int32(0)
 	for _, d := range trace.Devices {
+		boxes += d.Mailboxes
 		for _, a := range d.Attempts {
 			if a.Road == "mailbox" {
 				why = a.Result
@@ -196,9 +206,15 @@ func (s *sender) late(ctx context.Context, m *apiv1.Message) error {
 		}
 	}
 	switch {
+	case why == "" && s.boxless(ctx):
+		e.Message = fmt.Sprintf("the message is %s and is left at no mailbox: this daemon uses none, by --mailbox none", m.State)
+		e.Hint = "kith down, then kith up --mailbox auto, leaves it at the contact's; else it is delivered when both are online, see: kith trace " + m.Id
+	case why == "" && boxes == 0:
+		e.Message = fmt.Sprintf("the message is %s and was left at no mailbox: %s has told of none", m.State, s.request.Conversation)
+		e.Hint = "it is delivered when both are online, see: kith trace " + m.Id
 	case why == "":
-		e.Message = fmt.Sprintf("the message is %s and was left at no mailbox", m.State)
-		e.Hint = "the contact may have none; it is delivered when both are online, see: kith trace " + m.Id
+		e.Message = fmt.Sprintf("the message is %s and was left at no mailbox yet; %s has told of %d", m.State, s.request.Conversation, boxes)
+		e.Hint = "this is tried again by itself, see: kith trace " + m.Id
 	case strings.HasSuffix(why, "is full"):
 		e.Code = api.CodeQuota
 		fallthrough

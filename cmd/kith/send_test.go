@@ -210,10 +210,11 @@ func TestSendLinesHeld(t *testing.T) {
 type traced struct {
 	*teller
 	attempts []*apiv1.Attempt
+	told     int32 // mailboxes of the contact
 }
 
 func (b traced) Trace(context.Context, *apiv1.TraceRequest) (*apiv1.TraceResponse, error) {
-	return &apiv1.TraceResponse{Message: b.message(), Devices: []*apiv1.Delivery{{Attempts: b.attempts}}}, nil
+	return &apiv1.TraceResponse{Message: b.message(), Devices: []*apiv1.Delivery{{Attempts: b.attempts, Mailboxes: b.told}}}, nil
 }
 
 // TestSendLate: who waits in vain for mailboxes is told what they said.
@@ -221,18 +222,19 @@ func TestSendLate(t *testing.T) {
 	attempt := func(road, result string) *apiv1.Attempt { return &apiv1.Attempt{Road: road, Result: result} }
 	for _, test := range []struct {
 		attempts []*apiv1.Attempt
+		told     int32
 		wait     string
 		code     int
 		want     string
 	}{
-		{nil, "held", exitTimeout, "was left at no mailbox; the contact may have none"},
-		{[]*apiv1.Attempt{attempt("direct", "unreachable")}, "held", exitTimeout, "was left at no mailbox"},
-		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("direct", "unreachable")}, "held", exitQuota, "not yet held: the mailbox is full; "},
-		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("mailbox", "held by 1 of 3")}, "held", exitTimeout, "not yet held: held by 1 of 3; "},
-		{[]*apiv1.Attempt{attempt("mailbox", "held by 1 of 3: the mailbox is full")}, "held", exitQuota, "not yet held: held by 1 of 3: the mailbox is full; "},
-		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full")}, "delivered", exitTimeout, "still on its way"},
+		{nil, 0, "held", exitTimeout, "was left at no mailbox: bob has told of none; it is delivered when both are online"},
+		{[]*apiv1.Attempt{attempt("direct", "unreachable")}, 3, "held", exitTimeout, "was left at no mailbox yet; bob has told of 3; this is tried again by itself"},
+		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("direct", "unreachable")}, 3, "held", exitQuota, "not yet held: the mailbox is full; "},
+		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full"), attempt("mailbox", "held by 1 of 3")}, 3, "held", exitTimeout, "not yet held: held by 1 of 3; "},
+		{[]*apiv1.Attempt{attempt("mailbox", "held by 1 of 3: the mailbox is full")}, 3, "held", exitQuota, "not yet held: held by 1 of 3: the mailbox is full; "},
+		{[]*apiv1.Attempt{attempt("mailbox", "the mailbox is full")}, 3, "delivered", exitTimeout, "still on its way"},
 	} {
-		home := serve(t, traced{&teller{name: "bob"}, test.attempts})
+		home := serve(t, traced{&teller{name: "bob"}, test.attempts, test.told})
 		code, _, stderr := cli(t, "", "--home", home, "send", "bob", "hi", "--wait", test.wait, "--timeout", "200ms")
 		if code != test.code || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "kith trace --home "+home+" id of hi") || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("--wait %s after %v: exit %d, %q, want exit %d and %q", test.wait, test.attempts, code, stderr, test.code, test.want)

@@ -4008,7 +4008,8 @@ type Delivery struct {
 	Attempts      []*Attempt             `protobuf:"bytes,3,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	NextMs        int64                  `protobuf:"varint,4,opt,name=next_ms,json=nextMs,proto3" json:"next_ms,omitempty"` // 0: none planned
 	DeliveredMs   int64                  `protobuf:"varint,5,opt,name=delivered_ms,json=deliveredMs,proto3" json:"delivered_ms,omitempty"`
-	Holding       *Holding               `protobuf:"bytes,6,opt,name=holding,proto3" json:"holding,omitempty"` // while mailboxes keep it
+	Holding       *Holding               `protobuf:"bytes,6,opt,name=holding,proto3" json:"holding,omitempty"`      // while mailboxes keep it
+	Mailboxes     int32                  `protobuf:"varint,7,opt,name=mailboxes,proto3" json:"mailboxes,omitempty"` // that the device has told us of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4083,6 +4084,13 @@ func (x *Delivery) GetHolding() *Holding {
 		return x.Holding
 	}
 	return nil
+}
+
+func (x *Delivery) GetMailboxes() int32 {
+	if x != nil {
+		return x.Mailboxes
+	}
+	return 0
 }
 
 type Attempt struct {
@@ -6991,14 +6999,15 @@ const file_v1_kith_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"h\n" +
 	"\rTraceResponse\x12*\n" +
 	"\amessage\x18\x01 \x01(\v2\x10.kith.v1.MessageR\amessage\x12+\n" +
-	"\adevices\x18\x02 \x03(\v2\x11.kith.v1.DeliveryR\adevices\"\xce\x01\n" +
+	"\adevices\x18\x02 \x03(\v2\x11.kith.v1.DeliveryR\adevices\"\xec\x01\n" +
 	"\bDelivery\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12,\n" +
 	"\battempts\x18\x03 \x03(\v2\x10.kith.v1.AttemptR\battempts\x12\x17\n" +
 	"\anext_ms\x18\x04 \x01(\x03R\x06nextMs\x12!\n" +
 	"\fdelivered_ms\x18\x05 \x01(\x03R\vdeliveredMs\x12*\n" +
-	"\aholding\x18\x06 \x01(\v2\x10.kith.v1.HoldingR\aholding\"N\n" +
+	"\aholding\x18\x06 \x01(\v2\x10.kith.v1.HoldingR\aholding\x12\x1c\n" +
+	"\tmailboxes\x18\a \x01(\x05R\tmailboxes\"N\n" +
 	"\aAttempt\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x12\n" +
 	"\x04road\x18\x02 \x01(\tR\x04road\x12\x16\n" +
