@@ -58,6 +58,8 @@ func TestBadInvite(t *testing.T) {
 	}{
 		{"no link", "hello", "kith:", exitUsage},
 		{"another scheme", "https://example.org/" + link[len("kith:"):], "kith:", exitUsage},
+		{"without its scheme", link[len("kith:"):], "has lost its beginning; put kith: before it", exitUsage},
+		{"something else after the scheme", "kith:AAAA", "this is not a kith invite; copy the whole link, from kith: to its end", exitUsage},
 		{"only the scheme", "kith:", "cut short", exitUsage},
 		{"truncated", link[:len(link)-4], "cut short", exitUsage},
 		{"longer", link + "AAAA", "copy the link again", exitUsage},

@@ -24,7 +24,8 @@ import (
 
 // Errors of Parse. Each is a sentence for the person who pasted the link.
 var (
-	ErrNotInvite = errors.New("this is not a kith invite: ask for a link that begins with kith:")
+	ErrNotInvite = errors.New("this is not a kith invite: copy the whole link, from kith: to its end, or ask for a new one")
+	ErrNoScheme  = errors.New("the link has lost its beginning: put kith: before it")
 	ErrTruncated = errors.New("the invite is cut short: copy the whole link and try again")
 	ErrDamaged   = errors.New("the invite is damaged: copy the link again, or ask for a new one")
 	ErrNewer     = errors.New("the invite was made by a newer kith: update kith and try again")
@@ -145,6 +146,11 @@ func Parse(text string) (*Invite, error) {
 	}
 	text = strings.TrimSpace(text)
 	if !strings.HasPrefix(text, scheme) && !strings.HasPrefix(text, qrScheme) {
+		if whole := scheme + text; len(whole) <= maxText {
+			if _, err := Parse(whole); err == nil {
+				return nil, ErrNoScheme
+			}
+		}
 		return nil, ErrNotInvite
 	}
 	payload, err := decodeText(text)

@@ -101,6 +101,8 @@ func text(payload []byte, sum bool) string {
 	return scheme + base64.RawURLEncoding.EncodeToString(payload)
 }
 
+// TestParseErrors: what is no invite is told apart as docs/spec/invite.md, section 4,
+// says, and a link without its scheme is not accepted.
 func TestParseErrors(t *testing.T) {
 	inv := newInvite(t, 7, false, []byte("way in"))
 	link, payload := inv.Link(), inv.payload()
@@ -125,7 +127,11 @@ func TestParseErrors(t *testing.T) {
 		{"empty", "", ErrNotInvite},
 		{"white space", " \n", ErrNotInvite},
 		{"a web address", "https://example.org", ErrNotInvite},
-		{"no scheme", link[len(scheme):], ErrNotInvite},
+		{"no scheme", link[len(scheme):], ErrNoScheme},
+		{"no scheme, and cut short", link[len(scheme) : len(link)-1], ErrNotInvite},
+		{"no scheme of a QR text", inv.QR()[len(qrScheme):], ErrNotInvite},
+		{"another kind", scheme + "AAAA", ErrNotInvite},
+		{"too long without a scheme", strings.Repeat("A", maxText), ErrNotInvite},
 		{"scheme only", scheme, ErrTruncated},
 		{"too long", scheme + strings.Repeat("A", maxText), ErrNotInvite},
 		{"one character short", link[:len(link)-1], ErrTruncated},
