@@ -405,6 +405,8 @@ func TestUsage(t *testing.T) {
 		{"ping bob -c -1", "negative"},
 		{"status --timeout -1s", "negative"},
 		{"status --timeout never", `--timeout takes a time such as 30s or 5m, not "never"`},
+		{"lan maybe", `the local network is either on or off, not "maybe"; use kith lan on`},
+		{"lan on off", "kith lan on"},
 		{"help frob", `there is no command "frob"; see all commands with: kith help`},
 		{"help node frob", `there is no command "node frob"`},
 		{"mailbox frob", `there is no command "mailbox frob"; see: kith mailbox --help`},
