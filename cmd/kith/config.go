@@ -342,6 +342,7 @@ the file.`,
 		}
 		k.print(v, func(w io.Writer) {
 			fmt.Fprintf(w, "# %s\n", clean(c.paths.Config))
+			fmt.Fprintln(w, k.here("# Flags that a running daemon was given are not in this; where it listens is shown by: kith status"))
 			row := func(key string, e entry) []string {
 				return []string{key, "= " + tomlValue(e.Value), "# " + e.From}
 			}

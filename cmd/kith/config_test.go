@@ -126,6 +126,9 @@ func TestConfigPrinted(t *testing.T) {
 	if stderr != "" {
 		t.Fatal(stderr)
 	}
+	if !strings.Contains(printed, "given are not in this; where it listens is shown by: kith status --home "+home) {
+		t.Errorf("flags are passed over in silence:\n%s", printed)
+	}
 	writeFile(t, file, printed)
 	code, again, stderr := cli(t, "", "--home", home, "config")
 	if code != exitOK {
