@@ -374,6 +374,7 @@ type bundleImportJSON struct {
 	Waiting   int32              `json:"waiting"`
 	Invites   int32              `json:"invites"`
 	From      []bundleSenderJSON `json:"from"`
+	LeftOut   string             `json:"left_out,omitempty"` // why, if it was
 }
 
 type bundleSenderJSON struct {
@@ -457,17 +458,37 @@ func (k *kith) readBundles(ctx context.Context, arg string, req *apiv1.ImportBun
 		show(arg, r)
 		return nil
 	}
-	entries, err := os.ReadDir(arg)
+	return k.readFolder(ctx, client, arg, req, show)
+}
+
+// readFolder reads the bundles of a folder, and says what it leaves out: a bundle that
+// was cut short looks like any other file.
+func (k *kith) readFolder(ctx context.Context, client *api.Client, dir string, req *apiv1.ImportBundleRequest, show func(string, *apiv1.ImportBundleResponse)) error {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return explainFile(err)
 	}
-	found := 0
+	leaveOut := func(path string, size int64, why string) {
+		if k.json {
+			writeJSON(k.stdout, bundleImportJSON{Path: path, Bytes: size, From: []bundleSenderJSON{}, LeftOut: why})
+		}
+	}
+	found, others, other := 0, 0, ""
 	var first error
+	var failed []string
 	for _, e := range entries {
-		if info, err := e.Info(); err != nil || !info.Mode().IsRegular() || !bundle.IsSize(info.Size()) {
+		info, err := e.Info()
+		if err != nil || !info.Mode().IsRegular() || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		path := filepath.Join(arg, e.Name())
+		path := filepath.Join(dir, e.Name())
+		if !bundle.IsSize(info.Size()) {
+			if others++; others == 1 {
+				other = path
+			}
+			leaveOut(path, info.Size(), "it has not the size of a bundle")
+			continue
+		}
 		r, err := importFile(ctx, client, path, req)
 		switch {
 		case err == nil:
@@ -475,17 +496,31 @@ func (k *kith) readBundles(ctx context.Context, arg string, req *apiv1.ImportBun
 			show(path, r)
 		case ctx.Err() != nil, !passable(err):
 			return explainFile(err)
-		case first == nil:
-			first = err
+		default:
+			why := k.explain(explainFile(err))
+			leaveOut(path, info.Size(), why.Message)
+			failed = append(failed, path+": "+why.Message+prefixed("; ", why.Hint))
+			if first == nil {
+				first = err
+			}
 		}
 	}
-	if found > 0 {
-		return nil
-	}
-	if first != nil {
+	if found == 0 && first != nil {
 		return explainFile(first)
 	}
-	return &api.Error{Code: api.CodeNotFound, Message: "there is no bundle in this folder", Hint: "name a file if it was cut short or is on paper: kith bundle import FILE"}
+	for _, f := range failed {
+		k.notef("%s", clean(f))
+	}
+	const byName = "name a file if it was cut short or is on paper: kith bundle import FILE"
+	switch {
+	case found == 0:
+		return &api.Error{Code: api.CodeNotFound, Message: "there is no bundle in this folder", Hint: byName}
+	case others == 1:
+		k.notef("%s was left out, as it has not the size of a bundle; %s", clean(other), k.here(byName))
+	case others > 1:
+		k.notef("%s and %s more were left out, as they have not the size of a bundle; %s", clean(other), plural(others-1, "file"), k.here(byName))
+	}
+	return nil
 }
 
 // passable says whether an error belongs to one file of a folder, and the others

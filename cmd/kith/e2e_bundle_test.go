@@ -129,6 +129,29 @@ func TestBundles(t *testing.T) {
 	ben.refused(exitUsage, "no text", "bundle", "import", file("letter"))
 	ben.refused(exitNotFound, "there is no", "bundle", "import", file("missing"))
 	ben.refused(exitNotFound, "no bundle in this folder", "bundle", "import", t.TempDir())
+
+	// Of a folder every bundle is read, and what is not is said.
+	folder := t.TempDir()
+	for name, b := range map[string][]byte{"1 whole": whole, "2 damaged": damaged, "3 short": whole[:1000], ".hidden": nil} {
+		if err := os.WriteFile(filepath.Join(folder, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, text, notes := ben.cli("bundle", "import", folder)
+	if code != exitOK || !strings.Contains(text, "1 whole: Nothing new") || strings.Count(notes, "\n") != 2 ||
+		!strings.Contains(notes, "2 damaged: ") || !strings.Contains(notes, "3 short was left out, as it has not the size of a bundle; name a file if") {
+		t.Errorf("a folder: exit %d, %q, %q", code, text, notes)
+	}
+	lines := decodeLines[bundleImportJSON](t, ben.must("bundle", "import", folder, "--json"))
+	if len(lines) != 3 || lines[0].LeftOut != "" || lines[1].LeftOut == "" || lines[2].LeftOut == "" {
+		t.Errorf("of a folder programs are told %+v", lines)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "4 short"), whole[:1000], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, notes := ben.cli("bundle", "import", folder); !strings.Contains(notes, "3 short and 1 file more were left out") {
+		t.Errorf("of two cut files it says %q", notes)
+	}
 	ann.refused(exitRefused, "made here", "bundle", "import", file("there"))
 	ann.refused(exitRefused, "is there already", "bundle", "export", file("photo"))
 	ann.refused(exitNotFound, "no folder", "bundle", "export", filepath.Join(stick, "none", "x"))
