@@ -101,13 +101,9 @@ func (b *beacon) renewed(rest time.Time) bool {
 	return true
 }
 
-// status is how far it has come. Of records that are to be made anew none counts.
 func (b *beacon) status() published {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.anew.Load() {
-		return published{0, max(1, b.result.goal)}
-	}
 	return b.result
 }
 
@@ -346,9 +342,7 @@ func (b *beacon) announce(ctx context.Context, done map[[32]byte]rendezvous.Poin
 		})
 	}
 	round.Wait()
-	b.mu.Lock()
-	kept := b.result.kept
-	b.mu.Unlock()
+	kept := b.status().kept
 	b.n.log.Debug("announced", "due", len(due), "kept", kept, "goal", goal)
 	return kept == goal
 }

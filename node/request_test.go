@@ -210,6 +210,7 @@ func TestA07_PrekeyDepletion(t *testing.T) {
 		alice, bob := w.talking()
 		link, single := reusable(alice), oneTime(alice, "dave")
 		announced(alice)
+		time.Sleep(time.Minute) // and what has changed lately
 		shown, own := bundleOf(t, alice, link), bundleOf(t, alice, single)
 		session, seen := sessions(t, alice, "bob"), bob.Contact("alice")
 
