@@ -68,6 +68,7 @@ type beacon struct {
 
 	mu     sync.Mutex
 	result published
+	under  chan struct{} // closed when the round under way is over; nil: there is none
 }
 
 // published is how far the announcing has come.
@@ -99,6 +100,30 @@ func (b *beacon) renewed(rest time.Time) bool {
 	}
 	b.anew.Store(false)
 	return true
+}
+
+// begin says that a round of announcing is under way, until over is called.
+func (b *beacon) begin() (over func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	under := make(chan struct{})
+	b.under = under
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.under = nil
+		close(under)
+	}
+}
+
+// round is closed as soon as no announcing is under way.
+func (b *beacon) round() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.under == nil {
+		return closed
+	}
+	return b.under
 }
 
 func (b *beacon) status() published {
@@ -169,11 +194,14 @@ func (b *beacon) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		over := b.begin()
 		if !b.settle(ctx) {
+			over()
 			return
 		}
 		began := time.Now()
 		complete := b.announce(ctx, done)
+		over()
 		rest = time.Now().Add(restShare * time.Since(began))
 		if complete {
 			pause = retryAnnounceMin

@@ -134,21 +134,30 @@ func residentMemory() int64 {
 }
 
 // firstTime is how long after a start community nodes are given to answer for the
-// first time, before it is called wrong that none has.
-const firstTime = 5 * time.Second
+// first time, before it is called wrong that none has, and roundTime how long a round
+// of announcing that is under way has.
+const (
+	firstTime = 5 * time.Second
+	roundTime = 5 * time.Second
+)
 
-// awaitFirst returns when community nodes were asked for the first time.
+// awaitFirst returns when community nodes were asked for the first time, and what is
+// being announced is.
 func (n *Node) awaitFirst(ctx context.Context) {
 	if n.self == nil {
 		return
 	}
-	timer := time.NewTimer(min(firstTime, firstTime-n.now().Sub(n.started)))
-	defer timer.Stop()
-	select {
-	case <-n.relays.settled:
-	case <-timer.C:
-	case <-ctx.Done():
+	wait := func(most time.Duration, what <-chan struct{}) {
+		timer := time.NewTimer(most)
+		defer timer.Stop()
+		select {
+		case <-what:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
 	}
+	wait(min(firstTime, firstTime-n.now().Sub(n.started)), n.relays.settled)
+	wait(roundTime, n.beacon.round())
 }
 
 // Doctor looks at everything that messages depend on and says, for each, what
