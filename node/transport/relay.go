@@ -276,12 +276,13 @@ func anyOverVeil(conns []network.Conn) bool {
 	return slices.ContainsFunc(conns, func(c network.Conn) bool { return OverVeil(c) })
 }
 
-// veiled reports whether a node is reached, or would be, through a bridge.
-func (h *Host) veiled(node peer.ID) bool {
-	if conns := h.Network().ConnsToPeer(node); len(conns) > 0 {
+// veiled reports whether a node is reached, or would be, through a bridge: at the
+// addresses that are given, and at those that are known besides.
+func (h *Host) veiled(node peer.AddrInfo) bool {
+	if conns := h.Network().ConnsToPeer(node.ID); len(conns) > 0 {
 		return anyOverVeil(conns)
 	}
-	known := h.mode.filter(h.Peerstore().Addrs(node))
+	known := h.mode.filter(slices.Concat(node.Addrs, h.Peerstore().Addrs(node.ID)))
 	return len(known) > 0 && !slices.ContainsFunc(known, func(a ma.Multiaddr) bool { return !IsVeil(a) })
 }
 

@@ -74,18 +74,18 @@ func (r *roundabout) Dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (trans
 	if !ok {
 		return nil, fmt.Errorf("%v leads through no relay", a)
 	}
-	relay, err := peer.IDFromP2PAddr(through)
+	relay, err := peer.AddrInfoFromP2pAddr(through)
 	if err != nil {
 		return nil, err
 	}
-	dialler, err := r.by(relay)
+	dialler, err := r.by(relay.ID)
 	if err != nil {
 		return nil, err
 	}
-	if deadline, ok := ctx.Deadline(); ok && r.host.veiled(relay) {
+	if deadline, ok := ctx.Deadline(); ok && r.host.veiled(*relay) {
 		usual := time.Until(deadline)
 		bridged, cancel := prolonged(ctx, time.Now().Add(veilDialTimeout))
-		err := r.host.BasicHost.Connect(bridged, peer.AddrInfo{ID: relay})
+		err := r.host.BasicHost.Connect(bridged, peer.AddrInfo{ID: relay.ID})
 		cancel()
 		if err != nil {
 			return nil, err

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"io"
 	"math/big"
 	"net"
@@ -318,34 +319,36 @@ func (l *lateConn) Close() error {
 	return l.Conn.Close()
 }
 
+// loopbackHost is a whole host on this machine alone.
+func loopbackHost(t *testing.T, cfg Config) *Host {
+	t.Helper()
+	cfg.Key, _ = NewKey(rand.Reader)
+	cfg.Dial = Loopback
+	cfg.Memory = MinMemory
+	h, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
 // TestVeilSlowRelay: whoever is met through a relay behind a slow bridge is given
 // the round trips that it takes, which are more than the swarm's time for a dial.
 func TestVeilSlowRelay(t *testing.T) {
 	t.Parallel()
 	cert := selfSigned(t, "cats.example")
-	host := func(cfg Config) *Host {
-		t.Helper()
-		cfg.Key, _ = NewKey(rand.Reader)
-		cfg.Dial = Loopback
-		cfg.Memory = MinMemory
-		h, err := New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { h.Close() })
-		return h
-	}
-	bridge := host(Config{
+	bridge := loopbackHost(t, Config{
 		Role: Community, Relay: true,
 		Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")},
 		Bridge: veiled(cert),
 	})
-	home := host(Config{Role: Contacts})
+	home := loopbackHost(t, Config{Role: Contacts})
 	if _, err := home.Reserve(t.Context(), peer.AddrInfo{ID: bridge.ID(), Addrs: bridge.Network().ListenAddresses()}); err != nil {
 		t.Fatal(err)
 	}
 	const late = 900 * time.Millisecond
-	guest := host(Config{Role: Contacts, Veil: VeilClient{DialTCP: func(ctx context.Context, network, address string) (net.Conn, error) {
+	guest := loopbackHost(t, Config{Role: Contacts, Veil: VeilClient{DialTCP: func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, address)
 		if err != nil {
 			return nil, err
@@ -361,6 +364,30 @@ func TestVeilSlowRelay(t *testing.T) {
 	}
 	if took < 2*dialTimeout {
 		t.Errorf("it took %v: this network is not slow", took)
+	}
+}
+
+// TestRelayBesideBlockedBridge: a relay whose own address is named is dialled there,
+// although it is known as a bridge as well, and that is blocked.
+func TestRelayBesideBlockedBridge(t *testing.T) {
+	t.Parallel()
+	cert := selfSigned(t, "cats.example")
+	relay := loopbackHost(t, Config{
+		Role: Community, Relay: true,
+		Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/0")},
+		Bridge: veiled(cert),
+	})
+	home := loopbackHost(t, Config{Role: Contacts})
+	open := peer.AddrInfo{ID: relay.ID(), Addrs: relay.Network().ListenAddresses()}
+	if _, err := home.Reserve(t.Context(), open); err != nil {
+		t.Fatal(err)
+	}
+	guest := loopbackHost(t, Config{Role: Contacts, Veil: VeilClient{DialTCP: func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New("blocked")
+	}}})
+	guest.Peerstore().AddAddr(relay.ID(), veilAt(t, relay, cert), peerstore.PermanentAddrTTL)
+	if err := guest.Connect(Roundabout(t.Context()), peer.AddrInfo{ID: home.ID(), Addrs: Circuit(open)}); err != nil {
+		t.Errorf("not met: %v", err)
 	}
 }
 
