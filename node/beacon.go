@@ -43,7 +43,10 @@ const (
 
 	// After an announcement nothing is announced anew for restShare times as long as it
 	// took: each takes all of a slow line, and at first something changes all the time.
+	// It is restMax at most: one that nobody answered takes as long as it is waited for,
+	// and says nothing of the line, and records that name a lost relay lead nowhere.
 	restShare = 2
+	restMax   = time.Minute
 
 	// lookAround is how often our own addresses are looked at: libp2p says
 	// nothing of changes to addresses that it does not publish.
@@ -86,6 +89,11 @@ func (b *beacon) wake() { poke(b.changed) }
 func (b *beacon) renew() {
 	b.anew.Store(true)
 	poke(b.changed)
+}
+
+// restAfter is until when nothing is announced anew after what began then and is over.
+func restAfter(began time.Time) time.Time {
+	return time.Now().Add(min(restShare*time.Since(began), restMax))
 }
 
 // renewed says whether everything is to be announced anew. If it is, but not before
@@ -202,7 +210,7 @@ func (b *beacon) run(ctx context.Context) {
 		began := time.Now()
 		complete := b.announce(ctx, done)
 		over()
-		rest = time.Now().Add(restShare * time.Since(began))
+		rest = restAfter(began)
 		if complete {
 			pause = retryAnnounceMin
 			continue

@@ -129,6 +129,11 @@ func TestPlace(t *testing.T) {
 func TestRecordsRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBeacon(&Node{})
+		for took, want := range map[time.Duration]time.Duration{5 * time.Second: 10 * time.Second, time.Hour: time.Minute} {
+			if rest := time.Until(restAfter(time.Now().Add(-took))); rest != want {
+				t.Errorf("after an announcement that took %v records rest for %v, want %v", took, rest, want)
+			}
+		}
 		rest := time.Now().Add(10 * time.Second)
 		if b.renewed(rest) {
 			t.Error("nothing has changed")

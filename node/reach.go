@@ -341,7 +341,7 @@ func (c *courier) prove(a ma.Multiaddr) {
 }
 
 // open opens a conversation with a device on a connection, under the name that the
-// newest of our secrets gives it, or the next.
+// first of our secrets gives it, or the next one where the device serves none such.
 func (c *courier) open(ctx context.Context, keys []protocol.Shared, id peer.ID) (*conversation, error) {
 	today := rendezvous.Day(c.n.now())
 	for _, k := range keys {

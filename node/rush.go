@@ -28,7 +28,7 @@ type rush struct {
 	mu      sync.Mutex
 	devices map[identity.DeviceHash]*time.Timer // whom somebody waits for
 	over    chan struct{}                       // closed when there are none; nil then
-	until   time.Time                           // when all of them end at last
+	until   time.Time                           // when those end that have no conversation
 	rest    time.Time                           // none begins before
 }
 
