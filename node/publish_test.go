@@ -156,7 +156,7 @@ func TestRecordsRest(t *testing.T) {
 
 // While relays are looked for anew, records go on saying what they said.
 func TestRelaysTold(t *testing.T) {
-	n := &Node{}
+	n := &Node{modes: &modes{mode: transport.Censored}}
 	n.beacon = newBeacon(n)
 	r := newRelays(n)
 	id, err := peer.Decode("12D3KooWDBEmPh41n4p3WTk6z6Xu1REDq2pwn59fd4HiyehFnFVy")
@@ -183,4 +183,11 @@ func TestRelaysTold(t *testing.T) {
 	told(1, false)
 	r.forget(id)
 	told(0, true)
+	r.held[id] = reservation{info: peer.AddrInfo{ID: id}}
+	told(1, true)
+	n.modes.mode = transport.Open
+	told(0, true) // a bridge's name is not for everybody
+	if held, _ := r.standing(); held != 0 {
+		t.Errorf("everybody reaches us through %d relays", held)
+	}
 }

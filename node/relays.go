@@ -77,9 +77,12 @@ type reservation struct {
 	door  bool          // it is a bridge at which we wait for those to whom we name it
 }
 
-// general reports whether a reservation is for everybody, and not only for who
-// knows the bridge.
-func (h reservation) general() bool { return !h.door || len(h.info.Addrs) > 0 }
+// general reports whether a reservation is for everybody. Where others dial what they
+// like, one at a bridge is of use to those alone who know it, and its name nothing for
+// the rest.
+func (r *relays) general(h reservation) bool {
+	return len(h.info.Addrs) > 0 || !h.door && r.n.modes.censored()
+}
 
 func newRelays(n *Node) *relays {
 	return &relays{
@@ -128,7 +131,7 @@ func (r *relays) tell() {
 	defer r.mu.Unlock()
 	var now []ma.Multiaddr
 	for _, h := range r.held {
-		if h.general() {
+		if r.general(h) {
 			now = append(now, transport.Circuit(h.info)...)
 		}
 	}
@@ -141,11 +144,15 @@ func (r *relays) tell() {
 }
 
 // count is how many relays everybody reaches us through.
-func (r *relays) count() (n int) {
+func (r *relays) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.countLocked()
+}
+
+func (r *relays) countLocked() (n int) {
 	for _, h := range r.held {
-		if h.general() {
+		if r.general(h) {
 			n++
 		}
 	}
@@ -157,7 +164,7 @@ func (r *relays) state(alone bool) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case len(r.held) > 0:
+	case r.countLocked() > 0:
 		return "ok"
 	case r.spared:
 		return "not needed: others can dial this machine"
@@ -169,11 +176,11 @@ func (r *relays) state(alone bool) string {
 	return "outgoing only: no community node relays for us yet"
 }
 
-// standing is how many relays we are reached through, and whether we need none.
+// standing is how many relays everybody reaches us through, and whether we need none.
 func (r *relays) standing() (held int, spared bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.held), r.spared
+	return r.countLocked(), r.spared
 }
 
 // skew is by how much the clocks of relays are before ours, of several by the one
@@ -273,22 +280,23 @@ func (r *relays) review(ctx context.Context) (lacking bool) {
 	}
 	r.mu.Unlock()
 	for _, h := range held {
-		door := slices.Contains(doors, h.info.ID)
+		h.door = slices.Contains(doors, h.info.ID)
 		switch {
-		case !door && (want == 0 || h.door && !r.n.modes.censored()):
+		case !h.door && (want == 0 || !r.general(h)):
 			r.n.cfg.Host.Release(h.info.ID)
 			r.forget(h.info.ID)
 		case !r.n.cfg.Host.Direct(h.info.ID):
 			r.forget(h.info.ID)
-		case !time.Now().Before(h.renew) && !r.reserve(ctx, h.info, door):
+		case !time.Now().Before(h.renew) && !r.reserve(ctx, h.info, h.door):
 			r.forget(h.info.ID)
 		default:
-			r.mark(h.info.ID, door)
+			r.mark(h.info.ID, h.door)
 		}
 	}
 	r.acquire(ctx, want-r.count())
 	for _, id := range doors {
 		if !r.mark(id, true) && !r.refused[id].After(time.Now()) {
+			r.tell() // who needs no bridge does not wait until one answers
 			r.reserve(ctx, r.n.modes.bridge(id), true)
 		}
 	}
@@ -406,7 +414,11 @@ func (r *relays) candidates(ctx context.Context) (out []peer.AddrInfo) {
 		if r.refused[info.ID].After(now) || len(info.Addrs) == 0 || info.ID == r.n.cfg.Host.ID() {
 			continue
 		}
-		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool { return !r.n.permits(a) })
+		// Where others dial what they like, a relay that we reach through a bridge is
+		// for nobody but those who know the bridge (doors).
+		info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a ma.Multiaddr) bool {
+			return !r.n.permits(a) || transport.IsVeil(a) && !r.n.modes.censored()
+		})
 		i := slices.IndexFunc(out, func(o peer.AddrInfo) bool { return o.ID == info.ID })
 		switch {
 		case len(info.Addrs) == 0:
@@ -427,7 +439,10 @@ func (r *relays) reserve(ctx context.Context, info peer.AddrInfo, door bool) boo
 		return false
 	}
 	lasts, err := host.Reserve(ctx, info)
-	if err != nil {
+	made := reservation{
+		info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin)), ahead: lasts - transport.ReservedTime, door: door,
+	}
+	if err != nil || !door && !r.general(made) {
 		if ctx.Err() == nil {
 			r.refused[info.ID] = time.Now().Add(relayRest/2 + rand.N(relayRest))
 			host.Release(info.ID)
@@ -436,9 +451,7 @@ func (r *relays) reserve(ctx context.Context, info peer.AddrInfo, door bool) boo
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.held[info.ID] = reservation{
-		info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin)), ahead: lasts - transport.ReservedTime, door: door,
-	}
+	r.held[info.ID] = made
 	return true
 }
 
