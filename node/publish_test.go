@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,6 +123,52 @@ func TestPlace(t *testing.T) {
 		if moved, lost := test.is.since(test.was); moved != test.moved || lost != test.lost {
 			t.Errorf("%s: moved %v, lost %v", name, moved, lost)
 		}
+	}
+}
+
+// We wait at no bridge but the user's own, and at none that is a secret: who named it to
+// us may run it, and would learn where we are.
+func TestF11_Doors(t *testing.T) {
+	st, err := store.Open(store.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	n := &Node{store: st, now: time.Now, modes: &modes{}}
+	var ours peer.ID
+	if err := st.Update(t.Context(), func(tx *store.Tx) error {
+		for i, b := range []store.BridgeRow{
+			{Source: store.BridgeFromUser, Shared: true},
+			{Source: store.BridgeFromUser},
+			{Source: store.BridgeFromInvite, Shared: true},
+			{Source: store.BridgeFromContact},
+		} {
+			_, pub, err := libp2pcrypto.GenerateEd25519Key(rand.Reader)
+			if err != nil {
+				return err
+			}
+			id, err := peer.IDFromPublicKey(pub)
+			if err != nil {
+				return err
+			}
+			if i == 0 {
+				ours = id
+			}
+			b.Address = fmt.Sprintf("/ip4/20.9.9.%d/tcp/443/tls/sni/cats.example/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/%s", i+1, id)
+			if err := tx.SaveBridge(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if doors, err := n.doors(t.Context()); err != nil || !slices.Equal(doors, []peer.ID{ours}) {
+		t.Errorf("we wait at %d bridges: %v, %v", len(doors), doors, err)
+	}
+	n.modes.mode = transport.Censored
+	if doors, err := n.doors(t.Context()); err != nil || len(doors) > 0 {
+		t.Errorf("in censored mode we wait at %d bridges besides: %v", len(doors), err)
 	}
 }
 

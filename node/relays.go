@@ -344,8 +344,10 @@ func (r *relays) shy(ctx context.Context) (shy bool, err error) {
 }
 
 // doors are the bridges at which we wait for those to whom we name them: the first
-// of those that invites name. In a censored network we are reached through nothing
-// else anyway, and there are none.
+// of those that invites name and the user added. Who names one in an invite may run
+// it, and would learn our address from our coming, though we hide it from them, and
+// that of whatever they name would be dialled for good (threats F11, E10). In a
+// censored network we are reached through nothing else anyway, and there are none.
 func (n *Node) doors(ctx context.Context) (ids []peer.ID, err error) {
 	if n.modes.censored() {
 		return nil, nil
@@ -353,6 +355,7 @@ func (n *Node) doors(ctx context.Context) (ids []peer.ID, err error) {
 	err = n.view(ctx, func(tx *store.Tx) error {
 		ids = nil
 		rows, err := tx.Bridges()
+		rows = slices.DeleteFunc(rows, func(b store.BridgeRow) bool { return b.Source != store.BridgeFromUser })
 		ids = bridgeIDs(bridgeBytes(rows))
 		return err
 	})
