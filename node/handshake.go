@@ -492,9 +492,9 @@ func (g *gate) admit(now time.Time) bool {
 	return true
 }
 
-// sharedKeys are the secrets with which a device finds and reaches another: of
-// the pair for each session they have, and of the invite until the other side has
-// confirmed it.
+// sharedKeys are the secrets with which a device finds and reaches another: of the
+// invite until the other side has confirmed it, and then of the pair for each session
+// they have, the newest first.
 func sharedKeys(tx *store.Tx, d store.DeviceRow) ([]protocol.Shared, error) {
 	var out []protocol.Shared
 	if d.Link != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
+	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/mailbox"
 )
 
@@ -169,6 +170,26 @@ func TestF11_Doors(t *testing.T) {
 	n.modes.mode = transport.Censored
 	if doors, err := n.doors(t.Context()); err != nil || len(doors) > 0 {
 		t.Errorf("in censored mode we wait at %d bridges besides: %v", len(doors), err)
+	}
+}
+
+// A device whose keys we have is looked for under the invite last, whose record may be
+// from before it was used.
+func TestInviteLookedUpLast(t *testing.T) {
+	link, pair, older := protocol.Shared{Rendezvous: protocol.RendezvousSecret{1}}, protocol.Shared{Rendezvous: protocol.RendezvousSecret{2}}, protocol.Shared{Rendezvous: protocol.RendezvousSecret{3}}
+	for name, test := range map[string]struct {
+		d    store.DeviceRow
+		keys []protocol.Shared
+		want []protocol.Shared
+	}{
+		"new":         {store.DeviceRow{Link: []byte{1}}, []protocol.Shared{link}, []protocol.Shared{link}},
+		"invited":     {store.DeviceRow{Link: []byte{1}}, []protocol.Shared{link, pair}, []protocol.Shared{link, pair}},
+		"unconfirmed": {store.DeviceRow{Link: []byte{1}, Public: []byte{1}}, []protocol.Shared{link, pair, older}, []protocol.Shared{pair, older, link}},
+		"confirmed":   {store.DeviceRow{Public: []byte{1}}, []protocol.Shared{pair, older}, []protocol.Shared{pair, older}},
+	} {
+		if got := lookedUp(test.d, test.keys); !slices.Equal(got, test.want) {
+			t.Errorf("%s: the order is another", name)
+		}
 	}
 }
 

@@ -193,7 +193,7 @@ func (n *Node) direct(c store.ContactRow, d store.DeviceRow) (bool, error) {
 
 // seek finds what the device has announced, learns from it, and connects.
 func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.Shared, m meeting) outcome {
-	found, at, err := c.find(ctx, keys)
+	found, at, err := c.find(ctx, lookedUp(d, keys))
 	if err != nil {
 		return outcome{err: err}
 	}
@@ -223,6 +223,16 @@ func (c *courier) digest(ctx context.Context, d store.DeviceRow, keys []protocol
 		return renewed, err
 	}
 	return keys, nil
+}
+
+// lookedUp is the order of secrets in which a device's record is looked for. Once its
+// keys are known the invite's comes last: nobody renews the record of one that was
+// used, and it may say for a day where the device was.
+func lookedUp(d store.DeviceRow, keys []protocol.Shared) []protocol.Shared {
+	if d.Public == nil || d.Link == nil {
+		return keys
+	}
+	return slices.Concat(keys[1:], keys[:1])
 }
 
 // find looks for the device's record under all the secrets that we share with
