@@ -450,7 +450,7 @@ func (w *work) audiences() ([]audience, error) {
 			return nil, err
 		}
 		for _, p := range pairs {
-			out = append(out, audience{secret: protocol.SharedFromPair(protocol.PairSecret(p)).Rendezvous, direct: direct, hidden: w.n.hides(c), ways: bridgeIDs(share(c, bridges))})
+			out = append(out, audience{secret: protocol.SharedFromPair(protocol.PairSecret(p)).Rendezvous, direct: direct, hidden: w.n.hides(c), ways: waysTold(c, d, bridges)})
 		}
 	}
 	return out, nil

@@ -173,6 +173,27 @@ func TestF11_Doors(t *testing.T) {
 	}
 }
 
+// Records name a bridge to those alone who were told of it.
+func TestWaysTold(t *testing.T) {
+	const id = "12D3KooWDBEmPh41n4p3WTk6z6Xu1REDq2pwn59fd4HiyehFnFVy"
+	all := bridgeBytes([]store.BridgeRow{{Address: "/ip4/20.9.9.9/tcp/443/tls/sni/cats.example/http-path/AAECAwQFBgcICQoLDA0ODw/p2p/" + id, Shared: true}})
+	for name, test := range map[string]struct {
+		state store.ContactState
+		link  []byte
+		want  int
+	}{
+		"whose invite we answered":    {store.ContactPending, []byte{1}, 0},
+		"who answered ours":           {store.ContactPending, nil, 1},
+		"established":                 {store.ContactEstablished, nil, 1},
+		"established, by a newer one": {store.ContactEstablished, []byte{1}, 1},
+	} {
+		told := waysTold(store.ContactRow{State: test.state}, store.DeviceRow{Link: test.link}, all)
+		if len(told) != test.want {
+			t.Errorf("%s: records name %d bridges, want %d", name, len(told), test.want)
+		}
+	}
+}
+
 // A device whose keys we have is looked for under the invite last, whose record may be
 // from before it was used.
 func TestInviteLookedUpLast(t *testing.T) {

@@ -50,6 +50,15 @@ func bridgeIDs(all [][]byte) (ids []peer.ID) {
 	return ids
 }
 
+// waysTold are the bridges that a contact's device knows from us: its part of those that
+// may be shared. Whose invite we answered is told of it when they are established.
+func waysTold(c store.ContactRow, d store.DeviceRow, all [][]byte) []peer.ID {
+	if c.State != store.ContactEstablished && d.Link != nil {
+		return nil
+	}
+	return bridgeIDs(share(c, all))
+}
+
 // hints are the ways in that a new invite names: bridges, because they are of use
 // wherever community nodes are and the reverse is not so, then community nodes.
 func (w *work) hints() ([][]byte, error) {
