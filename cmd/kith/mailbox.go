@@ -114,8 +114,8 @@ func (k *kith) writeMailboxes(w io.Writer, list []mailboxJSON, res *apiv1.ListMa
 	case res.Total == 0:
 		fmt.Fprintln(w, k.here("No mailboxes yet: messages reach you only while you are online. kith opens some when it finds community nodes; or name one: kith mailbox add ADDRESS"))
 	case res.Paused > 0:
-		fmt.Fprintf(w, k.here("%d of %d work; %d %s until midnight UTC, as the bytes of this day are used up: see kith budget. What is left there waits.\n"),
-			res.Healthy, res.Total, res.Paused, notAsked(res.Paused))
+		fmt.Fprintf(w, "%d of %d work; %d %s until midnight UTC, as the bytes of this day are used up: %s\n",
+			res.Healthy, res.Total, res.Paused, notAsked(res.Paused), k.here("see kith budget. What is left there waits."))
 	case res.Healthy < res.Needed:
 		fmt.Fprintf(w, "Too few work: %d of %d, and a message counts as held when %s. Add one with: kith mailbox add%s ADDRESS\n",
 			res.Healthy, res.Total, signed(res.Needed), k.at())

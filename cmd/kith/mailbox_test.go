@@ -51,6 +51,14 @@ func TestMailboxList(t *testing.T) {
 			}
 		}
 	}
+	k := &kith{}
+	k.root()
+	k.home = "50%d"
+	var out bytes.Buffer
+	k.writeMailboxes(&out, []mailboxJSON{toMailbox(good)}, &apiv1.ListMailboxesResponse{Mode: "auto", Total: 3, Needed: 2, Paused: 3})
+	if want := "0 of 3 work; 3 are not asked until midnight UTC, as the bytes of this day are used up: see kith budget --home '50%d'. What is left there waits.\n"; !strings.HasSuffix(out.String(), want) {
+		t.Errorf("%q is not at the end of\n%s", want, out.String())
+	}
 }
 
 func TestMailboxErrors(t *testing.T) {
