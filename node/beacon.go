@@ -96,18 +96,17 @@ func restAfter(began time.Time) time.Time {
 	return time.Now().Add(min(restShare*time.Since(began), restMax))
 }
 
-// renewed says whether everything is to be announced anew. If it is, but not before
-// rest, run is woken then.
+// renewed says whether everything is to be announced anew now. If it is, but not
+// before rest, run is woken then.
 func (b *beacon) renewed(rest time.Time) bool {
 	if !b.anew.Load() {
 		return false
 	}
-	if wait := time.Until(rest); wait > 0 {
+	wait := time.Until(rest)
+	if wait > 0 {
 		time.AfterFunc(wait, func() { poke(b.changed) })
-		return false
 	}
-	b.anew.Store(false)
-	return true
+	return wait <= 0
 }
 
 // begin says that a round of announcing is under way, until over is called.
@@ -163,15 +162,19 @@ func (b *beacon) run(ctx context.Context) {
 	defer retry.Stop()
 	pause := retryAnnounceMin
 	var rest time.Time // nothing is announced anew before
+	afresh := func() {
+		b.anew.Store(false)
+		clear(done)
+	}
 	for {
 		select {
 		case <-b.changed:
 			if b.renewed(rest) {
-				clear(done)
+				afresh()
 			}
 		case <-retry.C:
 		case <-renew.C:
-			clear(done)
+			afresh()
 			renew.Reset(b.renewal())
 		case <-around.C:
 			was, wasAlone := here, alone
@@ -192,13 +195,13 @@ func (b *beacon) run(ctx context.Context) {
 			default:
 				continue
 			}
-			clear(done)
+			afresh()
 		case <-proof.C:
 			proof.Reset(b.n.leisurely(proofMin + rand.N(proofMax-proofMin)))
 			if b.proven(ctx, done) {
 				continue
 			}
-			clear(done)
+			afresh()
 		case <-ctx.Done():
 			return
 		}

@@ -160,12 +160,11 @@ func (c *courier) run(ctx context.Context) {
 		if conv == nil {
 			continue
 		}
+		c.n.rush.talk(c.device)
 		for conv != nil {
 			c.setConv(conv)
 			c.answerSummons(conv)
-			c.n.rush.talk(c.device)
 			next, progress := c.converse(ctx, conv)
-			c.n.rush.spend(c.device)
 			c.noteOffered(context.WithoutCancel(ctx), conv)
 			c.setConv(nil)
 			c.setFlight(nil)
@@ -175,6 +174,7 @@ func (c *courier) run(ctx context.Context) {
 			}
 			conv = next
 		}
+		c.n.rush.spend(c.device)
 		if ctx.Err() != nil {
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	libp2p "github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
@@ -367,7 +368,7 @@ func (c *courier) open(ctx context.Context, keys []protocol.Shared, id peer.ID) 
 		switch {
 		case errors.Is(err, stream.ErrHello):
 			return nil, err
-		case !errors.Is(err, transport.ErrNotSpoken):
+		case !errors.Is(err, transport.ErrNotSpoken) && !errors.Is(err, network.ErrReset): // which may be for want of room for guests
 			return nil, errors.Join(errDial, ctx.Err())
 		}
 	}

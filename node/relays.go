@@ -37,6 +37,10 @@ const (
 	relayRetryMax = 10 * time.Minute
 	relayRest     = 5 * time.Minute
 
+	// A bridge that we wait at, and whose connection ends within doorTime, is taken for
+	// one that refused: there is no other to ask in its place.
+	doorTime = time.Minute
+
 	// Whether we can be dialled is asked every reachableMin to reachableMax, and when our
 	// addresses have changed.
 	reachableMin = time.Hour
@@ -73,6 +77,7 @@ type relays struct {
 type reservation struct {
 	info  peer.AddrInfo // how the relay is dialled
 	renew time.Time
+	since time.Time     // when it was made or renewed
 	ahead time.Duration // by how much its clock is before ours
 	door  bool          // it is a bridge at which we wait for those to whom we name it
 }
@@ -286,6 +291,9 @@ func (r *relays) review(ctx context.Context) (lacking bool) {
 			r.n.cfg.Host.Release(h.info.ID)
 			r.forget(h.info.ID)
 		case !r.n.cfg.Host.Direct(h.info.ID):
+			if h.door && time.Since(h.since) < doorTime {
+				r.refused[h.info.ID] = time.Now().Add(relayRest/2 + rand.N(relayRest))
+			}
 			r.forget(h.info.ID)
 		case !time.Now().Before(h.renew) && !r.reserve(ctx, h.info, h.door):
 			r.forget(h.info.ID)
@@ -347,9 +355,10 @@ func (r *relays) shy(ctx context.Context) (shy bool, err error) {
 // of those that invites name and the user added. Who names one in an invite may run
 // it, and would learn our address from our coming, though we hide it from them, and
 // that of whatever they name would be dialled for good (threats F11, E10). In a
-// censored network we are reached through nothing else anyway, and there are none.
+// censored network we are reached through nothing else anyway, and there are none; nor
+// are there where bytes cost money, since a connection to a bridge is never silent.
 func (n *Node) doors(ctx context.Context) (ids []peer.ID, err error) {
-	if n.modes.censored() {
+	if n.modes.censored() || n.metered() {
 		return nil, nil
 	}
 	err = n.view(ctx, func(tx *store.Tx) error {
@@ -443,7 +452,7 @@ func (r *relays) reserve(ctx context.Context, info peer.AddrInfo, door bool) boo
 	}
 	lasts, err := host.Reserve(ctx, info)
 	made := reservation{
-		info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin)), ahead: lasts - transport.ReservedTime, door: door,
+		info: r.proven(info.ID), renew: time.Now().Add(renewMin + rand.N(renewMax-renewMin)), since: time.Now(), ahead: lasts - transport.ReservedTime, door: door,
 	}
 	if err != nil || !door && !r.general(made) {
 		if ctx.Err() == nil {
