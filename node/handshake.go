@@ -492,24 +492,24 @@ func (g *gate) admit(now time.Time) bool {
 	return true
 }
 
-// sharedKeys are the secrets with which a device finds and reaches another: of the
-// invite until the other side has confirmed it, and then of the pair for each session
-// they have, the newest first.
+// sharedKeys are the secrets with which a device finds and reaches another: of
+// the pair for each session they have, and of the invite until the other side has
+// confirmed it.
 func sharedKeys(tx *store.Tx, d store.DeviceRow) ([]protocol.Shared, error) {
+	pairs, err := tx.Pairs(d.Hash)
+	if err != nil {
+		return nil, err
+	}
 	var out []protocol.Shared
+	for _, p := range pairs {
+		out = append(out, protocol.SharedFromPair(protocol.PairSecret(p)))
+	}
 	if d.Link != nil {
 		link, err := invite.Parse(string(d.Link))
 		if err != nil {
 			return nil, errors.Join(store.ErrDamaged, err)
 		}
 		out = append(out, link.Keys().Shared)
-	}
-	pairs, err := tx.Pairs(d.Hash)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range pairs {
-		out = append(out, protocol.SharedFromPair(protocol.PairSecret(p)))
 	}
 	return out, nil
 }

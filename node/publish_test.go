@@ -14,7 +14,6 @@ import (
 
 	"github.com/kith-im/kith/node/store"
 	"github.com/kith-im/kith/node/transport"
-	"github.com/kith-im/kith/protocol"
 	"github.com/kith-im/kith/protocol/mailbox"
 )
 
@@ -190,26 +189,6 @@ func TestWaysTold(t *testing.T) {
 		told := waysTold(store.ContactRow{State: test.state}, store.DeviceRow{Link: test.link}, all)
 		if len(told) != test.want {
 			t.Errorf("%s: records name %d bridges, want %d", name, len(told), test.want)
-		}
-	}
-}
-
-// A device whose keys we have is looked for under the invite last, whose record may be
-// from before it was used.
-func TestInviteLookedUpLast(t *testing.T) {
-	link, pair, older := protocol.Shared{Rendezvous: protocol.RendezvousSecret{1}}, protocol.Shared{Rendezvous: protocol.RendezvousSecret{2}}, protocol.Shared{Rendezvous: protocol.RendezvousSecret{3}}
-	for name, test := range map[string]struct {
-		d    store.DeviceRow
-		keys []protocol.Shared
-		want []protocol.Shared
-	}{
-		"new":         {store.DeviceRow{Link: []byte{1}}, []protocol.Shared{link}, []protocol.Shared{link}},
-		"invited":     {store.DeviceRow{Link: []byte{1}}, []protocol.Shared{link, pair}, []protocol.Shared{link, pair}},
-		"unconfirmed": {store.DeviceRow{Link: []byte{1}, Public: []byte{1}}, []protocol.Shared{link, pair, older}, []protocol.Shared{pair, older, link}},
-		"confirmed":   {store.DeviceRow{Public: []byte{1}}, []protocol.Shared{pair, older}, []protocol.Shared{pair, older}},
-	} {
-		if got := lookedUp(test.d, test.keys); !slices.Equal(got, test.want) {
-			t.Errorf("%s: the order is another", name)
 		}
 	}
 }

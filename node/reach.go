@@ -102,6 +102,11 @@ func (c *courier) reach(ctx context.Context) (*conversation, error) {
 		if err = r.err; err != nil {
 			continue
 		}
+		if d.Public == nil {
+			// It has heard nothing of ours yet and knows the invite's name alone, the last. Later
+			// that one is of no use to who has nothing to say: it does not tell who calls.
+			slices.Reverse(r.keys)
+		}
 		var conv *conversation
 		if conv, err = c.open(transport.Roundabout(ctx), r.keys, r.id); err == nil {
 			c.remember(ctx, conv)
@@ -194,7 +199,7 @@ func (n *Node) direct(c store.ContactRow, d store.DeviceRow) (bool, error) {
 
 // seek finds what the device has announced, learns from it, and connects.
 func (c *courier) seek(ctx context.Context, d store.DeviceRow, keys []protocol.Shared, m meeting) outcome {
-	found, at, err := c.find(ctx, lookedUp(d, keys))
+	found, at, err := c.find(ctx, keys)
 	if err != nil {
 		return outcome{err: err}
 	}
@@ -224,16 +229,6 @@ func (c *courier) digest(ctx context.Context, d store.DeviceRow, keys []protocol
 		return renewed, err
 	}
 	return keys, nil
-}
-
-// lookedUp is the order of secrets in which a device's record is looked for. Once its
-// keys are known the invite's comes last: nobody renews the record of one that was
-// used, and it may say for a day where the device was.
-func lookedUp(d store.DeviceRow, keys []protocol.Shared) []protocol.Shared {
-	if d.Public == nil || d.Link == nil {
-		return keys
-	}
-	return slices.Concat(keys[1:], keys[:1])
 }
 
 // find looks for the device's record under all the secrets that we share with
