@@ -276,6 +276,9 @@ func (r *relays) review(ctx context.Context) (lacking bool) {
 	if err != nil {
 		return true
 	}
+	if r.n.metered() { // a connection to a bridge is never silent
+		doors = nil
+	}
 	before := r.open()
 	r.mu.Lock()
 	r.spared = want == 0
@@ -355,10 +358,9 @@ func (r *relays) shy(ctx context.Context) (shy bool, err error) {
 // of those that invites name and the user added. Who names one in an invite may run
 // it, and would learn our address from our coming, though we hide it from them, and
 // that of whatever they name would be dialled for good (threats F11, E10). In a
-// censored network we are reached through nothing else anyway, and there are none; nor
-// are there where bytes cost money, since a connection to a bridge is never silent.
+// censored network we are reached through nothing else anyway, and there are none.
 func (n *Node) doors(ctx context.Context) (ids []peer.ID, err error) {
-	if n.modes.censored() || n.metered() {
+	if n.modes.censored() {
 		return nil, nil
 	}
 	err = n.view(ctx, func(tx *store.Tx) error {
