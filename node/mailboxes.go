@@ -394,8 +394,9 @@ func (m *Mailboxes) look(node peer.ID) (v boxView, ok bool) {
 	return c.look(), true
 }
 
-// follow gives boxes whose node does not answer the address that the node is
-// known under now, if it is another.
+// follow gives boxes whose node does not answer an address that the node is known
+// under now and answers at, if it is another. A bridge may have several paths, of which
+// one was revoked.
 func (m *Mailboxes) follow(ctx context.Context, boxes []box) error {
 	var ways []peer.AddrInfo
 	for _, b := range boxes {
@@ -407,19 +408,33 @@ func (m *Mailboxes) follow(ctx context.Context, boxes []box) error {
 			if ways, err = m.ways(ctx); err != nil {
 				return err
 			}
+			ways = append(ways, m.n.modes.known()...)
 		}
-		for _, info := range ways {
-			address, err := addressOf(info)
-			if err != nil || info.ID != b.node || address == b.Address || m.serves(ctx, info) != nil {
-				continue
-			}
-			if _, err := m.change(ctx, b.node, func(row *store.BoxRow) { row.Address = address }); err != nil {
-				return err
-			}
-			break
+		address, ok := m.answering(ctx, b, ways)
+		if !ok {
+			continue
+		}
+		if _, err := m.change(ctx, b.node, func(row *store.BoxRow) { row.Address = address }); err != nil {
+			return err
 		}
 	}
 	return ctx.Err()
+}
+
+// answering is another of the ways that lead to a box's node, at which it answers.
+func (m *Mailboxes) answering(ctx context.Context, b box, ways []peer.AddrInfo) (address string, ok bool) {
+	for _, info := range ways {
+		if info.ID != b.node {
+			continue
+		}
+		for _, a := range info.Addrs {
+			one := peer.AddrInfo{ID: info.ID, Addrs: []ma.Multiaddr{a}}
+			if address, err := addressOf(one); err == nil && address != b.Address && m.serves(ctx, one) == nil {
+				return address, true
+			}
+		}
+	}
+	return "", false
 }
 
 // ways are the community nodes that invites and the user have named.

@@ -361,6 +361,18 @@ func TestBridgeKnown(t *testing.T) {
 // TestBridgeRevoked: a path is taken back and another one given; the box at the
 // bridge is found under that.
 func TestBridgeRevoked(t *testing.T) {
+	for _, test := range []struct {
+		mode  string
+		spare bool // the other path is there before
+	}{{"auto", false}, {"open", false}, {"auto", true}, {"open", true}} {
+		t.Run(test.mode+", spare: "+strconv.FormatBool(test.spare), func(t *testing.T) {
+			t.Parallel()
+			bridgeRevoked(t, test.mode, test.spare)
+		})
+	}
+}
+
+func bridgeRevoked(t *testing.T, mode string, spare bool) {
 	n := &network{t: t, dir: shortDir(t)}
 	b := n.home("b", "--role", "community", "--bridge", "--site", choir(t, n.dir), "--bridge-listen", "/ip4/127.0.0.1/tcp/"+freePort(t))
 	b.up()
@@ -369,13 +381,26 @@ func TestBridgeRevoked(t *testing.T) {
 	var way bridgeInviteJSON
 	b.decode(&way, "bridge", "invite")
 	a.must("bridge", "add", way.Address)
+	a.must("mode", mode)
+	a.must("mailbox", "add", way.Address)
 	a.boxesWork(1)
-	b.must("bridge", "revoke", "1")
-	a.until("the box is out of reach", func() bool { return strings.Contains(a.must("mailbox", "list"), "unreachable") })
 	revoked := way.Address
-	b.decode(&way, "bridge", "invite")
-	a.must("bridge", "add", way.Address)
-	a.boxesWork(1)
+	add := func() {
+		b.decode(&way, "bridge", "invite")
+		a.must("bridge", "add", way.Address)
+	}
+	if spare {
+		add()
+	}
+	b.must("bridge", "revoke", "1")
+	if !spare {
+		a.until("the box is out of reach", func() bool { return strings.Contains(a.must("mailbox", "list"), "unreachable") })
+		add()
+	}
+	a.until("the box has the other path", func() bool {
+		list := a.must("mailbox", "list")
+		return strings.Contains(list, "good") && !strings.Contains(list, revoked)
+	})
 
 	// A parked request may outlive its path for a while; then only the way that is
 	// left is said to be one, and the other is removed alone.
