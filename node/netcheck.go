@@ -752,7 +752,15 @@ func (n *Node) placeChecks() (out []*apiv1.Check) {
 	case spared:
 		text = "No relay is needed: others can dial this machine."
 	}
-	add("relays", held > 0 || spared || off, text, "contacts behind a router may not reach you; this is tried again by itself")
+	if doors := len(n.relays.open()); held == 0 && !spared && !off && doors > 0 {
+		// As much as can be had, where no other community node is known.
+		out = append(out, &apiv1.Check{
+			Name: "relays", Ok: true, Text: fmt.Sprintf("Community nodes that relay for this machine: 0, and bridges of yours: %d.", doors),
+			Hint: "contacts who do not have your bridge may not reach you where neither of you can be dialled: another community node would help (--bootstrap)",
+		})
+	} else {
+		add("relays", held > 0 || spared || off, text, "contacts behind a router may not reach you; this is tried again by itself")
+	}
 	switch n.cfg.Host.NAT() {
 	case transport.NATUnknown:
 	case transport.NATNone:

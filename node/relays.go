@@ -37,6 +37,10 @@ const (
 	relayRetryMax = 10 * time.Minute
 	relayRest     = 5 * time.Minute
 
+	// In censored mode there is hardly another one to ask: one that did not answer is asked
+	// again after relayRestFew, and nodes at all after no more than that.
+	relayRestFew = 30 * time.Second
+
 	// A bridge that we wait at, and whose connection ends within doorTime, is taken for
 	// one that refused: there is no other to ask in its place.
 	doorTime = time.Minute
@@ -173,6 +177,8 @@ func (r *relays) state(alone bool) string {
 		return "ok"
 	case r.spared:
 		return "not needed: others can dial this machine"
+	case len(r.held) > 0:
+		return "for contacts who have a bridge of yours"
 	case alone && r.n.cfg.Offline:
 		return offByPreset
 	case alone:
@@ -226,7 +232,7 @@ func (r *relays) run(ctx context.Context) {
 		wait := r.next()
 		if lacking {
 			wait = min(max(wait, relayRetryMin), pause/2+rand.N(pause))
-			pause = min(2*pause, relayRetryMax)
+			pause = min(2*pause, r.patience(relayRetryMax))
 		} else {
 			pause = relayRetryMin
 		}
@@ -238,6 +244,14 @@ func (r *relays) run(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+}
+
+// patience is what a pause may be.
+func (r *relays) patience(most time.Duration) time.Duration {
+	if r.n.modes.censored() {
+		return min(most, relayRestFew)
+	}
+	return most
 }
 
 // next is how long until something is to be renewed or asked.
@@ -458,7 +472,8 @@ func (r *relays) reserve(ctx context.Context, info peer.AddrInfo, door bool) boo
 	}
 	if err != nil || !door && !r.general(made) {
 		if ctx.Err() == nil {
-			r.refused[info.ID] = time.Now().Add(relayRest/2 + rand.N(relayRest))
+			rest := r.patience(relayRest)
+			r.refused[info.ID] = time.Now().Add(rest/2 + rand.N(rest))
 			host.Release(info.ID)
 		}
 		return false

@@ -422,3 +422,22 @@ func bridgeRevoked(t *testing.T, mode string, spare bool) {
 		t.Errorf("%d ways are left", len(ways))
 	}
 }
+
+// TestBridgeHome: a home whose address people have does not come up as a plain
+// community node, which its web site is there to hide.
+func TestBridgeHome(t *testing.T) {
+	n := &network{t: t, dir: shortDir(t)}
+	b := n.home("b", "--role", "community", "--bridge", "--site", choir(t, n.dir), "--bridge-listen", "/ip4/127.0.0.1/tcp/"+freePort(t))
+	b.up()
+	b.must("bridge", "invite")
+	b.must("down")
+	code, _, stderr := b.cli("up", "--role", "community", "--listen", "/ip4/127.0.0.1/tcp/0")
+	if code != exitRefused || !strings.Contains(stderr, "this home is a bridge's") || !strings.Contains(stderr, "--bridge") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	b.up()
+	b.must("bridge", "revoke", "1")
+	b.must("down")
+	plain := n.home("b", "--role", "community", "--listen", "/ip4/127.0.0.1/tcp/0")
+	plain.up()
+}

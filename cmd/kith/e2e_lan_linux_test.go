@@ -166,14 +166,14 @@ func TestLANNode(t *testing.T) {
 func testLANNode(t *testing.T, ways ...string) {
 	w := newWiring(t)
 	n := &network{t: t, dir: shortDir(t)}
-	node := n.home("n", "--role", "community", "--lan")
+	node := n.home("n", "--role", "community", "--lan", "on")
 	node.ns = w.machine("192.168.78.1/24")
 	node.up()
 	if l := node.status().LAN; !l.On {
 		t.Errorf("the community node's local network is %+v", l)
 	}
-	a := w.person(n, w.machine("192.168.78.2/24"), "dora", append(ways, "--lan")...)
-	b := w.person(n, w.machine("192.168.78.3/24"), "emil", append(ways, "--lan")...)
+	a := w.person(n, w.machine("192.168.78.2/24"), "dora", append(ways, "--lan", "on")...)
+	b := w.person(n, w.machine("192.168.78.3/24"), "emil", append(ways, "--lan", "on")...)
 	b.must("accept", a.invite("--name", "emil"), "--name", "dora", "--wait", "--timeout", "20s")
 	a.must("rename", a.onlyContact(), "emil")
 	for _, h := range []*home{a, b} {

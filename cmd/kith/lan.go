@@ -59,6 +59,9 @@ func (k *kith) lanSwitchCmd(name, short string, on bool) *cobra.Command {
 			status = &apiv1.StatusResponse{}
 		}
 		k.printLAN(res.GetLan(), status.GetRole())
+		if on && status.GetMode().GetMode() == "censored" && !k.json && !k.quiet {
+			fmt.Fprintln(k.stdout, k.here("In censored mode, too, kith listens on local networks meanwhile, and whoever is on one can find that out; kith lan off ends it"))
+		}
 		return nil
 	})
 }

@@ -26,14 +26,18 @@ import (
 const maxPassphrase = 4 << 10
 
 // checkRole refuses a home that was made for the other role, before an account
-// or a key of this one is put beside what is there.
+// or a key of this one is put beside what is there, and a bridge's that is not to be one.
 func (d *daemon) checkRole(ctx context.Context, st *store.Store) error {
 	var community, user bool
+	var paths int
 	err := st.View(ctx, func(tx *store.Tx) (err error) {
 		if community, err = found(tx.SecretMeta(keyMeta)); err != nil {
 			return err
 		}
-		user, err = found(tx.Account())
+		if user, err = found(tx.Account()); err != nil {
+			return err
+		}
+		paths, err = tx.CountBridgeInvites()
 		return err
 	})
 	switch {
@@ -48,6 +52,12 @@ func (d *daemon) checkRole(ctx context.Context, st *store.Store) error {
 		return &api.Error{
 			Code: api.CodeRefused, Message: "this home is a user's, with an account",
 			Hint: "start it with: kith up, or choose another one for the community node with --home DIR",
+		}
+	case d.role == node.RoleCommunity && paths > 0 && d.bridge == nil:
+		// It would listen under the bridge's own name, as what its web site hides.
+		return &api.Error{
+			Code: api.CodeRefused, Message: "this home is a bridge's, and people have its address",
+			Hint: "start it as before, with --bridge and its --site, or choose another one with --home DIR",
 		}
 	}
 	return nil

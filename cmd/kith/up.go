@@ -84,7 +84,6 @@ account and can read nothing.`,
 	f.StringVar(&flags.quota.value, "quota", "", "the `SIZE` of the mail that a community node keeps (default 5GiB, or as it was)")
 	f.StringVar(&flags.metrics.value, "metrics", "", "the `IP:PORT` at which a community node shows its counts to Prometheus")
 	f.StringVar(&flags.lan.value, "lan", "", "on or off: be found on local networks (default as it was; see kith lan)")
-	f.Lookup("lan").NoOptDefVal = "on"
 	f.StringVar(&flags.preset.value, "preset", "", "what may be used: laptop, lowpower, server, bridge or offline; see kith budget --help")
 	f.BoolVar(&flags.metered.value, "metered", false, "bytes cost money: spend few, and slow what nobody waits for; see kith budget --help")
 	f.StringVar(&flags.perDay.value, "bytes-per-day", "", "the `SIZE` of what may be sent and received in a day, instead of the preset's")
