@@ -317,7 +317,7 @@ func (m *modes) apply(setting ModeSetting, mode transport.Mode, bridges []peer.A
 	}
 	if !changed && !slices.EqualFunc(before, bridges, sameWays) {
 		m.n.mail.hurry() // a box may be at a bridge that has another path now
-		m.n.relays.readdressed()
+		m.n.relays.rerouted()
 	}
 	return failed
 }

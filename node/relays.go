@@ -62,6 +62,7 @@ type relays struct {
 	n       *Node
 	changed chan struct{}
 	anew    atomic.Bool   // our addresses have changed
+	forgive atomic.Bool   // who refused may be asked
 	settled chan struct{} // closed when nodes were asked for the first time
 	// retold has something when they changed since somebody looked.
 	retold chan struct{}
@@ -102,6 +103,12 @@ func newRelays(n *Node) *relays {
 
 // wake has everything looked at anew: who is to know our address has changed.
 func (r *relays) wake() { poke(r.changed) }
+
+// rerouted is wake for when nodes are reached in another way.
+func (r *relays) rerouted() {
+	r.forgive.Store(true)
+	poke(r.changed)
+}
 
 // readdressed is wake for when our addresses have changed.
 func (r *relays) readdressed() {
@@ -270,6 +277,9 @@ func (r *relays) review(ctx context.Context) (lacking bool) {
 	shy, err := r.shy(ctx)
 	if err != nil {
 		return true
+	}
+	if r.forgive.Swap(false) {
+		clear(r.refused)
 	}
 	if r.anew.Swap(false) {
 		r.probe = time.Time{}
