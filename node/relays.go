@@ -37,9 +37,10 @@ const (
 	relayRetryMax = 10 * time.Minute
 	relayRest     = 5 * time.Minute
 
-	// In censored mode there is hardly another one to ask: one that did not answer is asked
-	// again after relayRestFew, and nodes at all after no more than that.
-	relayRestFew = 30 * time.Second
+	// In censored mode there is hardly another one to ask, and nobody reaches us without:
+	// pauses and rests are no longer than relayRestFew. They are not short either, since a
+	// bridge may be blocked for days, and be seen to be knocked at.
+	relayRestFew = 2 * time.Minute
 
 	// A bridge that we wait at, and whose connection ends within doorTime, is taken for
 	// one that refused: there is no other to ask in its place.
@@ -253,7 +254,7 @@ func (r *relays) run(ctx context.Context) {
 	}
 }
 
-// patience is what a pause may be.
+// patience is what a pause or a rest may be.
 func (r *relays) patience(most time.Duration) time.Duration {
 	if r.n.modes.censored() {
 		return min(most, relayRestFew)
