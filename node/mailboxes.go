@@ -408,7 +408,9 @@ func (m *Mailboxes) follow(ctx context.Context, boxes []box) error {
 			if ways, err = m.ways(ctx); err != nil {
 				return err
 			}
-			ways = append(ways, m.n.modes.known()...)
+			if !m.n.modes.censored() { // else they are among them
+				ways = append(ways, m.n.modes.known()...)
+			}
 		}
 		address, ok := m.answering(ctx, b, ways)
 		if !ok {
